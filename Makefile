@@ -1,0 +1,79 @@
+# The one entry for developing and trying the project; `make help` lists the targets.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Never touch another Python; leave no bytecode that would make the sources look changed.
+export PIP_REQUIRE_VIRTUALENV := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONDONTWRITEBYTECODE := 1
+# Idle OpenMP threads otherwise spin, and slow a busy machine tenfold.
+export OMP_WAIT_POLICY := PASSIVE
+
+# Tests never reach a package index.
+PYTEST := PIP_NO_INDEX=1 $(BIN)/pytest
+PIP_INSTALL := $(BIN)/python -m pip install --quiet
+# Folders are listed too: their time changes when a file in them is deleted.
+SOURCES := $(shell find dcnv4_mm csrc configs tools -name __pycache__ -prune -o -path dcnv4_mm/lib -prune -o -print) \
+	setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE model-index.yml dataset-index.yml
+CPP_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help install quickstart test test-mim check lint trials bench gpu docs ext wheel clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
+
+install: $(VENV)/.installed ## make .venv: pinned packages, mmcv (built once), this project's wheel
+
+quickstart: install ## train and evaluate a small Mask R-CNN on generated pictures through mim
+	$(BIN)/python tools/quickstart.py
+
+test: install ## run the tests against the installed wheel
+	$(PYTEST) -m "not mim"
+
+test-mim: install ## build wheels, install them in empty environments, drive mim
+	$(PYTEST) -m mim
+
+check: lint test ## lint, types, import contract, tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+trials: quickstart ## the learning targets (minutes each)
+
+bench: install ## measure the operators and the backbone
+	$(BIN)/python benchmarks/run.py
+
+gpu: install ## run the tests that need a CUDA device; fails where there is none
+	$(PYTEST) -m gpu
+
+docs: install ## check the links of the documentation
+	$(PYTEST) tests/test_docs.py
+
+ext: $(VENV)/.complete ## build the kernel library into the source tree, for PYTHONPATH=. runs
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+wheel: $(VENV)/.complete ## build the wheel into dist/
+	DCNV4_MM_REQUIRE_EXT=1 $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove what was built; .venv and the cached mmcv wheel stay
+	rm -rf build dist *.egg-info dcnv4_mm/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+# The stamp is the last thing written and lies inside the environment: one that was interrupted, or
+# whose pins have changed, is made anew.
+$(VENV)/.complete: $(wildcard requirements/*.txt) requirements/mmcv_wheel.py
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP_INSTALL) --requirement requirements/build.txt
+	$(PIP_INSTALL) --requirement requirements/main.txt --requirement requirements/dev.txt
+	$(PIP_INSTALL) --no-deps --requirement requirements/no-deps.txt
+	$(BIN)/python requirements/mmcv_wheel.py
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.complete $(SOURCES)
+	DCNV4_MM_REQUIRE_EXT=1 $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall .
+	touch $@

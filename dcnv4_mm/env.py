@@ -1,0 +1,46 @@
+"""``python -m dcnv4_mm.env``: what is installed, what serves each operator, what to do next."""
+
+import platform
+
+import torch
+
+import dcnv4_mm
+from dcnv4_mm.integrations._hosts import HOSTS, installed_version, missing_host_message
+from dcnv4_mm.ops.functional import backend_info
+
+__all__ = ["report"]
+
+
+def report() -> str:
+    """Describes this installation in a few lines of text."""
+    rows = [
+        ("dcnv4_mm", dcnv4_mm.__version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"),
+    ]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            rows.append((f"cuda:{index}", torch.cuda.get_device_name(index)))
+    for host in HOSTS:
+        rows.append((host, installed_version(host) or missing_host_message(host)))
+    for op, serving in backend_info().items():
+        for device_type, kernels in serving.items():
+            rows.append((f"{op} on {device_type}", kernels))
+    lines = [f"{name:<20} {text}" for name, text in rows]
+    return "\n".join([*lines, "", f"Next: {_next_command()}"])
+
+
+def _next_command() -> str:
+    if backend_info()["dcnv4"]["cpu"].startswith("reference"):
+        return (
+            "pip install --no-build-isolation --force-reinstall --no-deps dcnv4_mm, "
+            "with g++ on the PATH, to build the CPU kernels"
+        )
+    for host in ("mmengine", "mmcv", "mmdet"):
+        if installed_version(host) is None:
+            return missing_host_message(host)
+    return "mim train dcnv4_mm mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco"
+
+
+if __name__ == "__main__":
+    print(report())
