@@ -1,0 +1,1 @@
+"""The DCNv4 operator: schema, reference, layout helpers and public function."""

@@ -1,0 +1,204 @@
+"""The public function of DCNv4: checks, autocast and differentiation around the raw operators."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dcnv4_mm.ops._extension import load_library
+from dcnv4_mm.ops.dcnv4 import flops, registration  # noqa: F401  (defines the operators)
+from dcnv4_mm.ops.dcnv4.layout import num_points, output_size
+
+__all__ = ["dcnv4"]
+
+for _device_type in ("cpu", "cuda"):
+    load_library(_device_type)
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_PRECISIONS = ("default", "fast")
+
+
+class _DCNv4Function(torch.autograd.Function):
+    """Connects the raw forward and backward; entered only when a gradient is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, offset_mask: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(value, offset_mask)
+        ctx.geometry = geometry
+        return torch.ops.dcnv4_mm.dcnv4_forward(value, offset_mask, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        value, offset_mask = ctx.saved_tensors
+        need_value, need_offset_mask = ctx.needs_input_grad[:2]
+        grad_value, grad_offset_mask = torch.ops.dcnv4_mm.dcnv4_backward(
+            grad_output,
+            value,
+            offset_mask,
+            *ctx.geometry,
+            torch.are_deterministic_algorithms_enabled(),
+            need_value,
+            need_offset_mask,
+        )
+        return (
+            grad_value if need_value else None,
+            grad_offset_mask if need_offset_mask else None,
+            None,
+        )
+
+
+def dcnv4(
+    value: Tensor,
+    offset_mask: Tensor,
+    *,
+    groups: int,
+    kernel_size: int | tuple[int, int] = 3,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    precision: str = "default",
+) -> Tensor:
+    """Samples every output pixel at learned places of its group's channels and sums by masks.
+
+    For each group of channels, ``output = sum_k mask_k * bilinear(value, place_k)``, where
+    ``place_k`` is a point of the kernel's grid plus a learned offset. The masks are used as they
+    are: no softmax. A point on or beyond one pixel outside the image contributes nothing and has
+    no gradient, neither has one whose offset is not finite.
+
+    Pairs are (rows, columns). All four floating-point types work, on every device; sums are
+    float32 (float64 for float64). Under autocast both tensors are cast to the autocast type.
+
+    Args:
+        value: (N, H, W, C) float64, float32, float16 or bfloat16; any strides.
+        offset_mask: (N, H_out, W_out, M) in the dtype of ``value``, with M >= 3 * G * K numbers
+            for G groups of K points in the layout of :mod:`dcnv4_mm.ops.dcnv4.layout`. Offsets
+            are in pixels of the input. What is beyond 3 * G * K is never read.
+        groups: Number of groups G, a divisor of C.
+        kernel_size: Size of the grid of points, K = rows * columns (one less without centre).
+        stride: Step between output pixels.
+        padding: How far the grid may reach over the border.
+        dilation: Distance of the grid's points.
+        offset_scale: Factor on the grid, around its centre, and on the offsets.
+        remove_center: Leaves out the grid's middle point.
+        precision: ``"fast"`` lets 16-bit CUDA kernels sum the four corners of a point in the
+            storage type; elsewhere it equals ``"default"``.
+
+    Returns:
+        (N, H_out, W_out, C), contiguous, in the dtype of ``value`` (under autocast, the autocast
+        type), with the output size of a convolution.
+
+    Raises:
+        TypeError: A tensor's dtype is not supported, or the two dtypes differ.
+        ValueError: A shape, a device or an argument does not fit; the message says what does.
+
+    Note:
+        Differentiable once, with respect to both tensors.
+
+    Source:
+        Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for
+        Vision Applications", CVPR 2024, section 3. Other than there, any kernel size, stride,
+        group width and image size works.
+
+    Example:
+        >>> value = torch.randn(2, 14, 14, 64)
+        >>> offset_mask = torch.randn(2, 14, 14, 112)  # 4 groups * 9 points * 3, padded
+        >>> dcnv4(value, offset_mask, groups=4).shape
+        torch.Size([2, 14, 14, 64])
+    """
+    geometry = (
+        _pair(kernel_size, "kernel_size", minimum=1),
+        _pair(stride, "stride", minimum=1),
+        _pair(padding, "padding", minimum=0),
+        _pair(dilation, "dilation", minimum=1),
+    )
+    _check_tensors(value, offset_mask)
+    _check_shapes(value, offset_mask, groups, geometry, remove_center)
+    if not math.isfinite(offset_scale):
+        raise ValueError(f"offset_scale must be a finite number, got {offset_scale}")
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
+
+    if torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(value.device.type)
+        value, offset_mask = value.to(dtype), offset_mask.to(dtype)
+    elif value.dtype != offset_mask.dtype:
+        raise TypeError(
+            f"value and offset_mask must have one dtype, got {value.dtype} and "
+            f"{offset_mask.dtype}: convert one with .to()"
+        )
+    arguments = (*geometry, groups, float(offset_scale), remove_center, precision == "fast")
+    if torch.is_grad_enabled() and (value.requires_grad or offset_mask.requires_grad):
+        return _DCNv4Function.apply(value, offset_mask, arguments)
+    return torch.ops.dcnv4_mm.dcnv4_forward(value, offset_mask, *arguments)
+
+
+def _pair(argument: int | tuple[int, int], name: str, *, minimum: int) -> list[int]:
+    """Reads an int or a pair of ints, each at least ``minimum``, as [rows, columns]."""
+    pair = [argument, argument] if isinstance(argument, int) else list(argument)
+    if len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+        raise TypeError(f"{name} must be an int or a pair (rows, columns), got {argument!r}")
+    if min(pair) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {argument!r}")
+    return pair
+
+
+def _check_tensors(value: Tensor, offset_mask: Tensor) -> None:
+    for name, tensor, axes in (
+        ("value", value, "(N, H, W, C)"),
+        ("offset_mask", offset_mask, "(N, H_out, W_out, M)"),
+    ):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name} must have four axes {axes}, got the shape {tuple(tensor.shape)}"
+            )
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(
+                f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}"
+            )
+    if value.device != offset_mask.device:
+        raise ValueError(
+            f"value and offset_mask must be on one device, got {value.device} and "
+            f"{offset_mask.device}: move one with .to()"
+        )
+
+
+def _check_shapes(
+    value: Tensor,
+    offset_mask: Tensor,
+    groups: int,
+    geometry: tuple[list[int], list[int], list[int], list[int]],
+    remove_center: bool,
+) -> None:
+    batch, height, width, channels = value.shape
+    kernel_size = geometry[0]
+    points = num_points((kernel_size[0], kernel_size[1]), remove_center)
+    if points < 1:
+        raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger kernel")
+    if height < 1 or width < 1:
+        raise ValueError(f"value must have at least one row and column, got {height} x {width}")
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"the channels of value must be a positive multiple of groups, got {channels} "
+            f"channels and {groups} groups"
+        )
+    size = output_size((height, width), *geometry)  # type: ignore[arg-type]
+    if min(size) < 1:
+        raise ValueError(
+            f"the kernel {tuple(kernel_size)} with dilation {tuple(geometry[3])} is larger than "
+            f"the image {height} x {width} with padding {tuple(geometry[2])}: pad more"
+        )
+    if tuple(offset_mask.shape[:3]) != (batch, *size):
+        raise ValueError(
+            f"offset_mask must have one row for every output pixel, {(batch, *size)} rows, got "
+            f"{tuple(offset_mask.shape[:3])}"
+        )
+    if offset_mask.shape[3] < 3 * groups * points:
+        raise ValueError(
+            f"a row of offset_mask must have at least 3 * groups * points = "
+            f"3 * {groups} * {points} = {3 * groups * points} numbers, got {offset_mask.shape[3]}"
+        )
