@@ -1,0 +1,70 @@
+// Geometry of bilinear sampling, shared by CPU and GPU kernels.
+//
+// The functions work on single numbers and on the short vectors of simd.h alike: comparisons,
+// `&`, `|` and `?:` act on every lane.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#define DCNV4_MM_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#include "common/simd.h"
+#define DCNV4_MM_HOST_DEVICE DCNV4_MM_INLINE
+#endif
+
+namespace dcnv4_mm {
+
+#if defined(__CUDACC__)
+DCNV4_MM_HOST_DEVICE int32_t truncate(float number) { return static_cast<int32_t>(number); }
+DCNV4_MM_HOST_DEVICE float to_real(int32_t number) { return static_cast<float>(number); }
+#endif
+
+// The two pixels around a coordinate along one axis, with their weights and the derivatives of the
+// weights by the coordinate.
+//
+// A pixel outside the image counts as 0. There, both neighbours are the one pixel inside, each with
+// half of its weight: the sums are the same, every address is valid, and no caller has to
+// distinguish the border. A weight of 0 would not do, as 0 * Inf is NaN.
+template <typename Real, typename Int>
+struct Neighbours {
+  Int first;  // index of the lower pixel, inside the image
+  Int step;   // from the lower pixel to the upper one: 1, or 0 at the border
+  Real weight_first, weight_second;
+  Real slope_first, slope_second;
+};
+
+// Whether a sampling point counts; if not, it contributes nothing and has no gradient. The test is
+// strict and false for NaN, and a coordinate that passes it fits an int32.
+template <typename Real>
+DCNV4_MM_HOST_DEVICE auto is_inside(Real y, Real x, Real height, Real width) {
+  const Real minus_one = Real{} - 1;
+  return (y > minus_one) & (x > minus_one) & (y < height) & (x < width);
+}
+
+// Neighbours of a coordinate with -1 < coordinate < size. At an integer coordinate the derivative
+// is the one towards the larger coordinate.
+template <typename Real>
+DCNV4_MM_HOST_DEVICE auto neighbours(Real coordinate, Real size) {
+  const Real zero = Real{}, one = zero + 1, half = one / 2;
+  // floor() is a library call on machines without the instruction; truncation never is.
+  auto first = truncate(coordinate);
+  first = coordinate < to_real(first) ? first - 1 : first;
+  const Real floor = to_real(first);
+  const Real fraction = coordinate - floor;
+  const auto below = floor < zero;
+  const auto above = floor + one >= size;
+  const Real weight_first = one - fraction;
+
+  Neighbours<Real, decltype(first)> result;
+  const auto none = first - first;
+  result.first = below ? none : first;
+  result.step = below | above ? none : none + 1;
+  result.weight_first = below ? half * fraction : above ? half * weight_first : weight_first;
+  result.weight_second = above ? half * weight_first : below ? half * fraction : fraction;
+  result.slope_first = below ? half : above ? -half : -one;
+  result.slope_second = above ? -half : below ? half : one;
+  return result;
+}
+
+}  // namespace dcnv4_mm

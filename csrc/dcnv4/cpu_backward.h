@@ -1,0 +1,219 @@
+// The backward kernels of DCNv4 on the CPU: one for offset_mask, which reads value as the forward
+// does, and one for value, which adds to pixels that it owns. Neither needs atomics.
+#pragma once
+
+#include "dcnv4/cpu_points.h"
+
+namespace dcnv4_mm::dcnv4::cpu {
+namespace {
+
+// Adds the dot products of the four pixels around each point and the output's gradient, for one
+// chunk of channels.
+template <typename Chunk, typename Storage>
+DCNV4_MM_INLINE void add_dots(const Block<RealOf<Storage>>& block, int64_t begin, int64_t end,
+                              const Storage* image, int64_t pixel_pitch,
+                              const Storage* grad_output) {
+  using Real = RealOf<Storage>;
+  constexpr int lanes = Chunk::lanes;
+  Vector<Real, lanes> grad[Chunk::count];
+  for (int i = 0; i < Chunk::count; ++i) grad[i] = load<lanes>(grad_output + i * lanes);
+  for (int64_t k = begin; k < end; ++k) {
+    if (block.pixel[k] < 0) continue;
+    const Corners<const Storage> corners(image, pixel_pitch, block, k);
+    Vector<Real, lanes> dots[4] = {};
+    for (int corner = 0; corner < 4; ++corner) {
+      for (int i = 0; i < Chunk::count; ++i) {
+        const auto pixel = load<lanes>(corners.pixels[corner] + i * lanes);
+        dots[corner] = multiply_add(pixel, grad[i], dots[corner]);
+      }
+    }
+    add_sums(dots[0], dots[1], dots[2], dots[3], block.dots + 4 * k);
+  }
+}
+
+// Writes an item's gradients, which begin at the block's point `first`.
+template <typename Storage>
+DCNV4_MM_INLINE void write_points(const Items& item, int64_t first,
+                                  const Block<RealOf<Storage>>& block) {
+  constexpr int lanes = kLanes<RealOf<Storage>>;
+  const Params& p = *item.params;
+  Storage* row = static_cast<Storage*>(p.grad_offset_mask) + item.pixel * p.offset_mask_channels;
+  Storage* result = row + item.group * 3 * p.points;
+  for_vectors<lanes>(2 * p.points, [&](auto chunk, int64_t i) DCNV4_MM_INLINE_LAMBDA {
+    constexpr int lanes = decltype(chunk)::lanes;
+    store<lanes>(result + i, load<lanes>(block.xy + 2 * first + i));
+  });
+  for_vectors<lanes>(p.points, [&](auto chunk, int64_t i) DCNV4_MM_INLINE_LAMBDA {
+    constexpr int lanes = decltype(chunk)::lanes;
+    store<lanes>(result + 2 * p.points + i, load<lanes>(block.mask + first + i));
+  });
+  if (item.group == p.groups - 1) {
+    // What follows is padding; the bits of zero are zero in every type.
+    const int64_t used = 3 * p.groups * p.points;
+    __builtin_memset(row + used, 0, (p.offset_mask_channels - used) * sizeof(Storage));
+  }
+}
+
+template <typename Storage>
+void backward_offset_mask(const Params& p, int64_t begin, int64_t end, void* scratch) {
+  using Real = RealOf<Storage>;
+  const Block<Real> block(p, scratch);
+  const Storage* value = static_cast<const Storage*>(p.value);
+  const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
+
+  Items item(p, begin, 0, p.groups);
+  Items reader = item, writer = item;
+  while (item.pixel < end) {
+    const int64_t count = read_block<Storage>(&reader, p.points, end, block);
+    locate_points(p, p.value_pitches.row / p.value_pitches.pixel, count, block);
+    __builtin_memset(block.dots, 0, 4 * count * sizeof(Real));
+    for (int64_t first = 0; first < count; first += p.points) {
+      const int64_t group_channel = item.group * p.group_channels;
+      const Storage* image = value + item.image * p.value_pitches.image + group_channel;
+      const Storage* grad = item.at(grad_output, p.grad_output_pitches, group_channel);
+      for_chunks<Real>(p.group_channels, [&](auto chunk, int64_t channel) DCNV4_MM_INLINE_LAMBDA {
+        add_dots<decltype(chunk)>(block, first, first + p.points, image + channel,
+                                  p.value_pitches.pixel, grad + channel);
+      });
+      item.next();
+    }
+    differentiate_points(p, count, block);
+    for (int64_t first = 0; first < count; first += p.points) {
+      write_points<Storage>(writer, first, block);
+      writer.next();
+    }
+  }
+}
+
+// Adds weight * gradient to a pixel, for one chunk of channels.
+template <typename Chunk, typename Real>
+DCNV4_MM_INLINE void add_weighted(const Vector<Real, Chunk::lanes>* grad, Real weight,
+                                  Real* pixel) {
+  constexpr int lanes = Chunk::lanes;
+  const auto weights = broadcast<lanes>(weight);
+  for (int i = 0; i < Chunk::count; ++i) {
+    const auto sum = load<lanes>(pixel + i * lanes);
+    store<lanes>(pixel + i * lanes, multiply_add(grad[i], weights, sum));
+  }
+}
+
+// Adds the gradients of the points [begin, end) of a block to the pixels [first_pixel, end_pixel)
+// of an image, for one chunk of channels. `sums` is the first of these pixels.
+template <typename Chunk, typename Storage>
+DCNV4_MM_INLINE void scatter(const Block<RealOf<Storage>>& block, int64_t begin, int64_t end,
+                             const Storage* grad_output, int64_t first_pixel, int64_t end_pixel,
+                             int64_t pixel_pitch, RealOf<Storage>* sums) {
+  using Real = RealOf<Storage>;
+  constexpr int lanes = Chunk::lanes;
+  Vector<Real, lanes> grad[Chunk::count];
+  for (int i = 0; i < Chunk::count; ++i) grad[i] = load<lanes>(grad_output + i * lanes);
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t top = block.pixel[k];
+    if (top < 0) continue;
+    const int64_t bottom = top + block.down[k];
+    const int64_t right = block.right[k] * pixel_pitch;
+    if (top >= first_pixel && top < end_pixel) {
+      Real* pixel = sums + (top - first_pixel) * pixel_pitch;
+      add_weighted<Chunk>(grad, block.weight[0][k], pixel);
+      add_weighted<Chunk>(grad, block.weight[1][k], pixel + right);
+    }
+    if (bottom >= first_pixel && bottom < end_pixel) {
+      Real* pixel = sums + (bottom - first_pixel) * pixel_pitch;
+      add_weighted<Chunk>(grad, block.weight[2][k], pixel);
+      add_weighted<Chunk>(grad, block.weight[3][k], pixel + right);
+    }
+  }
+}
+
+// Whether any of the first `count` points of a block has a pixel in the rows of a slab.
+template <typename Real>
+DCNV4_MM_INLINE bool touches(const Block<Real>& block, int64_t count, const Slab& slab) {
+  constexpr int lanes = kLanes<Real>;
+  const auto low = broadcast<lanes>(Real(slab.row_begin - 1));
+  const auto high = broadcast<lanes>(Real(slab.row_end));
+  auto found = low > high;
+  for (int64_t i = 0; i < 2 * count; i += lanes) {
+    const auto xy = load<lanes>(block.xy + i);
+    found |= (xy >= low) & (xy < high);
+  }
+  for (int lane = 1; lane < lanes; lane += 2) {
+    if (found[lane]) return true;
+  }
+  return false;
+}
+
+// Adds all gradients of a slab to `sums`, which starts at its first row and group.
+template <typename Storage>
+DCNV4_MM_INLINE void scatter_points(const Params& p, int64_t points, const Slab& slab,
+                                    int64_t pixel_pitch, RealOf<Storage>* sums, void* scratch) {
+  using Real = RealOf<Storage>;
+  const Block<Real> block(p, scratch);
+  const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
+  const int64_t image_pixels = p.out_height * p.out_width;
+  const int64_t end = (slab.image + 1) * image_pixels;
+  const bool whole_image = slab.row_begin == 0 && slab.row_end == p.height;
+
+  Items item(p, slab.image * image_pixels, slab.group_begin, slab.group_end);
+  Items reader = item;
+  while (item.pixel < end) {
+    const int64_t count = read_block<Storage>(&reader, points, end, block);
+    if (!whole_image && !touches(block, count, slab)) {
+      item = reader;
+      continue;
+    }
+    locate_points(p, p.width, count, block);
+    for (int64_t first = 0; first < count; first += points) {
+      const Storage* grad =
+          item.at(grad_output, p.grad_output_pitches, item.group * p.group_channels);
+      Real* group_sums = sums + (item.group - slab.group_begin) * p.group_channels;
+      for_chunks<Real>(p.group_channels, [&](auto chunk, int64_t channel) DCNV4_MM_INLINE_LAMBDA {
+        scatter<decltype(chunk)>(block, first, first + points, grad + channel,
+                                 slab.row_begin * p.width, slab.row_end * p.width, pixel_pitch,
+                                 group_sums + channel);
+      });
+      item.next();
+    }
+  }
+}
+
+template <typename Storage>
+DCNV4_MM_INLINE void scatter_slab(const Params& p, const Slab& slab, int64_t pixel_pitch,
+                                  RealOf<Storage>* sums, void* scratch) {
+  if (p.points == 9) {
+    scatter_points<Storage>(p, 9, slab, pixel_pitch, sums, scratch);
+  } else {
+    scatter_points<Storage>(p, p.points, slab, pixel_pitch, sums, scratch);
+  }
+}
+
+template <typename Storage>
+void backward_value(const Params& p, const Slab& slab, void* sums, void* scratch) {
+  using Real = RealOf<Storage>;
+  const int64_t pixel_channels = p.groups * p.group_channels;
+  const int64_t slab_channels = (slab.group_end - slab.group_begin) * p.group_channels;
+  const int64_t pixels = (slab.row_end - slab.row_begin) * p.width;
+  Storage* result = static_cast<Storage*>(p.grad_value) +
+                    (slab.image * p.height + slab.row_begin) * p.width * pixel_channels +
+                    slab.group_begin * p.group_channels;
+  if constexpr (sizeof(Storage) == sizeof(Real)) {
+    for (int64_t i = 0; i < pixels; ++i) {
+      __builtin_memset(result + i * pixel_channels, 0, slab_channels * sizeof(Real));
+    }
+    scatter_slab<Storage>(p, slab, pixel_channels, result, scratch);
+  } else {
+    Real* wide = static_cast<Real*>(sums);
+    __builtin_memset(wide, 0, pixels * slab_channels * sizeof(Real));
+    scatter_slab<Storage>(p, slab, slab_channels, wide, scratch);
+    for (int64_t i = 0; i < pixels; ++i) {
+      for_vectors<kLanes<Real>>(slab_channels,
+                                [&](auto chunk, int64_t channel) DCNV4_MM_INLINE_LAMBDA {
+                                  constexpr int lanes = decltype(chunk)::lanes;
+                                  store<lanes>(result + i * pixel_channels + channel,
+                                               load<lanes>(wide + i * slab_channels + channel));
+                                });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::dcnv4::cpu

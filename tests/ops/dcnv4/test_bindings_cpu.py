@@ -1,0 +1,127 @@
+"""The raw operators on CPU tensors: whatever they are called with, the process survives."""
+
+import math
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import dcnv4_mm.ops.functional  # noqa: F401  (defines and loads the operators)
+
+forward = torch.ops.dcnv4_mm.dcnv4_forward
+backward = torch.ops.dcnv4_mm.dcnv4_backward
+
+
+class Problem(NamedTuple):
+    grad_output: torch.Tensor
+    value: torch.Tensor
+    offset_mask: torch.Tensor
+    kernel_size: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    offset_scale: float
+    remove_center: bool
+    fast: bool
+
+
+def make_problem(batch=2, dtype=torch.float32):
+    shapes = (batch, 6, 7, 32), (batch, 6, 7, 32), (batch, 6, 7, 59)
+    tensors = (torch.randn(shape).to(dtype) for shape in shapes)
+    return Problem(*tensors, [3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False, False)
+
+
+def test_only_the_gradients_that_are_needed():
+    problem = make_problem()
+    grad_value, grad_offset_mask = backward(*problem, False, True, True)
+    first = backward(*problem, False, True, False)
+    assert torch.equal(first[0], grad_value)
+    assert first[1].shape == (0,)
+    second = backward(*problem, False, False, True)
+    assert second[0].shape == (0,)
+    assert torch.equal(second[1], grad_offset_mask)
+    assert [gradient.shape for gradient in backward(*problem, False, False, False)] == [(0,), (0,)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_empty_batch(dtype):
+    problem = make_problem(0, dtype)
+    results = forward(*problem[1:]), *backward(*problem, False, True, True)
+    for result, like in zip(results, problem[:3], strict=True):
+        assert result.shape == like.shape
+        assert result.dtype == dtype
+
+
+BAD_ARGUMENTS = {
+    "value of rank 3": dict(value=torch.zeros(5, 7, 32)),
+    "offset_mask of rank 5": dict(offset_mask=torch.zeros(2, 6, 7, 59, 1)),
+    "integer tensors": dict(
+        grad_output=torch.zeros(2, 6, 7, 32, dtype=torch.int32),
+        value=torch.zeros(2, 6, 7, 32, dtype=torch.int32),
+        offset_mask=torch.zeros(2, 6, 7, 59, dtype=torch.int32),
+    ),
+    "two dtypes": dict(value=torch.zeros(2, 6, 7, 32, dtype=torch.float64)),
+    "no rows": dict(value=torch.zeros(2, 0, 7, 32)),
+    "no channels": dict(value=torch.zeros(2, 6, 7, 0)),
+    "channels not divisible": dict(groups=3),
+    "no groups": dict(groups=0),
+    "negative groups": dict(groups=-2),
+    "enormous groups": dict(groups=2**62),
+    "kernel of one number": dict(kernel_size=[3]),
+    "kernel of three numbers": dict(kernel_size=[3, 3, 3]),
+    "empty kernel": dict(kernel_size=[0, 3]),
+    "kernel larger than the image": dict(kernel_size=[9, 3]),
+    "enormous kernel": dict(kernel_size=[2**62, 2**62]),
+    "no points": dict(kernel_size=[1, 1], padding=[0, 0], remove_center=True),
+    "no stride": dict(stride=[0, 1]),
+    "negative stride": dict(stride=[1, -1]),
+    "negative padding": dict(padding=[-1, 1]),
+    "enormous padding": dict(padding=[2**62, 1]),
+    "no dilation": dict(dilation=[1, 0]),
+    "enormous dilation": dict(dilation=[2**62, 1]),
+    "offset_mask of another batch": dict(offset_mask=torch.zeros(1, 6, 7, 59)),
+    "offset_mask of another size": dict(offset_mask=torch.zeros(2, 6, 6, 59)),
+    "offset_mask too narrow": dict(offset_mask=torch.zeros(2, 6, 7, 53)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_raw_operators_reject_bad_arguments(case):
+    bad = make_problem()._replace(**BAD_ARGUMENTS[case])
+    with pytest.raises(RuntimeError, match="dcnv4: "):
+        forward(*bad[1:])
+    with pytest.raises(RuntimeError, match="dcnv4: "):
+        backward(*bad, False, True, True)
+
+
+@pytest.mark.parametrize(
+    "grad_output", [torch.zeros(2, 6, 7), torch.zeros(2, 6, 7, 31), torch.zeros(2, 6, 7, 32).half()]
+)
+def test_raw_backward_rejects_a_bad_gradient(grad_output):
+    bad = make_problem()._replace(grad_output=grad_output)
+    with pytest.raises(RuntimeError, match="dcnv4: grad_output"):
+        backward(*bad, False, True, True)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 1e300])
+def test_raw_operators_survive_any_offset_scale(scale):
+    problem = make_problem()._replace(offset_scale=scale)
+    assert not forward(*problem[1:]).any()
+    assert not backward(*problem, False, True, True)[0].any()
+
+
+def test_unknown_instruction_set_is_an_error():
+    code = "import dcnv4_mm.ops.functional, torch; torch.ops.dcnv4_mm.cpu_isa()"
+    asked = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, "DCNV4_MM_CPU_ISA": "mmx"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode != 0
+    assert "DCNV4_MM_CPU_ISA must be default, avx2 or avx512, got 'mmx'" in asked.stderr
