@@ -1,0 +1,7 @@
+"""Layers in plain PyTorch."""
+
+from dcnv4_mm.layers.basic import DropPath
+from dcnv4_mm.layers.dcnv4 import DCNv4
+from dcnv4_mm.layers.norm import LN2d
+
+__all__ = ["DCNv4", "DropPath", "LN2d"]

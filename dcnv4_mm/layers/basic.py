@@ -1,0 +1,37 @@
+"""Small building blocks that plain PyTorch lacks."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["DropPath"]
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples while training, and scales up what is kept.
+
+    Args:
+        rate: Probability that a sample's branch is dropped, in [0, 1).
+
+    Raises:
+        ValueError: ``rate`` is outside its range.
+
+    Source:
+        Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"rate must be at least 0 and below 1, got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drops samples of x, (N, ...)."""
+        if not self.training or self.rate == 0.0:
+            return x
+        shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+        keep = torch.rand(shape, dtype=torch.float32, device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1.0 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"

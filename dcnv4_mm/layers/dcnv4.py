@@ -1,0 +1,204 @@
+"""DCNv4 as a layer: it predicts its own offsets and masks from its input."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dcnv4_mm.ops.dcnv4.layout import num_points, offset_mask_channels, output_size
+from dcnv4_mm.ops.functional import dcnv4
+
+__all__ = ["DCNv4"]
+
+_Pair = tuple[int, int]
+
+
+class DCNv4(nn.Module):
+    """Deformable convolution v4 with learned offsets and masks, channels last.
+
+    A linear layer (after a depthwise convolution if asked for) predicts offsets and masks from
+    the input pixel under the centre of the kernel. It starts at zero, so a new layer puts out
+    the bias of its output projection until it has learned masks.
+
+    Args:
+        channels: Number of channels C, in and out.
+        groups: Number of groups G, a divisor of ``channels``.
+        kernel_size: Rows and columns of the grid of sampling points.
+        stride: Step between output pixels.
+        padding: How far the grid may reach over the border.
+        dilation: Distance of the grid's points.
+        offset_scale: Factor on the grid, around its centre, and on the offsets.
+        dw_kernel_size: Size of a depthwise convolution before offsets and masks are predicted;
+            odd, or ``None`` for none.
+        center_feature_scale: Mixes the value itself into the output, by a learned share per
+            group and pixel.
+        remove_center: Leaves out the grid's middle point.
+        output_bias: Whether the output projection has a bias.
+        without_pointwise: Leaves out the value and output projections ("lightweight").
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Source:
+        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 3.2. Other than there,
+        stride and padding may be any: offsets are read where the kernel is centred.
+
+    Example:
+        >>> DCNv4(64, groups=4)(torch.randn(2, 14, 14, 64)).shape
+        torch.Size([2, 14, 14, 64])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        groups: int,
+        kernel_size: int | _Pair = 3,
+        stride: int | _Pair = 1,
+        padding: int | _Pair = 1,
+        dilation: int | _Pair = 1,
+        offset_scale: float = 1.0,
+        dw_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(
+                f"channels must be a positive multiple of groups, got {channels} channels and "
+                f"{groups} groups"
+            )
+        if dw_kernel_size is not None and (dw_kernel_size < 1 or dw_kernel_size % 2 == 0):
+            raise ValueError(f"dw_kernel_size must be odd and positive, got {dw_kernel_size}")
+        self.channels = channels
+        self.groups = groups
+        self.kernel_size = _as_pair(kernel_size)
+        self.stride = _as_pair(stride)
+        self.padding = _as_pair(padding)
+        self.dilation = _as_pair(dilation)
+        self.offset_scale = offset_scale
+        self.remove_center = remove_center
+
+        points = num_points(self.kernel_size, remove_center)
+        self.center_feature_scale_proj = (
+            nn.Linear(channels, groups) if center_feature_scale else None
+        )
+        self.offset_mask_dw = (
+            None
+            if dw_kernel_size is None
+            else nn.Conv2d(
+                channels, channels, dw_kernel_size, padding=dw_kernel_size // 2, groups=channels
+            )
+        )
+        self.offset_mask = nn.Linear(channels, offset_mask_channels(groups, points))
+        self.value_proj = None if without_pointwise else nn.Linear(channels, channels)
+        self.output_proj = (
+            None if without_pointwise else nn.Linear(channels, channels, bias=output_bias)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Offsets, masks and centre shares start at zero, projections by Xavier's rule."""
+        for layer in (self.offset_mask, self.center_feature_scale_proj):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        for layer in (self.value_proj, self.output_proj):
+            if layer is not None:
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, shape: _Pair | None = None) -> Tensor:
+        """Applies the layer.
+
+        Args:
+            x: (N, H, W, C), or (N, L, C) with L = H * W.
+            shape: (H, W) for x of three axes; may be left out if the image is square.
+
+        Returns:
+            (N, H_out, W_out, C), or (N, H_out * W_out, C) for x of three axes.
+
+        Raises:
+            ValueError: The shape of ``x`` does not fit the layer or ``shape``.
+        """
+        if x.shape[-1] != self.channels or x.dim() not in (3, 4):
+            raise ValueError(
+                f"x must be (N, H, W, {self.channels}) or (N, L, {self.channels}), got "
+                f"{tuple(x.shape)}"
+            )
+        if x.dim() == 3:
+            return self._forward(x.unflatten(1, _image_shape(x.shape[1], shape))).flatten(1, 2)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        value = x if self.value_proj is None else self.value_proj(x)
+        output = dcnv4(
+            value,
+            self.offset_mask(self._at_centers(self._offset_features(x))),
+            groups=self.groups,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+        )
+        if self.center_feature_scale_proj is not None:
+            # [N, H_out, W_out, G, 1]: one share for all channels of a group.
+            share = self.center_feature_scale_proj(output).sigmoid().unsqueeze(-1)
+            output, center = (
+                maps.unflatten(-1, (self.groups, -1))
+                for maps in (output, self._at_centers(value).to(output.dtype))
+            )
+            output = (output * (1 - share) + center * share).flatten(-2)
+        return output if self.output_proj is None else self.output_proj(output)
+
+    def _offset_features(self, x: Tensor) -> Tensor:
+        if self.offset_mask_dw is None:
+            return x
+        return self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _at_centers(self, maps: Tensor) -> Tensor:
+        """Takes from maps [N, H, W, C] the pixels under the kernel's centres, output-sized."""
+        size = output_size(
+            (maps.shape[1], maps.shape[2]),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+        for axis in (0, 1):
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) // 2
+            if self.stride[axis] == 1 and self.padding[axis] == reach:
+                continue
+            centers = torch.arange(size[axis], device=maps.device) * self.stride[axis]
+            centers = centers + (reach - self.padding[axis])
+            # With more padding than the kernel's reach the outermost centres lie outside.
+            maps = maps.index_select(1 + axis, centers.clamp(0, maps.shape[1 + axis] - 1))
+        return maps
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"offset_scale={self.offset_scale}, remove_center={self.remove_center}"
+        )
+
+
+def _as_pair(argument: int | _Pair) -> _Pair:
+    return (argument, argument) if isinstance(argument, int) else (argument[0], argument[1])
+
+
+def _image_shape(length: int, shape: _Pair | None) -> _Pair:
+    """Rows and columns of an image of ``length`` pixels; square unless ``shape`` says else."""
+    if shape is None:
+        side = math.isqrt(length)
+        shape = (side, side)
+    if shape[0] * shape[1] != length:
+        raise ValueError(
+            f"x has {length} pixels, which is not {shape[0]} x {shape[1]}: give shape=(H, W)"
+        )
+    return shape
