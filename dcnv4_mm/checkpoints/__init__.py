@@ -1,0 +1,6 @@
+"""The original project's weight files: their names, reading them, loading them, writing them."""
+
+from dcnv4_mm.checkpoints.loading import load_released, to_released
+from dcnv4_mm.checkpoints.rules import ConversionReport, KeyRule, convert
+
+__all__ = ["ConversionReport", "KeyRule", "convert", "load_released", "to_released"]
