@@ -1,0 +1,48 @@
+"""A hook that lets a checkpoint reach the model whole or not at all."""
+
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+
+from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.registry import HOOKS
+
+__all__ = ["StrictLoadHook"]
+
+
+@HOOKS.register_module()
+class StrictLoadHook(Hook):
+    """Converts a released checkpoint that a runner loads, and refuses one that does not fit.
+
+    Without it mmengine loads what happens to fit, warns in the log, and goes on. It acts on
+    ``load_from``, on ``resume`` and on the checkpoint argument of ``test.py``; what was converted
+    is logged. A backbone's ``init_cfg`` is checked without it.
+
+    Args:
+        allow: Beginnings of names that need not fit and then stay as they are. To start from a
+            detector that knows other classes:
+            ``["roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits."]``.
+
+    Raises:
+        ValueError: The checkpoint does not fit; the model is unchanged.
+
+    Example:
+        >>> custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
+    """
+
+    # Before hooks that read the checkpoint's state dict, such as EMAHook.
+    priority = "VERY_HIGH"
+
+    def __init__(self, allow: Sequence[str] = ()) -> None:
+        self.allow = allow
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Replaces the checkpoint's weights by ones with exactly the model's names."""
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        weights, report = fit(model, checkpoint, allow=self.allow)
+        checkpoint["state_dict"] = weights
+        runner.logger.info(f"Checkpoint: {report}")

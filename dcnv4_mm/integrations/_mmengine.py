@@ -1,0 +1,50 @@
+"""Registers the pure PyTorch classes with mmengine."""
+
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from dcnv4_mm import backbones, layers
+from dcnv4_mm.checkpoints import load_released
+from dcnv4_mm.engine import convert_on_load
+from dcnv4_mm.registry import MODELS
+
+__all__ = ["FlashInternImage"]
+
+
+def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
+    """Makes an mmengine module of a backbone, with the same keys.
+
+    It takes ``init_cfg``, and understands the released names wherever it is loaded from.
+    """
+
+    class Adapted(backbone, BaseModule):
+        def __init__(self, *args: Any, init_cfg: dict | None = None, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.init_cfg = init_cfg
+
+        def init_weights(self) -> None:
+            """Loads ``init_cfg``'s checkpoint whole, or raises; without one, changes nothing."""
+            if self.init_cfg is None or self.init_cfg["type"] != "Pretrained":
+                super().init_weights()
+                return
+            source = self.init_cfg["checkpoint"]
+            report = load_released(self, CheckpointLoader.load_checkpoint(source, "cpu"))
+            print_log(f"{source}: {report}", logger="current")
+            self._is_init = True
+
+        def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+            convert_on_load(self, state_dict, prefix)
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    Adapted.__name__ = Adapted.__qualname__ = backbone.__name__
+    Adapted.__doc__ = backbone.__doc__
+    return Adapted
+
+
+FlashInternImage = _as_base_module(backbones.FlashInternImage)
+MODELS.register_module(name="FlashInternImage", module=FlashInternImage)
+MODELS.register_module(name="LN2d", module=layers.LN2d)

@@ -1,0 +1,29 @@
+"""Registries of this package, children of mmengine's, with the scope ``dcnv4_mm``.
+
+mmengine imports this module by itself when a config names a type ``dcnv4_mm.X``; the modules
+that hold the classes are imported at the first look-up.
+"""
+
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import HOOKS as _HOOKS
+from mmengine.registry import MODELS as _MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as _OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import Registry
+
+__all__ = ["HOOKS", "MODELS", "OPTIM_WRAPPER_CONSTRUCTORS"]
+
+_SCOPE = "dcnv4_mm"
+
+MODELS = Registry(
+    "model", parent=_MODELS, scope=_SCOPE, locations=["dcnv4_mm.integrations._mmengine"]
+)
+HOOKS = Registry("hook", parent=_HOOKS, scope=_SCOPE, locations=["dcnv4_mm.engine"])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    "optimizer wrapper constructor",
+    parent=_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope=_SCOPE,
+    locations=["dcnv4_mm.optim"],
+)
+
+# mmengine resolves `dcnv4_mm::mask_rcnn/...` only for packages in its own table.
+MODULE2PACKAGE.setdefault(_SCOPE, _SCOPE)

@@ -1,0 +1,246 @@
+"""Checkpoints of mmengine's runner load and resume on today's torch, and nothing in them is run."""
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+from dcnv4_mm.checkpoints import to_released
+from dcnv4_mm.engine import load_from_local
+
+
+def mark_when_run(path):
+    """An object whose unpickling makes a file."""
+    return type("Code", (), {"__reduce__": lambda _: (os.system, (f"touch {path}",))})()
+
+
+def assert_same(one, other):
+    """Compares nested containers by value and exact type."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for part, counterpart in zip(one, other, strict=True):
+            assert_same(part, counterpart)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    elif isinstance(one, HistoryBuffer):
+        assert_same(one.data, other.data)
+        assert one.max_length == other.max_length
+    else:
+        assert one == other
+
+
+def test_runner_checkpoint_loads(make_runner, tmp_path):
+    make_runner().train()
+    path = str(tmp_path / "run" / "epoch_2.pth")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(path)
+    # Written a moment ago by this test, hence safe to load as a program.
+    assert_same(CheckpointLoader.load_checkpoint(path), torch.load(path, weights_only=False))
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(path)
+
+
+def test_naming_a_class_of_this_package_is_enough():
+    """No custom import in a config: mmengine finds the package by the scope of a type."""
+    program = (
+        "from mmengine.registry import MODELS\n"
+        "from mmengine.runner import CheckpointLoader\n"
+        "MODELS.get('dcnv4_mm.FlashInternImage')\n"
+        "for path in ('a.pth', 'https://a/b.pth'):\n"
+        "    print(CheckpointLoader._get_checkpoint_loader(path).__module__)\n"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert run.stdout.split() == ["dcnv4_mm.engine.checkpoint_io"] * 2, run.stderr
+
+
+@pytest.mark.parametrize("choose", ["latest", "by_name"])
+def test_resuming_equals_not_stopping(make_runner, tmp_path, choose):
+    whole = make_runner(work_dir="whole", epochs=3)
+    whole.train()
+    checkpoint = tmp_path / "whole" / "epoch_1.pth"
+    if choose == "latest":
+        (tmp_path / "parts").mkdir()
+        (tmp_path / "parts" / "last_checkpoint").write_text(str(checkpoint))
+    load_from = str(checkpoint) if choose == "by_name" else None
+    resumed = make_runner(work_dir="parts", epochs=3, resume=True, load_from=load_from)
+    resumed.train()
+    for key in ("state_dict", "optimizer", "param_schedulers"):
+        one, other = (
+            load_from_local(str(tmp_path / folder / "epoch_3.pth"))[key]
+            for folder in ("whole", "parts")
+        )
+        assert_same(one, other)
+    scalars = resumed.message_hub.log_scalars["train/loss"]
+    assert len(scalars.data[0]) == 6
+    assert scalars.mean(2) == pytest.approx(whole.message_hub.get_scalar("train/loss").mean(2))
+
+
+def test_restored_kinds(tmp_path):
+    content = {
+        "scalars": [np.float64(0.1), np.float32(2), np.int64(-3), np.uint8(7), np.bool_(True)],
+        "text": np.str_("größe"),
+        "arrays": (
+            np.arange(6).reshape(2, 3),
+            np.asfortranarray(np.ones((2, 3))),
+            np.zeros((0, 2)),
+        ),
+        "bools": np.array([True, False]),
+        "texts": np.array(["a", "bcd"]),
+        "big endian": np.arange(3, dtype=">i4"),
+        "empty log": HistoryBuffer(),
+        "log": HistoryBuffer([1.0, 2.0], [1, 1], max_length=5),
+    }
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path)
+    restored = load_from_local(str(path))
+    assert_same(restored, content)
+    restored["arrays"][0][0, 0] = 9
+    restored["log"].update(3.0)
+    assert restored["log"].max() == 3.0
+
+
+def forged_dtype(code, state):
+    def reduce(_):
+        return np.dtype, (code, False, True), state
+
+    return type("Dtype", (), {"__reduce__": reduce})()
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        forged_dtype("O8", (3, "|", None, None, None, -1, -1, 63)),
+        forged_dtype("V8", (4, "|", None, ("f",), {"f": 1}, 8, 1, 63, None)),
+        forged_dtype("f8", "nonsense"),
+    ],
+)
+def test_forged_numpy_types_are_refused(tmp_path, dtype):
+    """A crafted dtype can make numpy read numbers as addresses of objects."""
+
+    def reduce(_):
+        return np.float64(0).__reduce__()[0], (dtype, b"\x01" * 8)
+
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"score": type("Scalar", (), {"__reduce__": reduce})()}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_from_local(str(path))
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"array": np.array([{}, []], dtype=object)}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_from_local(str(path))
+
+
+def test_a_log_cannot_replace_methods(tmp_path):
+    """mmengine itself would put what the file lists into the class."""
+    log = HistoryBuffer([1.0], [1])
+    state = {**log.__getstate__(), "statistics_methods": {"mean": "replaced"}}
+    forged = type("Log", (), {"__reduce__": lambda _: (HistoryBuffer, (), state)})()
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"log": forged}, path)
+    assert load_from_local(str(path))["log"].statistics("mean") == 1.0
+    assert HistoryBuffer._statistics_methods["mean"] is HistoryBuffer.mean
+
+
+def test_containers_that_hold_themselves_are_refused(tmp_path):
+    loop = []
+    loop.append(loop)
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"loop": loop}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_from_local(str(path))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_code_in_a_checkpoint_is_not_run(make_runner, make_model, tmp_path, resume):
+    mark, path = tmp_path / "was_run", tmp_path / "bad.pth"
+    torch.save({"state_dict": make_model().state_dict(), "meta": mark_when_run(mark)}, path)
+    runner = make_runner(load_from=str(path), resume=resume)
+    with pytest.raises(ValueError, match=r"system.*nothing of it was run"):
+        runner.train()
+    assert not mark.exists()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves a folder at an address, and directs downloads into another."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def test_download_is_kept(server, tmp_path):
+    folder, address = server
+    torch.save({"x": torch.ones(1), "score": np.float64(2)}, folder / "a.pth")
+    loaded = CheckpointLoader.load_checkpoint(f"{address}/a.pth?download=true")
+    assert loaded == {"x": torch.ones(1), "score": 2}
+    assert (tmp_path / "hub" / "checkpoints" / "a.pth").exists()
+    (folder / "a.pth").unlink()
+    CheckpointLoader.load_checkpoint(f"{address}/a.pth")
+
+
+def test_downloaded_code_is_not_run(server, tmp_path):
+    folder, address = server
+    torch.save(mark_when_run(tmp_path / "was_run"), folder / "bad.pth")
+    with pytest.raises(ValueError, match="nothing of it was run"):
+        CheckpointLoader.load_checkpoint(f"{address}/bad.pth")
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_failed_download_says_what_to_do(server, tmp_path):
+    _, address = server
+    with pytest.raises(ConnectionError, match="put it at"):
+        CheckpointLoader.load_checkpoint(f"{address}/nowhere.pth")
+    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+
+
+def test_released_names_load_through_mmengine(make_model, tmp_path):
+    """As `init_detector` and `DetInferencer` do it: without a hook, and not strictly."""
+    source, model = make_model(), make_model()
+    torch.nn.init.normal_(source.backbone.patch_embed.norm1.weight)
+    released = to_released(source)
+    assert "backbone.patch_embed.norm1.1.weight" in released
+    path = tmp_path / "released.pth"
+    torch.save({"state_dict": released}, path)
+    load_checkpoint(model, str(path))
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_released_names_of_another_model_raise_through_mmengine(make_model, tmp_path):
+    released = to_released(make_model())
+    del released["backbone.levels.2.blocks.0.mlp.fc1.bias"]
+    path = tmp_path / "released.pth"
+    torch.save({"state_dict": released}, path)
+    model = make_model()
+    with pytest.raises(ValueError, match=r"missing 1: levels\.2\.blocks\.0\.mlp\.fc1\.bias"):
+        load_checkpoint(model, str(path))
+
+
+def test_released_names_load_through_torch(make_model):
+    source, model = make_model(), make_model()
+    model.load_state_dict(to_released(source))
+    assert torch.equal(model.head.weight, source.head.weight)
