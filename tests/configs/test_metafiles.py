@@ -1,0 +1,131 @@
+"""The model index, the metafiles, the configs, the READMEs and the paper's table agree."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+HUB = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/"
+# Published with the released weights: (file, box AP, mask AP, epochs).
+PUBLISHED = {
+    "mask_rcnn_flash_intern_image_t_fpn_1x_coco": ("t_fpn_1x_coco", 48.0, 43.1, 12),
+    "mask_rcnn_flash_intern_image_t_fpn_3x_coco": ("t_fpn_3x_coco", 49.5, 44.0, 36),
+    "mask_rcnn_flash_intern_image_s_fpn_1x_coco": ("s_fpn_1x_coco", 49.2, 44.0, 12),
+    "mask_rcnn_flash_intern_image_s_fpn_3x_coco": ("s_fpn_3x_coco", 50.5, 44.9, 36),
+    "mask_rcnn_flash_intern_image_b_fpn_1x_coco": ("b_fpn_1x_coco", 50.1, 44.5, 12),
+    "mask_rcnn_flash_intern_image_b_fpn_3x_coco": ("b_fpn_3x_coco", 50.6, 45.4, 36),
+}
+SOURCES = {"paper", "released weights, evaluated here", "trained here"}
+METAFILES = [
+    ROOT / path for path in yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]
+]
+MODELS = {
+    model["Name"]: model
+    for path in METAFILES
+    for model in yaml.safe_load(path.read_text())["Models"]
+}
+LEAVES = sorted(
+    path
+    for path in (ROOT / "configs").rglob("*.py")
+    if "_base_" not in path.relative_to(ROOT / "configs").parts
+)
+
+
+def test_the_index_imports_every_metafile():
+    assert sorted(METAFILES) == sorted((ROOT / "configs").glob("*/metafile.yml"))
+
+
+def test_every_config_has_an_entry_and_the_other_way_round():
+    assert {path.stem for path in LEAVES} == set(MODELS)
+    for name, model in MODELS.items():
+        assert (ROOT / model["Config"]).is_file()
+        assert Path(model["Config"]).stem == name == name.lower()
+
+
+def test_base_names_are_unique():
+    names = [path.name for path in (ROOT / "configs").rglob("*.py")]
+    assert len(names) == len(set(names))
+
+
+def test_names_follow_the_grammar():
+    grammar = r"[a-z0-9-]+_[a-z0-9-]+_[a-z0-9-]+_\d+xb\d+-\w+(-\w+)*_[a-z0-9-]+"
+    for name in MODELS:
+        assert re.fullmatch(grammar, name), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batch_size_is_that_of_the_name(name):
+    gpus, images = map(int, re.search(r"_(\d+)xb(\d+)-", name).groups())
+    assert MODELS[name]["Metadata"]["Batch Size"] == gpus * images
+
+
+def test_the_six_published_models():
+    found = {
+        m["Metadata"]["Original Config"]: m
+        for m in MODELS.values()
+        if "Original Config" in m["Metadata"]
+    }
+    assert set(found) == set(PUBLISHED)
+    path = ROOT / "tests" / "data" / "mask_rcnn_hyperparameters.json"
+    table = json.loads(path.read_text())["configs"]
+    for original, (file, box, mask, epochs) in PUBLISHED.items():
+        model = found[original]
+        assert model["Weights"] == f"{HUB}mask_rcnn_flash_internimage_{file}.pth"
+        assert model["Metadata"]["Epochs"] == epochs
+        assert model["Metadata"]["Parameters"] == table[original]["num_parameters"]
+        metrics = {k: v for result in model["Results"] for k, v in result["Metrics"].items()}
+        assert metrics == {"box AP": box, "mask AP": mask}
+        assert {result["Source"] for result in model["Results"]} == {"paper"}
+        # The letter in the name, in the original's and in the config's header is the same.
+        header = (ROOT / model["Config"]).read_text().splitlines()[0]
+        assert header == f"# Reproduces {original} of the original project."
+
+
+def test_every_result_has_a_source():
+    for name, model in MODELS.items():
+        for result in model.get("Results", []):
+            assert result["Source"] in SOURCES, name
+
+
+def test_models_without_a_file_say_so_in_the_way_mim_can_read():
+    for name, model in MODELS.items():
+        released = "Original Config" in model["Metadata"]
+        assert released or model["Weights"] == [""], name
+
+
+def test_the_readme_table_says_what_the_metafile_says():
+    readme = (ROOT / "configs" / "mask_rcnn" / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("| ") and "[config]" in line]
+    models = [m for m in MODELS.values() if m["Config"].startswith("configs/mask_rcnn/")]
+    assert len(rows) == len(models)
+    for row, model in zip(rows, models, strict=True):
+        box, mask = (next(iter(r["Metrics"].values())) for r in model["Results"])
+        assert f"| {box} | {mask} |" in row
+        assert f"[config]({model['Name']}.py)" in row
+        assert f"[weights]({model['Weights']})" in row
+        assert f"| {model['Metadata']['Parameters'] / 1e6:.1f} M |" in row
+
+
+def test_the_data_set_index():
+    index = yaml.safe_load((ROOT / "dataset-index.yml").read_text())
+    entry = index["coco2017"]
+    assert {"dataset", "download_root", "data_root", "script"} == set(entry)
+    script = ROOT / entry["script"]
+    assert script.stat().st_mode & 0o111
+
+
+def test_mim_reads_the_index():
+    """As `mim search` and `mim download` do: a weight that is no text would crash the latter."""
+    index = pytest.importorskip("modelindex.load_model_index", reason="openmim is not installed")
+    search = pytest.importorskip("mim.commands.search", reason="openmim is not installed")
+    table = search.convert2df(index.load(str(ROOT / "model-index.yml"))).to_dict("index")
+    assert set(table) == set(MODELS)
+    for name, row in table.items():
+        assert row["config"] == MODELS[name]["Config"]
+        # The part behind the last slash is the file that gets downloaded; none if it is empty.
+        files = [address.split("/")[-1] for address in row["weight"].split(",")]
+        assert files == ([""] if MODELS[name]["Weights"] == [""] else [files[0]])
+        assert files[0] == "" or files[0].endswith(".pth")
