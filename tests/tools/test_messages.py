@@ -1,0 +1,160 @@
+"""What the tools say when they cannot do what was asked: one line, exit status not 0, no trace."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+
+pytestmark = pytest.mark.mmdet
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
+COCO = ROOT / "configs" / "mask_rcnn" / "mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco.py"
+NANO = ROOT / "configs/quickstart/mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco.py"
+
+
+@pytest.fixture
+def refusal(run_tool):
+    """Function that runs a tool which must stop with a message of one line, and gives it."""
+
+    def refuse(tool, *arguments, cwd):
+        message = run_tool(tool, *arguments, cwd=cwd).message
+        assert isinstance(message, str), "the tool did not refuse"
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        return message
+
+    return refuse
+
+
+def run(tool, *arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, TOOLS / tool, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("messages")
+    arguments = ("data/mini_coco", "--num-train", 2, "--num-val", 2)
+    assert run("data/mini_coco.py", *arguments, cwd=folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "tool", ["train.py", "test.py", "demo.py", "convert.py", "quickstart.py", "data/mini_coco.py"]
+)
+def test_help(tool, tmp_path):
+    result = run(tool, "-h", cwd=tmp_path)
+    assert result.returncode == 0
+    # mim reads this as an invitation to pass the option of OpenMMLab 1.
+    assert "--gpus" not in result.stdout
+
+
+def test_help_needs_no_host(tmp_path):
+    """mim asks for it before every training: nothing heavy may be imported."""
+    (tmp_path / "torch.py").write_text("raise ImportError('imported too early')")
+    for tool in ("train.py", "test.py"):
+        assert run(tool, "-h", cwd=tmp_path, PYTHONPATH=str(tmp_path)).returncode == 0
+
+
+@pytest.mark.parametrize("spelling", ["--local_rank=1", "--local-rank=1"])
+def test_both_spellings_of_the_local_rank(refusal, spelling, tmp_path):
+    assert "nope.py does not exist" in refusal("train.py", "nope.py", spelling, cwd=tmp_path)
+
+
+def test_missing_config_names_the_nearest(refusal, tmp_path):
+    message = refusal("train.py", f"somewhere/{COCO.stem}", cwd=tmp_path)
+    assert f"did you mean {COCO}" in message
+
+
+def test_missing_data_names_the_path_and_leaves_no_folder(refusal, tmp_path):
+    message = refusal("train.py", COCO, cwd=tmp_path)
+    assert str(tmp_path / "data" / "coco") in message
+    assert "data_root" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_annotation_file(refusal, tmp_path):
+    (tmp_path / "data" / "coco").mkdir(parents=True)
+    assert "instances_train2017.json does not exist" in refusal("train.py", COCO, cwd=tmp_path)
+
+
+def test_work_folder_that_cannot_be_written(refusal, data):
+    (data / "file").write_text("")
+    message = refusal("train.py", NANO, "--work-dir", "file/out", cwd=data)
+    assert "cannot write to file/out" in message
+    assert "--work-dir" in message
+
+
+@pytest.mark.parametrize("content", ["default_scope = 'mmnowhere'", "_base_ = 'mmocr::a/b.py'"])
+def test_config_of_a_missing_host(refusal, content, tmp_path):
+    (tmp_path / "config.py").write_text(content)
+    message = refusal("train.py", "config.py", cwd=tmp_path)
+    assert "not installed" in message
+    assert "python -m dcnv4_mm.env" in message
+
+
+def test_config_that_is_broken(refusal, tmp_path):
+    (tmp_path / "config.py").write_text("model = dict(\n")
+    assert "config.py cannot be read" in refusal("train.py", "config.py", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("option", ["lr", "param_scheduler.7.end=3"])
+def test_options_that_do_not_fit(refusal, option, tmp_path):
+    assert "--cfg-options" in refusal("train.py", NANO, "--cfg-options", option, cwd=tmp_path)
+
+
+def test_missing_checkpoints(refusal, data):
+    assert "nope.pth does not exist" in refusal("test.py", NANO, "nope.pth", cwd=data)
+    assert "nope.pth does not exist" in refusal("train.py", NANO, "--resume=nope.pth", cwd=data)
+
+
+def test_checkpoint_that_does_not_fit(data):
+    torch.save({"state_dict": {"backbone.weight": torch.zeros(1)}}, data / "other.pth")
+    result = run("test.py", NANO, "other.pth", cwd=data)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "error: other.pth: the checkpoint does not fit" in result.stderr
+
+
+def test_checkpoint_that_is_cut_off(data):
+    torch.save({"state_dict": {"backbone.weight": torch.zeros(1000)}}, data / "whole.pth")
+    (data / "cut.pth").write_bytes((data / "whole.pth").read_bytes()[:-700])
+    result = run("test.py", NANO, "cut.pth", cwd=data)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "error: cut.pth" in result.stderr
+
+
+@pytest.mark.parametrize("launcher", ["pytorch", "slurm", "mpi"])
+def test_launcher_without_its_environment(refusal, launcher, data):
+    if torch.cuda.is_available():
+        pytest.skip("mmengine starts the processes where there is CUDA")
+    assert "MASTER_ADDR" in refusal("train.py", NANO, "--launcher", launcher, cwd=data)
+
+
+def test_amp_without_a_gpu(refusal, data):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "--amp needs a GPU" in refusal("train.py", NANO, "--amp", cwd=data)
+
+
+def test_demo_without_pictures(refusal, tmp_path):
+    assert "does not exist" in refusal("demo.py", "nope.jpg", NANO, "nope.pth", cwd=tmp_path)
+    assert "no pictures in" in refusal("demo.py", tmp_path, NANO, "nope.pth", cwd=tmp_path)
+
+
+def test_averaging_masks(refusal, data):
+    torch.save({}, data / "any.pth")
+    assert "cannot average masks" in refusal("test.py", NANO, "any.pth", "--tta", cwd=data)

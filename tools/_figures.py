@@ -1,0 +1,90 @@
+"""The curves and pictures of quickstart.py."""
+
+import csv
+import json
+from pathlib import Path
+
+# Points of a curve: step (iterations), name, value.
+Curve = list[tuple[int, str, float]]
+
+
+def read_curves(folder: Path) -> Curve:
+    """Training losses and held-out mAPs from all runs in a work folder, by iteration.
+
+    A run that was interrupted and went on has logged twice what it did twice: the later counts.
+    """
+    points: dict[tuple[int, str], float] = {}
+    per_epoch = 0
+    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+        for record in map(json.loads, path.read_text().splitlines()):
+            if "loss" in record:
+                points[record["step"], "loss"] = record["loss"]
+                per_epoch = max(per_epoch, round(record["step"] / record["epoch"]))
+            for kind in ("bbox", "segm"):
+                if f"coco/{kind}_mAP" in record:
+                    step = record["step"] * per_epoch
+                    points[step, f"{kind} mAP"] = record[f"coco/{kind}_mAP"]
+    return [(step, name, value) for (step, name), value in sorted(points.items())]
+
+
+def training_minutes(folder: Path) -> float:
+    """Time spent in training iterations, without validation, by mmengine's log."""
+    total, last = 0.0, 0
+    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+        for record in map(json.loads, path.read_text().splitlines()):
+            if "loss" in record and record["step"] > last:
+                total += record["time"] * (record["step"] - last)
+                last = record["step"]
+    return total / 60
+
+
+def plot_curves(curves: dict[str, Curve], path: Path) -> Path:
+    """Draws loss and mAP over the iterations, one colour for each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    styles = {"loss": (left, "-"), "bbox mAP": (right, "-"), "segm mAP": (right, "--")}
+    for color, (row, curve) in zip(("C0", "C1", "C2"), curves.items(), strict=False):
+        for name, (axes, style) in styles.items():
+            points = [(step, value) for step, kind, value in curve if kind == name]
+            label = row if name == "loss" else f"{name}, {row}"
+            axes.plot(*zip(*points, strict=True), style, color=color, label=label)
+    for axes, title in ((left, "training loss"), (right, "mAP on held-out pictures")):
+        axes.set(title=title, xlabel="iteration")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+    return path
+
+
+def write_curves(curves: dict[str, Curve], path: Path) -> None:
+    """Writes the points of all curves to a CSV file."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("run", "iteration", "name", "value"))
+        for row, curve in curves.items():
+            writer.writerows((row, step, name, f"{value:.4f}") for step, name, value in curve)
+
+
+def picture_grid(folder: Path, path: Path, *, count: int = 12, columns: int = 3) -> Path:
+    """Puts the first painted pictures below a folder into one."""
+    import cv2
+    import numpy as np
+
+    painted = sorted(folder.glob("*/pictures/*"))[:count]
+    if not painted:
+        raise FileNotFoundError(f"no painted pictures below {folder}")
+    pictures = [cv2.imread(str(p)) for p in painted]
+    height, width = (max(p.shape[axis] for p in pictures) + 8 for axis in (0, 1))
+    rows = -(-len(pictures) // columns)
+    grid = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * height, index % columns * width
+        grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    cv2.imwrite(str(path), grid, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return path

@@ -1,0 +1,79 @@
+"""Trains a model of any OpenMMLab host: detection, segmentation, classification, 3D.
+
+python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options KEY=VALUE ...]
+torchrun --nproc_per_node 2 tools/train.py CONFIG --launcher pytorch
+"""
+
+import argparse
+
+from _running import (
+    add_arguments,
+    build_runner,
+    check_checkpoint,
+    check_data,
+    end_processes,
+    load_config,
+    make_work_dir,
+    start_processes,
+    stop,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a model.")
+    parser.add_argument("config", help="config file")
+    add_arguments(parser)
+    parser.add_argument("--amp", action="store_true", help="mixed precision (needs a GPU)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint, or from the work folder's latest",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate to the total batch size in use",
+    )
+    return parser.parse_args()
+
+
+def use_amp(cfg) -> None:
+    """Replaces the plain optimizer wrapper by the mixed-precision one."""
+    import torch
+
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+        stop(f"--amp works with OptimWrapper, this config has {kind}")
+    if not torch.cuda.is_available():
+        stop("--amp needs a GPU, and torch sees none; leave it out")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    check_data(cfg, "train", "val")
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            stop("--auto-scale-lr needs auto_scale_lr.base_batch_size in the config")
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    if cfg.get("load_from"):
+        check_checkpoint(cfg.load_from)
+    make_work_dir(cfg)
+    start_processes(cfg)
+    try:
+        build_runner(cfg).train()
+    finally:
+        end_processes()
+
+
+if __name__ == "__main__":
+    main()
