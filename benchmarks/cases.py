@@ -1,0 +1,64 @@
+"""The shapes that the operators are measured on, and their inputs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dcnv4_mm.ops.dcnv4.layout import pack
+
+# Offsets of trained networks have deviations of 0.5 to 2 pixels. Zeros would flatter every
+# implementation: neighbouring points then share half of their pixels.
+OFFSET_DEVIATION = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A 3x3 DCNv4 with stride and padding 1, and what it is to reach.
+
+    Attributes:
+        batch: Number of images.
+        height: Rows of an image.
+        width: Columns of an image.
+        groups: Number of groups.
+        channels: Channels of a group.
+        target: Forward speed of one thread in float32, as a multiple of ``grid_sample``'s.
+        backward_target: The same of forward and backward together.
+    """
+
+    batch: int = 1
+    height: int
+    width: int
+    groups: int
+    channels: int
+    target: float | None = None
+    backward_target: float | None = 5.0
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.height}x{self.width} G{self.groups} D{self.channels}"
+
+
+CASES = (
+    # The stages of FlashInternImage-T at 224 x 224, with wider groups for the first.
+    Case(height=56, width=56, groups=8, channels=16, target=15),
+    Case(height=56, width=56, groups=4, channels=32, target=20),
+    Case(height=56, width=56, groups=2, channels=64, target=30),
+    Case(height=28, width=28, groups=16, channels=16, target=8),
+    Case(height=14, width=14, groups=32, channels=16, target=8),
+    # Training: a batch of the quickstart's size, and the first stage on a detector's image.
+    Case(batch=4, height=40, width=40, groups=2, channels=16),
+    Case(height=200, width=304, groups=4, channels=16),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws value (N, H, W, C), offset_mask (N, H, W, M) and a gradient (N, H, W, C)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(case.batch, case.height, case.width, *shape, generator=generator)
+
+    offsets = OFFSET_DEVIATION * normal(case.groups, 9, 2)
+    offset_mask = pack(offsets, normal(case.groups, 9))
+    value, grad = (normal(case.groups * case.channels) for _ in range(2))
+    return value.to(dtype), offset_mask.to(dtype), grad.to(dtype)
