@@ -1,0 +1,66 @@
+"""What holds for every test: the environment, marks that skip, and a committed list of skips."""
+
+import os
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+# Read by libgomp when torch is imported, hence before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.update(PIP_NO_INDEX="1", PIP_REQUIRE_VIRTUALENV="1")
+
+import pytest
+import torch
+
+EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
+HOSTS = ("mmcv", "mmdet", "mmseg", "mmpretrain", "mmdet3d")
+
+
+def pytest_collection_modifyitems(items):
+    missing = {host: f"{host} is not installed" for host in HOSTS if find_spec(host) is None}
+    if not torch.cuda.is_available():
+        missing["gpu"] = "needs a CUDA device"
+    for item in items:
+        for mark, reason in missing.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_empties(request):
+    """Fills what ``torch.empty`` returns, in kernels too, with NaN: nobody may read it."""
+    if request.node.get_closest_marker("gpu"):
+        # Deterministic mode would keep the default CUDA kernels from being tested.
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counts = skip_counts(terminalreporter)
+    expected = set(EXPECTED_SKIPS.read_text().splitlines())
+    if counts:
+        terminalreporter.section("skips by reason")
+    for reason, count in sorted(counts.items()):
+        note = "" if reason in expected else f"   NOT in {EXPECTED_SKIPS.name}"
+        terminalreporter.line(f"{count:5d}  {reason}{note}")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus != pytest.ExitCode.OK or reporter is None:
+        return
+    counts = skip_counts(reporter)
+    unexpected = set(counts) - set(EXPECTED_SKIPS.read_text().splitlines())
+    # A run that asks for marked tests (`-m gpu`) promises to have what they need.
+    nothing_ran = session.config.option.markexpr and not reporter.stats.get("passed")
+    if unexpected or (counts and nothing_ran):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def skip_counts(reporter) -> Counter[str]:
+    # A skip's longrepr is (file, line, "Skipped: reason").
+    skips = reporter.stats.get("skipped", [])
+    return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skips)

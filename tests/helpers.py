@@ -1,0 +1,113 @@
+"""Reads the recorded numbers in ``tests/data`` and makes the weights and inputs they belong to."""
+
+import gzip
+import json
+import math
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "tests" / "data"
+
+
+@cache
+def load_json(name):
+    """Reads ``tests/data/<name>.json.gz``; the result is shared, so do not change it."""
+    return json.loads(gzip.decompress((DATA / f"{name}.json.gz").read_bytes()))
+
+
+@cache
+def load_arrays(name):
+    """Reads ``tests/data/<name>.npz`` as a dictionary of arrays."""
+    with np.load(DATA / f"{name}.npz") as file:
+        return dict(file)
+
+
+def manifest(kind, stem):
+    """Shapes by released name, in order, of one released model."""
+    manifests = load_json("manifests")
+    return manifests["tensors"][manifests["models"][kind][stem]["tensors"]]
+
+
+def manifest_stems(kind):
+    return sorted(load_json("manifests")["models"][kind])
+
+
+def generator(seed):
+    """A generator of the recordings: seeded by a number, or by the checksum of a text."""
+    if isinstance(seed, str):
+        seed = zlib.crc32(seed.encode())
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def normal(seed, shape):
+    """Standard normal float64 numbers."""
+    return generator(seed).standard_normal(shape)
+
+
+def images(height, width, *, batch=1, seed=0):
+    """A batch of normalised images, float32."""
+    return torch.from_numpy(normal(seed, (batch, 3, height, width)).astype(np.float32))
+
+
+def weights(shapes):
+    """Float32 weights for a state dict of shapes by released name."""
+    return {name: _weight(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def _weight(name, shape):
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    z = normal(name, shape)
+    if name.endswith("running_var"):
+        z = 1 + 0.1 * abs(z)
+    elif len(shape) >= 2:
+        z = z * 0.5 / math.sqrt(math.prod(shape[1:]))
+    elif len(shape) == 1 and name.endswith(".weight"):
+        z = 1 + 0.1 * z
+    else:
+        z = 0.1 * z
+    return torch.from_numpy(np.asarray(z, dtype=np.float32))
+
+
+def backbone_kwargs(kwargs):
+    """This package's arguments for the original's; what only concerns training is left out."""
+    arch = {
+        "channels": kwargs["channels"],
+        "depths": kwargs["depths"],
+        "groups": kwargs["groups"],
+        "offset_scale": kwargs["offset_scale"],
+        "post_norm": kwargs["post_norm"],
+        "dw_kernel_size": kwargs.get("dw_kernel_size"),
+        "dcn_output_bias": kwargs.get("dcn_output_bias", False),
+        "mlp_fc2_bias": kwargs.get("mlp_fc2_bias", False),
+        "mlp_ratio": kwargs["mlp_ratio"],
+    }
+    return {"arch": arch, "layer_scale": kwargs["layer_scale"]}
+
+
+def config_of(original):
+    """The config, not yet loaded, that reproduces one of the original's, by the model index."""
+    import yaml
+
+    for metafile in sorted(ROOT.glob("configs/*/metafile.yml")):
+        for model in yaml.safe_load(metafile.read_text())["Models"]:
+            if model.get("Metadata", {}).get("Original Config") == original:
+                return ROOT / model["Config"]
+    raise LookupError(f"no metafile entry has `Original Config: {original}`")
+
+
+def build_detector(original, device="cpu"):
+    """The mmdet model of the config that reproduces one of the original's, and the config."""
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+
+    register_all_modules(init_default_scope=True)
+    config = Config.fromfile(config_of(original))
+    with torch.device(device):
+        return MODELS.build(config.model), config

@@ -1,0 +1,106 @@
+"""mim's commands, run by hand as it were: from another folder, on the installed wheel."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+pytestmark = [pytest.mark.mim, pytest.mark.mmdet]
+
+ROOT = Path(__file__).resolve().parents[2]
+MIM = Path(sys.executable).with_name("mim")
+QUICKSTART = next(ROOT.glob("configs/quickstart/*.py")).name
+
+# mim with its download of weights replaced: tests do not reach the network.
+DOWNLOAD = """
+import sys
+from importlib import import_module
+from pathlib import Path
+download = import_module("mim.commands.download")
+download.download_from_file = lambda url, path, **_: Path(path).write_text(url)
+download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
+"""
+
+
+def models() -> list[dict]:
+    """The models of all metafiles that model-index.yml imports."""
+    imported = yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]
+    files = [yaml.safe_load((ROOT / name).read_text()) for name in imported]
+    return [model for file in files for model in file["Models"]]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    """The mini COCO set, with few pictures."""
+    spec = importlib.util.spec_from_file_location("mini_coco", ROOT / "tools/data/mini_coco.py")
+    mini_coco = importlib.util.module_from_spec(spec)
+    sys.modules["mini_coco"] = mini_coco
+    spec.loader.exec_module(mini_coco)
+    folder = tmp_path_factory.mktemp("data") / "mini_coco"
+    mini_coco.generate(folder, num_train=8, num_val=4)
+    return folder
+
+
+def data_options(folder: Path) -> list[str]:
+    loaders = ("train_dataloader", "val_dataloader", "test_dataloader")
+    options = [f"{name}.dataset.data_root={folder}/" for name in loaders]
+    annotations = folder / "annotations/val.json"
+    options += [f"{name}.ann_file={annotations}" for name in ("val_evaluator", "test_evaluator")]
+    return [*options, *(f"{name}.num_workers=0" for name in loaders),
+            *(f"{name}.persistent_workers=False" for name in loaders)]  # fmt: skip
+
+
+def test_list_names_the_package(run, tmp_path):
+    assert re.search(r"^dcnv4[-_]mm +\d", run(MIM, "list", cwd=tmp_path), re.MULTILINE)
+
+
+def test_search_finds_every_model(run, tmp_path):
+    said = run(MIM, "search", "dcnv4_mm", "--valid-config", cwd=tmp_path)
+    assert set(re.findall(r"'([^']+)'", said)) == {model["Name"] for model in models()}
+
+
+def test_search_shows_models_by_name(run, tmp_path):
+    names = [model["Name"] for model in models()]
+    said = run(MIM, "search", "dcnv4_mm", "--config", *names, cwd=tmp_path)
+    assert re.findall(r"config id: (\S+)", said) == names
+
+
+def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
+    names = [model["Name"] for model in models()]
+    run(sys.executable, "-c", DOWNLOAD, tmp_path, *names, cwd=tmp_path)
+    for model in models():
+        flat = (tmp_path / f"{model['Name']}.py").read_text()
+        assert "_base_" not in flat
+        assert "dcnv4_mm.FlashInternImage" in flat
+    weights = [model["Weights"] for model in models() if "Original Config" in model["Metadata"]]
+    assert weights
+    assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
+
+
+def test_train_then_test_by_config_name(run, tmp_path, data_root):
+    options = ["--cfg-options", *data_options(data_root)]
+    train = ["train", "dcnv4_mm", QUICKSTART, "--gpus", "0", "--work-dir", tmp_path / "work"]
+    said = run(MIM, *train, *options, "train_cfg.max_epochs=1", cwd=tmp_path)
+    assert "Training finished successfully" in said
+    checkpoint = tmp_path / "work/epoch_1.pth"
+
+    test = ["test", "dcnv4_mm", QUICKSTART, "--checkpoint", checkpoint, "--gpus", "0"]
+    said = run(MIM, *test, "--work-dir", tmp_path / "work", *options, cwd=tmp_path)
+    assert "coco/segm_mAP" in said
+    assert "Testing finished successfully" in said
+
+
+def test_train_with_two_processes(run, tmp_path, data_root):
+    train = ["train", "dcnv4_mm", QUICKSTART, "--launcher", "pytorch", "--gpus", "2"]
+    options = [*data_options(data_root), "train_cfg.max_epochs=1", "train_cfg.val_interval=5"]
+    work = ["--work-dir", tmp_path / "work", "--cfg-options", *options]
+    said = run(MIM, *train, *work, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert "Training finished successfully" in said
+    saved = torch.load(tmp_path / "work/epoch_1.pth", weights_only=False)
+    # 8 pictures, less those without objects, in batches of 4 on each of 2 ranks.
+    assert saved["meta"]["iter"] == 1
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())

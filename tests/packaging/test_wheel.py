@@ -1,0 +1,136 @@
+"""What the distributions hold, and that they work where little else is installed."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.mim
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = "dcnv4_mm/lib/libdcnv4_mm_cpu.so"
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+
+TORCH_ALONE = """
+import sys, torch
+from dcnv4_mm.ops.functional import backend_info, dcnv4
+from dcnv4_mm.layers import DCNv4
+from dcnv4_mm.backbones import FlashInternImage
+
+value = torch.randn(2, 6, 5, 32, requires_grad=True)
+offset_mask = torch.randn(2, 6, 5, 56, requires_grad=True)
+dcnv4(value, offset_mask, groups=2).sum().backward()
+assert value.grad.abs().sum() > 0 and offset_mask.grad.abs().sum() > 0
+assert DCNv4(32, groups=2)(value.reshape(2, 30, 32), shape=(6, 5)).shape == (2, 30, 32)
+maps = FlashInternImage("nano")(torch.randn(1, 3, 64, 64))
+assert [m.shape[-1] for m in maps] == [16, 8, 4, 2]
+assert not {"mmengine", "mmcv", "numpy"} & set(sys.modules)
+print("SERVED BY", backend_info()["dcnv4"]["cpu"])
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+print("CPU KERNEL", has_kernel("dcnv4_mm::dcnv4_forward", "CPU"))
+"""
+
+
+def names_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_wheel_serves_every_python_of_one_platform(wheel):
+    assert re.fullmatch(r"dcnv4_mm-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
+    assert LIBRARY in names_in(wheel)
+
+
+def test_wheel_holds_the_package_and_what_mim_looks_for(wheel):
+    names = {name for name in names_in(wheel) if ".dist-info/" not in name} - {LIBRARY}
+    python = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("dcnv4_mm/**/*.py")}
+    for_mim = [ROOT / "model-index.yml", ROOT / "dataset-index.yml"]
+    for_mim += [p for folder in ("configs", "tools") for p in ROOT.glob(f"{folder}/**/*")]
+    mim = {
+        f"dcnv4_mm/.mim/{path.relative_to(ROOT).as_posix()}"
+        for path in for_mim
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == python | mim
+    # mim looks for the scripts here too, and in another order for training than for testing.
+    assert not (ROOT / "dcnv4_mm" / "tools").exists()
+
+
+def test_names_let_mim_find_the_package(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        info = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
+        assert archive.read(f"{info}/top_level.txt").decode().split() == ["dcnv4_mm"]
+        metadata = archive.read(f"{info}/METADATA").decode()
+        assert f"{info}/entry_points.txt" not in archive.namelist()
+    assert "\nName: dcnv4_mm\n" in metadata
+    assert "\nRequires-Dist: torch>=2.10\n" in metadata
+    assert not re.search(r"Requires-Dist: mm\w+(?!.*extra)", metadata)
+
+
+def test_file_names_of_configs_are_unique_in_the_package(wheel):
+    files = [name.rsplit("/", 1)[-1] for name in names_in(wheel)]
+    configs = [p.name for p in ROOT.glob("configs/**/*.py") if "_base_" not in p.parts]
+    assert configs
+    assert [name for name in configs if files.count(name) > 1] == []
+
+
+def test_library_needs_only_the_stable_interface_of_torch(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.extract(LIBRARY, tmp_path)
+    undefined = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)
+    system = r"\w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+"
+    weak = "_ITM_deregisterTMCloneTable|_ITM_registerTMCloneTable|__gmon_start__"
+    allowed = re.compile(rf"aoti_torch_\w+|torch_\w+|{system}|{weak}")
+    symbols = [line.split()[-1] for line in undefined.splitlines()]
+    assert [symbol for symbol in symbols if not allowed.fullmatch(symbol)] == []
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+    dynamic = subprocess.check_output(["readelf", "-d", library], text=True)
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+
+
+def test_wheel_works_with_torch_alone(wheel, make_environment, run, tmp_path):
+    python = make_environment("torch")
+    run(*PIP, f"--python={python}", "install", "--no-deps", wheel, cwd=tmp_path)
+    said = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
+    assert re.search("SERVED BY compiled.*\nCPU KERNEL True", said)
+
+
+def test_without_torch_a_pure_wheel_is_built_and_says_so(pure_wheel, wheel):
+    path, said = pure_wheel
+    assert path.name.endswith("-py3-none-any.whl")
+    assert names_in(path) == names_in(wheel) - {LIBRARY}
+    lines = [line for line in said.splitlines() if "pure-Python build" in line]
+    assert len(lines) == 1
+    assert "torch is not importable" in lines[0]
+
+
+def test_pure_wheel_works_with_torch_alone(pure_wheel, make_environment, run, tmp_path):
+    python = make_environment("torch")
+    run(*PIP, f"--python={python}", "install", "--no-deps", pure_wheel[0], cwd=tmp_path)
+    said = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
+    assert "SERVED BY reference" in said
+    assert "not part of this installation" in said
+
+
+def test_absent_kernels_can_be_an_error(sdist, make_environment, run, tmp_path):
+    python = make_environment("setuptools")
+    said = run(
+        *(*PIP, f"--python={python}", "wheel", "--no-deps", "--no-build-isolation", sdist),
+        cwd=tmp_path,
+        expect=1,
+        DCNV4_MM_REQUIRE_EXT="1",
+    )
+    assert "DCNV4_MM_REQUIRE_EXT=1 is set, but the kernels cannot be built: torch is not" in said
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_failing_compiler_is_an_error_that_names_the_way_out(sdist, run, tmp_path):
+    wheel_command = (*PIP, "wheel", "--no-deps", "--no-build-isolation", sdist)
+    said = run(*wheel_command, cwd=tmp_path, expect=1, CXX="/no/such/compiler")
+    assert "set DCNV4_MM_NO_EXT=1 to install without kernels" in said
+    run(*wheel_command, cwd=tmp_path, CXX="/no/such/compiler", DCNV4_MM_NO_EXT="1")
+    assert list(tmp_path.glob("*-py3-none-any.whl"))

@@ -1,0 +1,44 @@
+"""What may import what: the rings of the architecture, in a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+RING_1 = ["dcnv4_mm", "dcnv4_mm.ops.functional", "dcnv4_mm.layers", "dcnv4_mm.backbones"]
+RING_1 += ["dcnv4_mm.checkpoints", "dcnv4_mm.env"]
+
+# Imports of any OpenMMLab library fail, as where none is installed.
+BLOCK_HOSTS = """
+import sys
+class NoHosts:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "mmdet3d"}:
+            raise ModuleNotFoundError(f"blocked: {name}")
+sys.meta_path.insert(0, NoHosts())
+"""
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", RING_1)
+def test_ring_1_needs_torch_alone(module):
+    result = run(f"{BLOCK_HOSTS}\nimport {module}, torch\nassert not torch.cuda.is_initialized()")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_block_works():
+    result = run(f"{BLOCK_HOSTS}\nimport dcnv4_mm.registry")
+    assert "blocked: mmengine" in result.stderr
+
+
+def test_the_package_itself_imports_nothing_heavy():
+    result = run("import dcnv4_mm, sys; assert 'torch' not in sys.modules")
+    assert result.returncode == 0, result.stderr
+
+
+def test_hosts_are_imported_only_when_a_class_is_looked_up():
+    result = run("import dcnv4_mm.registry, sys; assert 'mmdet' not in sys.modules")
+    assert result.returncode == 0, result.stderr

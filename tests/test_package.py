@@ -1,0 +1,25 @@
+"""Every module of the package: its public names exist, its examples are true."""
+
+import doctest
+import pkgutil
+from importlib import import_module
+
+import pytest
+import torch
+
+import dcnv4_mm
+
+MODULES = [module.name for module in pkgutil.walk_packages(dcnv4_mm.__path__, "dcnv4_mm.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_exist(name):
+    module = import_module(name)
+    assert [n for n in getattr(module, "__all__", ()) if not hasattr(module, n)] == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    # Examples take `import torch` for granted.
+    failed, _ = doctest.testmod(import_module(name), extraglobs={"torch": torch})
+    assert failed == 0
