@@ -62,3 +62,29 @@ def make_inputs(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]
     offset_mask = pack(offsets, normal(case.groups, 9))
     value, grad = (normal(case.groups * case.channels) for _ in range(2))
     return value.to(dtype), offset_mask.to(dtype), grad.to(dtype)
+
+
+def parse_case(text: str) -> Case:
+    """Reads "batch x height x width x groups x channels", without the spaces."""
+    names = ("batch", "height", "width", "groups", "channels")
+    return Case(**dict(zip(names, map(int, text.split("x")), strict=True)))
+
+
+def _cases(shapes: str, channels: int) -> tuple[Case, ...]:
+    return tuple(parse_case(f"{shape}x{channels}") for shape in shapes.split())
+
+
+# The shapes of the paper's tables of operators, as FlashInternImage has them (D = 16) and wider.
+PAPER_CASES = _cases(
+    "64x56x56x8 64x28x28x16 64x14x14x32 64x7x7x64 64x14x14x48 "
+    "1x200x320x8 1x100x160x16 1x50x80x32 1x25x40x64 1x64x64x48",
+    channels=16,
+)
+WIDE_CASES = _cases("64x56x56x4 64x14x14x16 1x200x320x4", channels=32) + _cases(
+    "64x56x56x2 64x28x28x4 64x14x14x8 64x7x7x16 1x200x320x2", channels=64
+)
+# Stages of FlashInternImage-T, -B and -L outside the original's tables, odd sizes among them.
+STAGE_CASES = _cases(
+    "16x128x128x4 2x200x336x4 2x100x168x8 2x50x84x16 2x25x42x32 16x56x56x7 16x7x7x56 16x7x7x80",
+    channels=16,
+)

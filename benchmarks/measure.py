@@ -108,21 +108,29 @@ def device_name() -> str:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(RESULTS.parent), *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # a machine without git
+        return ""
     return run.stdout.strip()
+
+
+def commit() -> str:
+    """The commit that is measured, marked if the kernels differ from it."""
+    changed = "+changes" if _git("status", "--porcelain", "csrc", "dcnv4_mm") else ""
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + changed
 
 
 class Record:
     """Rows of a table that is printed as it grows, and saved at the end."""
 
     def __init__(self, kernels: str):
-        changed = "+changes" if _git("status", "--porcelain", "csrc", "dcnv4_mm") else ""
         self.rows: list[dict[str, object]] = []
         self.common = {
             "device": device_name(),
             "kernels": kernels,
             "torch": torch.__version__,
-            "commit": (_git("rev-parse", "--short", "HEAD") or "unknown") + changed,
+            "commit": commit(),
             "date": datetime.date.today().isoformat(),
         }
         print(", ".join(f"{name} {value}" for name, value in self.common.items()), flush=True)

@@ -1,0 +1,374 @@
+"""Measures the CUDA kernels: kernel time, eager time, share of what the device can do, peers.
+
+    python benchmarks/gpu.py bench      # our kernels: every shape, dtype, mode and direction
+    python benchmarks/gpu.py peers      # ours and what could stand in their place, by turns
+    python benchmarks/gpu.py modules    # the paper's tables of whole layers
+
+A row is written as soon as it is measured; a run that was cut short goes on where it stopped.
+``--device cpu`` is a dry run: the same rows from few calls of the CPU kernels, worth nothing.
+"""
+
+import argparse
+import csv
+import datetime
+import re
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gpu_figures
+import torch
+from cases import PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs, parse_case
+from gpu_modules import MODULES, PAPER_TABLE, make_module
+from gpu_peers import OURS, PEERS, Contender
+from gpu_timing import (
+    Timer,
+    buffer_sets,
+    ceilings,
+    eager_microseconds,
+    interleave,
+    spread_percent,
+)
+from measure import RESULTS, commit, device_name
+from torch import Tensor
+
+from dcnv4_mm.ops.dcnv4.reference import dcnv4_forward_reference
+from dcnv4_mm.ops.functional import backend_info
+
+DTYPES = ("float16", "bfloat16", "float32")
+FIELDS = (
+    *("stage", "case", "measured", "dtype", "contender", "microseconds", "spread_percent"),
+    *("warm_microseconds", "eager_microseconds", "host_microseconds"),
+    *("floor_microseconds", "share_of_floor", "gigabytes_per_second"),
+    *("relative_error", "paper_microseconds"),
+    *("device", "driver", "torch", "cuda", "commit", "date"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How thoroughly to measure."""
+
+    device: torch.device
+    repeats: int
+    eager_calls: int
+
+
+class Table:
+    """The rows of one stage; those that are in its file already are not measured again."""
+
+    def __init__(self, stage: str, folder: Path, device: torch.device, commit: str):
+        self.common = {"device": device_name(), "driver": "", "torch": torch.__version__}
+        if device.type == "cuda":
+            self.common["device"] = torch.cuda.get_device_name(device)
+            self.common["driver"] = _driver()
+        self.common |= {"cuda": torch.version.cuda or "", "commit": commit}
+        self.stage = stage
+        name = re.sub(r"[^a-z0-9]+", "-", self.common["device"].lower()).strip("-")
+        self.path = folder / f"{name}_gpu-{stage}.csv"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = _read(self.path)
+        # Figures of other code or another machine do not belong into one table.
+        self.rows = [r for r in rows if all(r[k] == v for k, v in self.common.items())]
+        self.done = {tuple(r[k] for k in FIELDS[:5]) for r in self.rows}
+        with open(self.path, "w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        print(", ".join(f"{k} {v}" for k, v in self.common.items() if v), flush=True)
+
+    def has(self, case: str, measured: str, dtype: str, contender: str) -> bool:
+        return (self.stage, case, measured, dtype, contender) in self.done
+
+    def add(self, **values: object) -> None:
+        row = {key: _text(values.get(key, "")) for key in FIELDS} | self.common
+        row |= {"stage": self.stage, "date": datetime.date.today().isoformat()}
+        self.rows.append(row)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
+        share = f"{row['share_of_floor']:>5} of floor" if row["share_of_floor"] else ""
+        print(
+            f"{row['case']:22} {row['measured']:9} {row['dtype']:9} {row['contender']:30}"
+            f"{row['microseconds']:>10} us {share}",
+            flush=True,
+        )
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+
+
+def floor_microseconds(case: Case, itemsize: int, backward: bool, limits: dict) -> float | None:
+    """The least time that the device's memory and its L1 allow; None where it was not measured.
+
+    Memory: every tensor once. L1: four corners of nine points for every number of the output.
+    """
+    if not limits:
+        return None
+    pixels_groups = case.batch * case.height * case.width * case.groups
+    through_memory = (3 * case.channels + 54) if backward else (2 * case.channels + 27)
+    through_l1 = 36 * case.channels
+    seconds = max(
+        through_memory / limits["copy"],
+        through_l1 / max(v for k, v in limits.items() if k.startswith("gather")),
+    )
+    return 1e-3 * pixels_groups * itemsize * seconds
+
+
+def memory_bytes(case: Case, itemsize: int, backward: bool) -> int:
+    pixels_groups = case.batch * case.height * case.width * case.groups
+    per_pixel = (3 * case.channels + 54) if backward else (2 * case.channels + 27)
+    return pixels_groups * itemsize * per_pixel
+
+
+def relative_error(output: Tensor, case: Case, value: Tensor, offset_mask: Tensor) -> float:
+    """Distance from the float64 reference, relative to its norm; a few images at a time."""
+    settings = ([3, 3], [1, 1], [1, 1], [1, 1], case.groups, 1.0, False, False)
+    wrong = norm = 0.0
+    for part in range(0, case.batch, 4):
+        some = slice(part, part + 4)
+        arguments = (value[some].double(), offset_mask[some].double())
+        expected = dcnv4_forward_reference(*arguments, *settings)
+        wrong += (output[some].double() - expected).square().sum().item()
+        norm += expected.square().sum().item()
+    return (wrong / norm) ** 0.5
+
+
+def draw(case: Case, dtype: str, settings: Settings) -> tuple[Tensor, ...]:
+    return tuple(t.to(settings.device) for t in make_inputs(case, getattr(torch, dtype)))
+
+
+def forward_calls(contender: Contender, sets: int) -> list[Callable[[], object]]:
+    """The forward on several copies of the inputs; what is put out is dropped."""
+
+    def call(inputs: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            contender.function(*inputs)
+
+    copies = [tuple(t.clone() for t in contender.inputs) for _ in range(sets)]
+    return [lambda inputs=inputs: call(inputs) for inputs in copies]
+
+
+def backward_calls(contender: Contender, sets: int) -> list[Callable[[], object]]:
+    """The backward alone, of forwards that were computed before."""
+
+    def prepare() -> Callable[[], object]:
+        leaves = [t.clone().requires_grad_() for t in contender.inputs]
+        output = contender.function(*leaves)
+        gradient = torch.randn_like(output)
+        return lambda: torch.autograd.grad(output, leaves, gradient, retain_graph=True)
+
+    return [prepare() for _ in range(sets)]
+
+
+def raw_backward_calls(
+    case: Case, inputs: tuple[Tensor, ...], sets: int, *, deterministic: bool
+) -> list[Callable[[], object]]:
+    """Our backward operator without autograd around it."""
+    geometry = ([3, 3], [1, 1], [1, 1], [1, 1], case.groups, 1.0, False, False)
+
+    def call(value: Tensor, offset_mask: Tensor, gradient: Tensor) -> None:
+        torch.ops.dcnv4_mm.dcnv4_backward(
+            gradient, value, offset_mask, *geometry, deterministic, True, True
+        )
+
+    copies = [tuple(t.clone() for t in inputs) for _ in range(sets)]
+    return [lambda tensors=tensors: call(*tensors) for tensors in copies]
+
+
+def bench(table: Table, cases: list[Case], settings: Settings) -> None:
+    """Our kernels in every mode."""
+    limits = ceilings()
+    for case in cases:
+        for dtype in DTYPES:
+            inputs = draw(case, dtype, settings)
+            itemsize = inputs[0].element_size()
+            for measured, contender, calls in _modes(case, dtype, inputs, settings):
+                if table.has(str(case), measured, dtype, contender):
+                    continue
+                backward = measured == "backward"
+                timers = {"cold": Timer(calls), "warm": Timer(calls[:1])}
+                times = interleave(timers, settings.repeats)
+                eager, host = eager_microseconds(calls[0], settings.eager_calls)
+                microseconds = statistics.median(times["cold"])
+                floor = floor_microseconds(case, itemsize, backward, limits)
+                error: float | str = ""
+                if not backward:
+                    function = PEERS[contender](case, *inputs[:2]).function
+                    error = relative_error(function(*inputs[:2]), case, *inputs[:2])
+                table.add(
+                    case=case,
+                    measured=measured,
+                    dtype=dtype,
+                    contender=contender,
+                    microseconds=microseconds,
+                    spread_percent=spread_percent(times["cold"]),
+                    warm_microseconds=statistics.median(times["warm"]),
+                    eager_microseconds=eager,
+                    host_microseconds=host,
+                    floor_microseconds=floor or "",
+                    share_of_floor=floor / microseconds if floor else "",
+                    gigabytes_per_second=1e-3
+                    * memory_bytes(case, itemsize, backward)
+                    / microseconds,
+                    relative_error=error,
+                )
+
+
+def _modes(
+    case: Case, dtype: str, inputs: tuple[Tensor, ...], settings: Settings
+) -> Iterator[tuple[str, str, list[Callable[[], object]]]]:
+    sets = buffer_sets(memory_bytes(case, inputs[0].element_size(), False), settings.device)
+    for name in (OURS, f"{OURS}, fast"):
+        if name == OURS or dtype == "float16":
+            yield "forward", name, forward_calls(PEERS[name](case, *inputs[:2]), sets)
+    for name, deterministic in ((OURS, False), (f"{OURS}, deterministic", True)):
+        yield "backward", name, raw_backward_calls(case, inputs, sets, deterministic=deterministic)
+
+
+def peers(table: Table, cases: list[Case], settings: Settings) -> None:
+    """Ours and all others by turns, so that each sees the same state of the device."""
+    for case in cases:
+        for dtype in DTYPES:
+            inputs = draw(case, dtype, settings)
+            for measured, make in (("forward", forward_calls), ("backward", backward_calls)):
+                if table.has(str(case), measured, dtype, OURS):
+                    continue
+                _measure_peers(table, case, dtype, inputs, measured, make, settings)
+
+
+def _measure_peers(
+    table: Table,
+    case: Case,
+    dtype: str,
+    inputs: tuple[Tensor, ...],
+    measured: str,
+    make: Callable[[Contender, int], list[Callable[[], object]]],
+    settings: Settings,
+) -> None:
+    sets = buffer_sets(memory_bytes(case, inputs[0].element_size(), False), settings.device)
+    timers: dict[str, Timer] = {}
+    eager: dict[str, tuple[float, float]] = {}
+    errors: dict[str, float] = {}
+    for name, build in PEERS.items():
+        try:
+            contender = build(case, *inputs[:2])
+            calls = make(contender, sets)
+            timers[name] = Timer(calls)
+            eager[name] = eager_microseconds(calls[0], settings.eager_calls)
+            if contender.same:
+                with torch.no_grad():
+                    output = contender.function(*contender.inputs)
+                errors[name] = relative_error(output.view_as(inputs[2]), case, *inputs[:2])
+        # A peer may fail in any way of its own; that is a line of the table, not our end.
+        except Exception as error:
+            timers.pop(name, None)
+            if name == OURS:
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"{case!s:22} {measured:9} {dtype:9} {name:30} n/a: {reason}", flush=True)
+    times = interleave(timers, settings.repeats)
+    # Ours last: its row says that the others' are written.
+    for name in sorted(times, key=lambda name: name == OURS):
+        table.add(
+            case=case,
+            measured=measured,
+            dtype=dtype,
+            contender=name,
+            microseconds=statistics.median(times[name]),
+            spread_percent=spread_percent(times[name]),
+            eager_microseconds=eager[name][0],
+            host_microseconds=eager[name][1],
+            relative_error=errors.get(name, ""),
+        )
+
+
+def modules(table: Table, cases: list[Case], settings: Settings) -> None:
+    """Layers with their projections, forward, beside the paper's figures for an A100."""
+    for case in cases:
+        for dtype in ("float32", "float16"):
+            names = [n for n in MODULES if not table.has(str(case), "layer", dtype, n)]
+            timers = {}
+            for name in names:
+                try:
+                    calls = make_module(name, case, getattr(torch, dtype), settings.device)
+                    timers[name] = Timer([calls])
+                except NotImplementedError as error:
+                    print(f"{case!s:22} layer     {dtype:9} {name:30} n/a: {error}", flush=True)
+                except torch.OutOfMemoryError:
+                    print(f"{case!s:22} layer     {dtype:9} {name:30} n/a: out of memory")
+            for name, times in interleave(timers, settings.repeats).items():
+                paper = PAPER_TABLE.get(name, {}).get(str(case), {}).get(dtype)
+                table.add(
+                    case=case,
+                    measured="layer",
+                    dtype=dtype,
+                    contender=name,
+                    microseconds=statistics.median(times),
+                    spread_percent=spread_percent(times),
+                    paper_microseconds=1e3 * paper if paper else "",
+                )
+
+
+def case_argument(text: str) -> Case:
+    try:
+        return parse_case(text)
+    except ValueError:
+        wanted = "batch, height, width, groups and channels of a group, as in 1x56x56x8x16"
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+
+
+STAGES = {
+    "bench": (bench, [*PAPER_CASES, *WIDE_CASES, *STAGE_CASES]),
+    "peers": (peers, [*PAPER_CASES, *WIDE_CASES]),
+    "modules": (modules, list(PAPER_CASES)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--cases", nargs="+", type=case_argument, metavar="NxHxWxGxD", help="these shapes instead"
+    )
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--eager-calls", type=int, default=200)
+    parser.add_argument("--out", type=Path, help="folder for CSV and plot")
+    parser.add_argument("--commit", default=commit(), help="what is measured, where git is not")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        serving = backend_info()["dcnv4"]["cuda"]
+        if not torch.cuda.is_available():
+            parser.error("no CUDA device is visible; --device cpu does a dry run")
+        if not serving.startswith("compiled"):
+            parser.error(f"the CUDA kernels are not in use ({serving})")
+    function, cases = STAGES[arguments.stage]
+    cases = arguments.cases or cases
+    device = torch.device(arguments.device)
+    dry_run = Path("work_dirs", "gpu-dry-run")
+    folder = arguments.out or (RESULTS if device.type == "cuda" else dry_run)
+    table = Table(arguments.stage, folder, device, arguments.commit)
+    function(table, cases, Settings(device, arguments.repeats, arguments.eager_calls))
+    picture = gpu_figures.plot(table.rows, table.path.with_suffix(".png"))
+    print(f"saved {table.path} and {picture}")
+
+
+if __name__ == "__main__":
+    main()
