@@ -24,7 +24,7 @@ model = dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
         rcnn=dict(sampler=dict(num=64)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
+    test_cfg=dict(rpn=dict(max_per_img=300)),
 )
 
 # The pictures stay as they are; Resize only notes the scale for the evaluation.
