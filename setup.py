@@ -78,6 +78,11 @@ class BuildLibraries(build_ext):
         # Loaded by path, not imported: no tag of one Python version in the name.
         return fullname.replace(".", os.sep) + ".so"
 
+    def copy_extensions_to_source(self) -> None:
+        # git keeps no empty folder to copy to.
+        Path("dcnv4_mm", "lib").mkdir(exist_ok=True)
+        super().copy_extensions_to_source()
+
     def build_extension(self, ext: Extension) -> None:
         compiler = os.environ.get("CXX", "g++")
         common = [compiler, *CXX_FLAGS, "-Icsrc", f"-I{torch_folder() / 'include'}"]
