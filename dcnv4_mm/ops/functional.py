@@ -4,8 +4,9 @@ import torch
 
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.dcnv4.functional import dcnv4
+from dcnv4_mm.ops.flash_deform_attn.functional import flash_deform_attn, ms_deform_attn
 
-__all__ = ["backend_info", "dcnv4"]
+__all__ = ["backend_info", "dcnv4", "flash_deform_attn", "ms_deform_attn"]
 
 
 def backend_info() -> dict[str, dict[str, str]]:
@@ -19,10 +20,18 @@ def backend_info() -> dict[str, dict[str, str]]:
         >>> sorted(backend_info()["dcnv4"])
         ['cpu', 'cuda']
     """
-    serving = {}
-    for device_type in ("cpu", "cuda"):
-        reason = load_library(device_type)
-        serving[device_type] = "compiled" if reason is None else f"reference: {reason}"
-    if serving["cpu"] == "compiled":
-        serving["cpu"] += f" for {torch.ops.dcnv4_mm.cpu_isa()}"
-    return {"dcnv4": serving}
+    return {
+        name: {device_type: _serving(name, device_type) for device_type in ("cpu", "cuda")}
+        for name in ("dcnv4", "flash_deform_attn", "ms_deform_attn")
+    }
+
+
+def _serving(name: str, device_type: str) -> str:
+    reason = load_library(device_type)
+    if reason is None and not torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"dcnv4_mm::{name}_forward", device_type.upper()
+    ):
+        reason = f"there is no kernel for {device_type} yet"
+    if reason is not None:
+        return f"reference: {reason}"
+    return f"compiled for {torch.ops.dcnv4_mm.cpu_isa()}" if device_type == "cpu" else "compiled"

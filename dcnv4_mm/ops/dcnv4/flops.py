@@ -6,18 +6,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from dcnv4_mm.ops._bilinear import FLOPS_PER_SAMPLE
 from dcnv4_mm.ops.dcnv4 import registration  # noqa: F401  (a formula needs its operator)
 from dcnv4_mm.ops.dcnv4.layout import num_points
-
-# A sampling point multiplies and adds four corners: 2 * 4 operations per channel. The few dozen
-# operations of its coordinates, which do not grow with the channels, are not counted.
-_FLOPS_PER_SAMPLE = 8
 
 
 def _sampling_flops(output_shape: torch.Size, arguments: tuple[Any, ...]) -> int:
     """Operations of one pass over all samples; arguments as in the schema, from kernel_size on."""
     kernel_size, remove_center = arguments[0], arguments[6]
-    return _FLOPS_PER_SAMPLE * math.prod(output_shape) * num_points(kernel_size, remove_center)
+    return FLOPS_PER_SAMPLE * math.prod(output_shape) * num_points(kernel_size, remove_center)
 
 
 @register_flop_formula(torch.ops.dcnv4_mm.dcnv4_forward)

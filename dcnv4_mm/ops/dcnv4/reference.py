@@ -4,47 +4,14 @@ Clarity comes first here: one sampling point and one corner at a time.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._bilinear import accumulation_dtype, corners, gather
 from dcnv4_mm.ops.dcnv4.layout import kernel_points, num_points, output_size, unpack
 
 __all__ = ["dcnv4_backward_reference", "dcnv4_forward_reference"]
-
-
-class _Corner(NamedTuple):
-    """One of the four pixels around a sampling point; every field is (N, H_out * W_out, G)."""
-
-    pixel: Tensor  # int64 index in the flattened image
-    valid: Tensor  # bool: the point counts and the pixel is in the image
-    weight: Tensor  # bilinear weight, and its derivatives by the point's row and column
-    weight_dy: Tensor
-    weight_dx: Tensor
-
-
-def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[_Corner]:
-    """Yields the four corners of sampling points at row ``y`` and column ``x``, in pixels."""
-    # The border test is strict, and false for NaN: a point exactly at -1 has no derivative.
-    counts = (y > -1) & (x > -1) & (y < height) & (x < width)
-    y, x = torch.where(counts, y, 0.0), torch.where(counts, x, 0.0)
-    top, left = y.floor(), x.floor()
-    fraction_y, fraction_x = y - top, x - left
-    for corner_y in (0, 1):
-        for corner_x in (0, 1):
-            row, column = top + corner_y, left + corner_x
-            valid = counts & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            weight_y = fraction_y if corner_y else 1 - fraction_y
-            weight_x = fraction_x if corner_x else 1 - fraction_x
-            yield _Corner(
-                pixel=pixel.long(),
-                valid=valid,
-                weight=weight_y * weight_x,
-                weight_dy=weight_x if corner_y else -weight_x,
-                weight_dx=weight_y if corner_x else -weight_y,
-            )
 
 
 def _sampling_points(
@@ -73,16 +40,6 @@ def _sampling_points(
         y = base_y + (row * dilation[0] - center_y + offset_y) * offset_scale
         x = base_x + (column * dilation[1] - center_x + offset_x) * offset_scale
         yield y.flatten(1, 2), x.flatten(1, 2), masks[..., k].flatten(1, 2)
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _gather(pixels: Tensor, corner: _Corner) -> Tensor:
-    """Reads one corner of every point from pixels [N, H * W, G, D]; 0 outside the image."""
-    index = corner.pixel.unsqueeze(-1).expand(*corner.pixel.shape, pixels.shape[-1])
-    return torch.where(corner.valid.unsqueeze(-1), pixels.gather(1, index), 0.0)
 
 
 def dcnv4_forward_reference(
@@ -118,7 +75,7 @@ def dcnv4_forward_reference(
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, equation (1) without softmax.
     """
     batch, height, width, channels = value.shape
-    dtype = _accumulation_dtype(value.dtype)
+    dtype = accumulation_dtype(value.dtype)
     pixels = value.to(dtype).reshape(batch, height * width, groups, channels // groups)
     size = output_size((height, width), kernel_size, stride, padding, dilation)  # type: ignore[arg-type]
     output = pixels.new_zeros(batch, size[0] * size[1], groups, channels // groups)
@@ -132,9 +89,9 @@ def dcnv4_forward_reference(
         offset_scale,
         remove_center,
     ):
-        for corner in _corners(y, x, height, width):
+        for corner in corners(y, x, height, width):
             weight = torch.where(corner.valid, corner.weight * mask, 0.0)
-            output = output + weight.unsqueeze(-1) * _gather(pixels, corner)
+            output = output + weight.unsqueeze(-1) * gather(pixels, corner)
     return output.reshape(batch, *size, channels).to(value.dtype)
 
 
@@ -179,7 +136,7 @@ def dcnv4_backward_reference(
         wanted is an empty tensor of shape (0,).
     """
     batch, height, width, channels = value.shape
-    dtype = _accumulation_dtype(value.dtype)
+    dtype = accumulation_dtype(value.dtype)
     pixels = value.to(dtype).reshape(batch, height * width, groups, channels // groups)
     grad = grad_output.to(dtype).flatten(1, 2).unflatten(-1, (groups, channels // groups))
     grad_pixels = torch.zeros_like(pixels)
@@ -195,14 +152,14 @@ def dcnv4_backward_reference(
         remove_center,
     ):
         grad_y, grad_x, grad_mask = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
-        for corner in _corners(y, x, height, width):
+        for corner in corners(y, x, height, width):
             if need_value_grad:
                 weight = torch.where(corner.valid, corner.weight * mask, 0.0).unsqueeze(-1)
                 index = corner.pixel.unsqueeze(-1).expand_as(grad)
                 grad_pixels = grad_pixels.scatter_add(1, index, weight * grad)
             if need_offset_mask_grad:
                 # [N, H_out * W_out, G]: how much the output's loss asks for this pixel.
-                dot = (_gather(pixels, corner) * grad).sum(-1)
+                dot = (gather(pixels, corner) * grad).sum(-1)
                 masked = torch.where(corner.valid, mask * dot * offset_scale, 0.0)
                 grad_y = grad_y + masked * corner.weight_dy
                 grad_x = grad_x + masked * corner.weight_dx

@@ -1,0 +1,229 @@
+"""The public attention functions: checks, autocast and differentiation around the raw operators."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dcnv4_mm.ops._extension import load_library
+from dcnv4_mm.ops.flash_deform_attn import flops, registration  # noqa: F401  (define the operators)
+from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
+
+__all__ = ["flash_deform_attn", "ms_deform_attn"]
+
+for _device_type in ("cpu", "cuda"):
+    load_library(_device_type)
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class _AttentionFunction(torch.autograd.Function):
+    """Connects a raw forward and its backward; entered only when a gradient is needed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(value, *points)
+        ctx.name = name
+        ctx.geometry = geometry
+        return getattr(torch.ops.dcnv4_mm, f"{name}_forward")(value, *points, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[2:]
+        gradients = getattr(torch.ops.dcnv4_mm, f"{ctx.name}_backward")(
+            grad_output,
+            *ctx.saved_tensors,
+            *ctx.geometry,
+            torch.are_deterministic_algorithms_enabled(),
+            needs[0],
+            any(needs[1:]),
+        )
+        needed = (grad if need else None for grad, need in zip(gradients, needs, strict=True))
+        return None, None, *needed
+
+
+def flash_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+    locations_logits: Tensor,
+    *,
+    num_points: int,
+) -> Tensor:
+    """Multi-scale deformable attention that makes the attention weights itself, by a softmax.
+
+    Every head of a query samples ``num_points`` places on each level and sums what it finds,
+    weighted by the softmax of the logits over all places of all levels. A point on or beyond half
+    a pixel outside its level contributes nothing and has no location gradient, neither has one
+    whose location is not finite; it keeps its share of the softmax.
+
+    All four floating-point types work, on every device; softmax and sums are float32 (float64
+    for float64). Under autocast ``value`` is cast to the autocast type, float32 locations and
+    logits stay as they are.
+
+    Args:
+        value: (N, S, G, D) float64, float32, float16 or bfloat16, any strides: the pixels of all
+            L levels one after the other, S = sum(H_l * W_l), for G heads of D channels.
+        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor. A tensor on a GPU is
+            read once per call, which waits for the device; pairs of ints avoid that.
+        locations_logits: (N, Q, G, 3 * L * P) in the dtype of ``value``, or float32 beside a
+            16-bit ``value``; the layout is that of
+            :mod:`dcnv4_mm.ops.flash_deform_attn.layout`. Locations are in units of the level,
+            0 to 1 from edge to edge.
+        num_points: Number of points per level P.
+
+    Returns:
+        (N, Q, G * D), contiguous, in the dtype of ``value`` (under autocast, the autocast type).
+
+    Raises:
+        TypeError: A dtype is not supported or does not fit the other.
+        ValueError: A shape, a device or an argument does not fit; the message says what does.
+
+    Note:
+        Differentiable once, with respect to both tensors.
+
+    Source:
+        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 3.2. Other than there,
+        any number of levels, points and channels works.
+
+    Example:
+        >>> value = torch.randn(2, 8 * 8 + 4 * 4, 4, 16)
+        >>> locations_logits = torch.rand(2, 100, 4, 3 * 2 * 8)  # 2 levels * 8 points * 3
+        >>> flash_deform_attn(value, [(8, 8), (4, 4)], locations_logits, num_points=8).shape
+        torch.Size([2, 100, 64])
+    """
+    level_sizes = read_spatial_shapes(spatial_shapes)
+    _check_value(value, level_sizes)
+    if num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    numbers = 3 * (len(level_sizes) // 2) * num_points
+    axes = "(N, Q, G, 3 * L * P)"
+    _check_points("locations_logits", locations_logits, axes, value, (numbers,))
+    return _attend("flash_deform_attn", (level_sizes, num_points), value, locations_logits)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention with attention weights that are used as they are.
+
+    The same as :func:`flash_deform_attn` but for the weights, which need not sum to one.
+
+    Args:
+        value: (N, S, G, D) float64, float32, float16 or bfloat16, any strides: the pixels of all
+            L levels one after the other, S = sum(H_l * W_l), for G heads of D channels.
+        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor. A tensor on a GPU is
+            read once per call, which waits for the device; pairs of ints avoid that.
+        sampling_locations: (N, Q, G, L, P, 2) in the dtype of ``value``, or float32 beside a
+            16-bit ``value``: places (x, y) in units of the level, 0 to 1 from edge to edge.
+        attention_weights: (N, Q, G, L, P), likewise. If one of the two is float32, both are used
+            as float32.
+
+    Returns:
+        (N, Q, G * D), contiguous, in the dtype of ``value`` (under autocast, the autocast type).
+
+    Raises:
+        TypeError: A dtype is not supported or does not fit the others.
+        ValueError: A shape or a device does not fit; the message says what does.
+
+    Note:
+        Differentiable once, with respect to all three tensors.
+
+    Source:
+        Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection",
+        ICLR 2021, equation (3) without the projections.
+
+    Example:
+        >>> value = torch.randn(2, 8 * 8 + 4 * 4, 4, 16)
+        >>> locations = torch.rand(2, 100, 4, 2, 8, 2)
+        >>> weights = torch.rand(2, 100, 4, 2, 8)
+        >>> ms_deform_attn(value, [(8, 8), (4, 4)], locations, weights).shape
+        torch.Size([2, 100, 64])
+    """
+    level_sizes = read_spatial_shapes(spatial_shapes)
+    _check_value(value, level_sizes)
+    levels = len(level_sizes) // 2
+    points = sampling_locations.shape[4] if sampling_locations.dim() == 6 else 0
+    axes = "(N, Q, G, L, P, 2)"
+    _check_points("sampling_locations", sampling_locations, axes, value, (levels, points, 2))
+    axes = "(N, Q, G, L, P)"
+    _check_points("attention_weights", attention_weights, axes, value, (levels, points))
+    if points < 1:
+        raise ValueError("sampling_locations must have at least one point per level, got none")
+    if sampling_locations.shape[1] != attention_weights.shape[1]:
+        raise ValueError(
+            "sampling_locations and attention_weights must have the same number of queries, got "
+            f"{sampling_locations.shape[1]} and {attention_weights.shape[1]}"
+        )
+    return _attend("ms_deform_attn", (level_sizes,), value, sampling_locations, attention_weights)
+
+
+def _attend(name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor) -> Tensor:
+    """Brings the tensors to dtypes that the raw operator takes, and calls it."""
+    autocast = torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64
+    if autocast:
+        value = value.to(torch.get_autocast_dtype(value.device.type))
+    accepted = {value.dtype}
+    if value.dtype.itemsize == 2:
+        accepted |= {torch.float32, torch.float16, torch.bfloat16} if autocast else {torch.float32}
+    for tensor in points:
+        if tensor.dtype not in accepted:
+            raise TypeError(
+                "locations and weights must have the dtype of value, or float32 beside a 16-bit "
+                f"value, got {tensor.dtype} beside {value.dtype}: convert one with .to()"
+            )
+    if any(tensor.dtype != value.dtype for tensor in points):
+        points = tuple(tensor.float() for tensor in points)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (value, *points)):
+        return _AttentionFunction.apply(name, geometry, value, *points)
+    return getattr(torch.ops.dcnv4_mm, f"{name}_forward")(value, *points, *geometry)
+
+
+def _check_dtype(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
+
+
+def _check_value(value: Tensor, level_sizes: list[int]) -> None:
+    if value.dim() != 4:
+        raise ValueError(
+            f"value must have four axes (N, S, G, D), got the shape {tuple(value.shape)}"
+        )
+    _check_dtype("value", value)
+    _, pixels, heads, channels = value.shape
+    if heads < 1 or channels < 1:
+        raise ValueError(f"value must have at least one head and channel, got {heads}, {channels}")
+    if pixels != num_pixels(level_sizes):
+        sizes = list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
+        raise ValueError(
+            f"value must have one row for every pixel of the levels {sizes}, "
+            f"{num_pixels(level_sizes)} rows, got {pixels}"
+        )
+
+
+def _check_points(
+    name: str, points: Tensor, axes: str, value: Tensor, per_head: tuple[int, ...]
+) -> None:
+    """Checks a tensor of shape (N, Q, G, *per_head)."""
+    _check_dtype(name, points)
+    if points.dim() != 3 + len(per_head):
+        raise ValueError(f"{name} must have the axes {axes}, got the shape {tuple(points.shape)}")
+    batch, _, heads, _ = value.shape
+    queries = points.shape[1]
+    if tuple(points.shape) != (batch, queries, heads, *per_head):
+        raise ValueError(
+            f"{name} must have the shape {axes} = {(batch, queries, heads, *per_head)}, got "
+            f"{tuple(points.shape)}"
+        )
+    if points.device != value.device:
+        raise ValueError(
+            f"value and {name} must be on one device, got {value.device} and {points.device}: "
+            "move one with .to()"
+        )

@@ -1,0 +1,139 @@
+"""How levels, sampling locations and attention logits lie in their tensors.
+
+The pixels of all levels follow one another in one axis: S = sum(H_l * W_l), in the order of the
+levels. A location is ``(x, y)``, width before height, in units of its level: 0 is the left edge of
+the first pixel, 1 the right edge of the last. In pixels that is ``x * W_l - 0.5``.
+
+Packed, a head of a query has ``3 * L * P`` numbers: first ``L * P`` pairs ``(x, y)``, then
+``L * P`` logits; both run over levels first, point ``p`` of level ``l`` being ``l * P + p``.
+"""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["num_pixels", "pack", "read_spatial_shapes", "sampling_locations", "unpack"]
+
+
+def read_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[int]:
+    """Reads the sizes of all levels as the raw operators take them.
+
+    Args:
+        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor. Reading a tensor on
+            a GPU waits for the device.
+
+    Returns:
+        [H_0, W_0, H_1, W_1, ...].
+
+    Raises:
+        TypeError: There is something else than whole numbers.
+        ValueError: There is no level, a level has no pixel, or a size is not a pair.
+
+    Example:
+        >>> read_spatial_shapes([(4, 6), (2, 3)])
+        [4, 6, 2, 3]
+    """
+    if isinstance(spatial_shapes, Tensor):
+        if spatial_shapes.is_floating_point() or spatial_shapes.dim() != 2:
+            raise TypeError(
+                "spatial_shapes must be (H, W) for every level or an (L, 2) integer tensor, got "
+                f"a tensor of shape {tuple(spatial_shapes.shape)} and type {spatial_shapes.dtype}"
+            )
+        spatial_shapes = spatial_shapes.tolist()
+    sizes = []
+    for shape in spatial_shapes:
+        height, width = _read_pair(shape)
+        if height < 1 or width < 1:
+            raise ValueError(
+                f"every level must have at least one row and column, got {height} x {width} in "
+                "spatial_shapes"
+            )
+        sizes += [height, width]
+    if not sizes:
+        raise ValueError("spatial_shapes must have at least one level, got none")
+    return sizes
+
+
+def _read_pair(shape: Sequence[int]) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(number) for number in shape)
+    except TypeError as error:
+        raise TypeError(
+            f"spatial_shapes must hold a pair of ints (H, W) for every level, got {shape!r}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"spatial_shapes must hold a pair (H, W) for every level, got {shape!r}"
+        ) from error
+    return height, width
+
+
+def num_pixels(level_sizes: list[int]) -> int:
+    """Number of pixels S of all levels [H_0, W_0, H_1, W_1, ...] together."""
+    return sum(
+        height * width for height, width in zip(level_sizes[::2], level_sizes[1::2], strict=True)
+    )
+
+
+def pack(locations: Tensor, logits: Tensor) -> Tensor:
+    """Packs separate locations and logits into one tensor.
+
+    Args:
+        locations: (N, Q, G, L, P, 2), the last axis being (x, y).
+        logits: (N, Q, G, L, P).
+
+    Returns:
+        (N, Q, G, 3 * L * P), in the wider of the two dtypes.
+    """
+    return torch.cat([locations.flatten(-3), logits.flatten(-2)], dim=-1)
+
+
+def unpack(locations_logits: Tensor, levels: int, num_points: int) -> tuple[Tensor, Tensor]:
+    """Splits what :func:`pack` has packed; both results are views.
+
+    Args:
+        locations_logits: (N, Q, G, 3 * L * P).
+        levels: Number of levels L.
+        num_points: Number of points per level P.
+
+    Returns:
+        Locations (N, Q, G, L, P, 2) and logits (N, Q, G, L, P).
+    """
+    points = levels * num_points
+    locations = locations_logits[..., : 2 * points].unflatten(-1, (levels, num_points, 2))
+    logits = locations_logits[..., 2 * points : 3 * points].unflatten(-1, (levels, num_points))
+    return locations, logits
+
+
+def sampling_locations(
+    reference_points: Tensor, offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]] | Tensor
+) -> Tensor:
+    """Adds offsets to the reference points of queries.
+
+    Args:
+        reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (centre x, centre y,
+            width, height). Both in units of the image, 0 to 1.
+        offsets: (N, Q, G, L, P, 2). Around points they are in pixels of the level, around boxes
+            in halves of the box, P of which are half the width or height.
+        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor.
+
+    Returns:
+        (N, Q, G, L, P, 2) locations (x, y).
+
+    Raises:
+        ValueError: The reference points have neither 2 nor 4 numbers.
+    """
+    reference_points = reference_points[:, :, None, :, None]
+    if reference_points.shape[-1] == 2:
+        shapes = torch.as_tensor(spatial_shapes, device=offsets.device)
+        # [L, 1, 2]: width and height of every level.
+        return reference_points + offsets / shapes.flip(-1).unsqueeze(-2)
+    if reference_points.shape[-1] == 4:
+        centers, sizes = reference_points.split(2, dim=-1)
+        return centers + offsets / offsets.shape[-2] * sizes * 0.5
+    raise ValueError(
+        "the last axis of reference_points must have 2 numbers (x, y) or 4 (x, y, width, height), "
+        f"got {reference_points.shape[-1]}"
+    )

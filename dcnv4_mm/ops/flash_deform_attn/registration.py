@@ -1,0 +1,76 @@
+"""Defines the raw attention operators; compiled libraries add faster kernels for their device."""
+
+import torch
+from torch import Tensor
+
+from dcnv4_mm.ops._library import library
+from dcnv4_mm.ops.flash_deform_attn import reference
+
+__all__ = ["SCHEMAS"]
+
+_FLAGS = "bool deterministic, bool need_value_grad, bool need_points_grad"
+_MS_TENSORS = "Tensor value, Tensor locations, Tensor weights, int[] level_sizes"
+_FLASH_TENSORS = "Tensor value, Tensor locations_logits, int[] level_sizes, int num_points"
+
+SCHEMAS = (
+    f"ms_deform_attn_forward({_MS_TENSORS}) -> Tensor",
+    f"ms_deform_attn_backward(Tensor grad_output, {_MS_TENSORS}, {_FLAGS}) "
+    "-> (Tensor, Tensor, Tensor)",
+    f"flash_deform_attn_forward({_FLASH_TENSORS}) -> Tensor",
+    f"flash_deform_attn_backward(Tensor grad_output, {_FLASH_TENSORS}, {_FLAGS}) "
+    "-> (Tensor, Tensor)",
+)
+
+for _schema in SCHEMAS:
+    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _name = _schema.split("(")[0]
+    library.impl(_name, getattr(reference, f"{_name}_reference"), "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("dcnv4_mm::ms_deform_attn_forward", lib=library)
+def _ms_deform_attn_forward_fake(
+    value: Tensor, locations: Tensor, weights: Tensor, level_sizes: list[int]
+) -> Tensor:
+    return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+
+
+@torch.library.register_fake("dcnv4_mm::ms_deform_attn_backward", lib=library)
+def _ms_deform_attn_backward_fake(
+    grad_output: Tensor,
+    value: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    level_sizes: list[int],
+    deterministic: bool,
+    need_value_grad: bool,
+    need_points_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        value.new_empty(value.shape if need_value_grad else (0,)),
+        locations.new_empty(locations.shape if need_points_grad else (0,)),
+        weights.new_empty(weights.shape if need_points_grad else (0,)),
+    )
+
+
+@torch.library.register_fake("dcnv4_mm::flash_deform_attn_forward", lib=library)
+def _flash_deform_attn_forward_fake(
+    value: Tensor, locations_logits: Tensor, level_sizes: list[int], num_points: int
+) -> Tensor:
+    return value.new_empty(*locations_logits.shape[:2], value.shape[2] * value.shape[3])
+
+
+@torch.library.register_fake("dcnv4_mm::flash_deform_attn_backward", lib=library)
+def _flash_deform_attn_backward_fake(
+    grad_output: Tensor,
+    value: Tensor,
+    locations_logits: Tensor,
+    level_sizes: list[int],
+    num_points: int,
+    deterministic: bool,
+    need_value_grad: bool,
+    need_points_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        value.new_empty(value.shape if need_value_grad else (0,)),
+        locations_logits.new_empty(locations_logits.shape if need_points_grad else (0,)),
+    )
