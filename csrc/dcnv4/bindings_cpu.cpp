@@ -5,21 +5,17 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <tuple>
-#include <vector>
 
 #include "common/checks.h"
+#include "common/cpu_bindings.h"
 #include "common/cpu_isa.h"
 #include "dcnv4/cpu.h"
 
 namespace dcnv4_mm::dcnv4 {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-using Ints = std::vector<int64_t>;
 
 const cpu::Kernels& kernels_for(DType dtype) {
   const cpu::KernelTable* table = &cpu::kDefaultKernels;
@@ -28,22 +24,6 @@ const cpu::Kernels& kernels_for(DType dtype) {
   if (cpu_isa() == CpuIsa::kAvx512) table = &cpu::kAvx512Kernels;
 #endif
   return table->kernels[static_cast<int>(dtype)];
-}
-
-DType dtype_of(const Tensor& value) {
-  switch (value.scalar_type()) {
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    default:
-      check(false, "dcnv4: value must be float64, float32, float16 or bfloat16");
-      return DType::kFloat32;
-  }
 }
 
 void read_pair(const char* name, const Ints& pair, int64_t minimum, int64_t* result) {
@@ -96,7 +76,7 @@ Params read_problem(const Tensor& value, const Tensor& offset_mask, const Ints& 
         "dcnv4: value and offset_mask must have one dtype");
 
   Params p{};
-  p.dtype = dtype_of(value);
+  p.dtype = dtype_of("dcnv4: value", value);
   read_pair("kernel_size", kernel_size, 1, p.kernel);
   read_pair("stride", stride, 1, p.stride);
   read_pair("padding", padding, 0, p.padding);
@@ -146,18 +126,8 @@ void set_inputs(Params* p, const Tensor& value, const Tensor& offset_mask) {
   p->offset_mask_pitches = pitches_of(offset_mask);
 }
 
-// A task for a thread should last 20 microseconds at least. An item, one group of one output pixel,
-// takes about this many nanoseconds.
+// An item, one group of one output pixel, takes about this many nanoseconds.
 double item_nanoseconds(const Params& p) { return p.points * (3.0 + 0.1 * p.group_channels); }
-
-// How many tasks of a given length that is.
-int64_t worth_a_thread(double nanoseconds) {
-  return static_cast<int64_t>(std::min(1e9, 20000.0 / nanoseconds)) + 1;
-}
-
-using Scratch = std::unique_ptr<unsigned char[]>;
-
-Scratch allocate(size_t bytes) { return Scratch(new unsigned char[bytes]); }
 
 // Divides the output pixels among threads; each of them is computed by one.
 void for_pixels(const Params& p, const cpu::Kernels& kernels,
@@ -185,10 +155,6 @@ Tensor forward(const Tensor& value_in, const Tensor& offset_mask_in, const Ints&
   const cpu::Kernels& kernels = kernels_for(p.dtype);
   for_pixels(p, kernels, kernels.forward);
   return output;
-}
-
-size_t element_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
 // How grad_value is divided among threads: into units of one group in one band of rows of one

@@ -7,30 +7,6 @@
 namespace dcnv4_mm::dcnv4::cpu {
 namespace {
 
-// Adds the dot products of the four pixels around each point and the output's gradient, for one
-// chunk of channels.
-template <typename Chunk, typename Storage>
-DCNV4_MM_INLINE void add_dots(const Block<RealOf<Storage>>& block, int64_t begin, int64_t end,
-                              const Storage* image, int64_t pixel_pitch,
-                              const Storage* grad_output) {
-  using Real = RealOf<Storage>;
-  constexpr int lanes = Chunk::lanes;
-  Vector<Real, lanes> grad[Chunk::count];
-  for (int i = 0; i < Chunk::count; ++i) grad[i] = load<lanes>(grad_output + i * lanes);
-  for (int64_t k = begin; k < end; ++k) {
-    if (block.pixel[k] < 0) continue;
-    const Corners<const Storage> corners(image, pixel_pitch, block, k);
-    Vector<Real, lanes> dots[4] = {};
-    for (int corner = 0; corner < 4; ++corner) {
-      for (int i = 0; i < Chunk::count; ++i) {
-        const auto pixel = load<lanes>(corners.pixels[corner] + i * lanes);
-        dots[corner] = multiply_add(pixel, grad[i], dots[corner]);
-      }
-    }
-    add_sums(dots[0], dots[1], dots[2], dots[3], block.dots + 4 * k);
-  }
-}
-
 // Writes an item's gradients, which begin at the block's point `first`.
 template <typename Storage>
 DCNV4_MM_INLINE void write_points(const Items& item, int64_t first,
@@ -81,46 +57,6 @@ void backward_offset_mask(const Params& p, int64_t begin, int64_t end, void* scr
     for (int64_t first = 0; first < count; first += p.points) {
       write_points<Storage>(writer, first, block);
       writer.next();
-    }
-  }
-}
-
-// Adds weight * gradient to a pixel, for one chunk of channels.
-template <typename Chunk, typename Real>
-DCNV4_MM_INLINE void add_weighted(const Vector<Real, Chunk::lanes>* grad, Real weight,
-                                  Real* pixel) {
-  constexpr int lanes = Chunk::lanes;
-  const auto weights = broadcast<lanes>(weight);
-  for (int i = 0; i < Chunk::count; ++i) {
-    const auto sum = load<lanes>(pixel + i * lanes);
-    store<lanes>(pixel + i * lanes, multiply_add(grad[i], weights, sum));
-  }
-}
-
-// Adds the gradients of the points [begin, end) of a block to the pixels [first_pixel, end_pixel)
-// of an image, for one chunk of channels. `sums` is the first of these pixels.
-template <typename Chunk, typename Storage>
-DCNV4_MM_INLINE void scatter(const Block<RealOf<Storage>>& block, int64_t begin, int64_t end,
-                             const Storage* grad_output, int64_t first_pixel, int64_t end_pixel,
-                             int64_t pixel_pitch, RealOf<Storage>* sums) {
-  using Real = RealOf<Storage>;
-  constexpr int lanes = Chunk::lanes;
-  Vector<Real, lanes> grad[Chunk::count];
-  for (int i = 0; i < Chunk::count; ++i) grad[i] = load<lanes>(grad_output + i * lanes);
-  for (int64_t k = begin; k < end; ++k) {
-    const int64_t top = block.pixel[k];
-    if (top < 0) continue;
-    const int64_t bottom = top + block.down[k];
-    const int64_t right = block.right[k] * pixel_pitch;
-    if (top >= first_pixel && top < end_pixel) {
-      Real* pixel = sums + (top - first_pixel) * pixel_pitch;
-      add_weighted<Chunk>(grad, block.weight[0][k], pixel);
-      add_weighted<Chunk>(grad, block.weight[1][k], pixel + right);
-    }
-    if (bottom >= first_pixel && bottom < end_pixel) {
-      Real* pixel = sums + (bottom - first_pixel) * pixel_pitch;
-      add_weighted<Chunk>(grad, block.weight[2][k], pixel);
-      add_weighted<Chunk>(grad, block.weight[3][k], pixel + right);
     }
   }
 }

@@ -7,33 +7,6 @@
 namespace dcnv4_mm::dcnv4::cpu {
 namespace {
 
-// Sums the samples of the points [begin, end) of a block, for one chunk of channels.
-template <typename Chunk, typename Storage>
-DCNV4_MM_INLINE void sum_samples(const Block<RealOf<Storage>>& block, int64_t begin, int64_t end,
-                                 const Storage* image, int64_t pixel_pitch, Storage* output) {
-  using Real = RealOf<Storage>;
-  constexpr int lanes = Chunk::lanes;
-  // Several sums per channel: one alone would wait for every addition before the next.
-  constexpr int parts = Chunk::count <= 2 ? 4 : Chunk::count <= 4 ? 2 : 1;
-  Vector<Real, lanes> sums[parts][Chunk::count] = {};
-  for (int64_t k = begin; k < end; ++k) {
-    if (block.pixel[k] < 0) continue;
-    const Corners<const Storage> corners(image, pixel_pitch, block, k);
-    for (int corner = 0; corner < 4; ++corner) {
-      const auto weight = broadcast<lanes>(block.weight[corner][k]);
-      for (int i = 0; i < Chunk::count; ++i) {
-        const auto pixel = load<lanes>(corners.pixels[corner] + i * lanes);
-        auto& sum = sums[corner % parts][i];
-        sum = multiply_add(pixel, weight, sum);
-      }
-    }
-  }
-  for (int i = 0; i < Chunk::count; ++i) {
-    for (int part = 1; part < parts; ++part) sums[0][i] += sums[part][i];
-    store<lanes>(output + i * lanes, sums[0][i]);
-  }
-}
-
 template <typename Storage>
 DCNV4_MM_INLINE void forward_points(const Params& p, int64_t points, int64_t begin, int64_t end,
                                     void* scratch) {

@@ -2,8 +2,7 @@
 // them. The loops run over vectors of points.
 #pragma once
 
-#include "common/bilinear.h"
-#include "common/simd.h"
+#include "common/cpu_samples.h"
 #include "dcnv4/cpu.h"
 
 namespace dcnv4_mm::dcnv4::cpu {
@@ -54,19 +53,15 @@ DCNV4_MM_INLINE int64_t center_of(const Params& p, int axis) {
 // The sampling points of some items, in the caller's scratch memory. Whole vectors of points are
 // computed: the arrays have room for that at their ends.
 template <typename Real>
-struct Block {
+struct Block : Samples<Real> {
+  using Samples<Real>::pixel, Samples<Real>::right, Samples<Real>::down;
+  using Samples<Real>::weight, Samples<Real>::dots;
   using Int = IntOf<Real>;
-  static_assert(sizeof(Int) == sizeof(Real), "");
 
   int64_t capacity;  // points
   Real* xy;          // [points, 2]: coordinates, as in offset_mask
   Real* mask;        // [points]
   Real* grid;        // [K, 2]: x and y of the kernel's points around its centre
-  // Where the four pixels around a point are, counted in pixels from the start of the image: the
-  // first, -1 if the point does not count, and the steps to the next column and row.
-  Int *pixel, *right, *down;  // [points]
-  Real* weight[4];  // [points]: top left, top right, bottom left, bottom right; times mask
-  Real* dots;       // [points, 4]: dot products of the four pixels and the output's gradient
 
   static int64_t capacity_of(const Params& p) {
     constexpr int64_t lanes = kLanes<Real>;
@@ -152,28 +147,13 @@ DCNV4_MM_INLINE int64_t read_block(Items* item, int64_t points, int64_t end_pixe
 
 // The geometry of one vector of a block's points.
 template <typename Real>
-struct Points {
-  static constexpr int lanes = kLanes<Real>;
-  using Reals = Vector<Real, lanes>;
-  using Ints = Vector<IntOf<Real>, lanes>;
-
-  Ints inside;
-  Neighbours<Reals, Ints> x, y;
-  Reals mask;
-
-  Points(const Params& p, const Block<Real>& block, int64_t first) {
-    const Reals low = load<lanes>(block.xy + 2 * first);
-    const Reals high = load<lanes>(block.xy + 2 * first + lanes);
-    const Reals xs = every_second<0>(low, high);
-    const Reals ys = every_second<1>(low, high);
-    const Reals height = broadcast<lanes>(Real(p.height));
-    const Reals width = broadcast<lanes>(Real(p.width));
-    inside = is_inside(ys, xs, height, width);
-    x = neighbours(inside ? xs : Reals{}, width);
-    y = neighbours(inside ? ys : Reals{}, height);
-    mask = load<lanes>(block.mask + first);
-  }
-};
+DCNV4_MM_INLINE Places<Real> places_of(const Params& p, const Block<Real>& block, int64_t first) {
+  constexpr int lanes = kLanes<Real>;
+  const auto low = load<lanes>(block.xy + 2 * first);
+  const auto high = load<lanes>(block.xy + 2 * first + lanes);
+  return Places<Real>(every_second<1>(low, high), every_second<0>(low, high),
+                      broadcast<lanes>(Real(p.height)), broadcast<lanes>(Real(p.width)));
+}
 
 // Finds the pixels and weights of the first `count` points of a block, in images whose rows are
 // `row_pixels` pixels apart.
@@ -183,18 +163,8 @@ DCNV4_MM_INLINE void locate_points(const Params& p, int64_t row_pixels, int64_t 
   constexpr int lanes = kLanes<Real>;
   const auto row_pitch = broadcast<lanes>(IntOf<Real>(row_pixels));
   for (int64_t i = 0; i < count; i += lanes) {
-    const Points<Real> points(p, block, i);
-    const auto& [inside, x, y, mask] = points;
-    const auto pixel = y.first * row_pitch + x.first;
-    store_bits(block.pixel + i, inside ? pixel : pixel - pixel - 1);
-    store_bits(block.right + i, x.step);
-    store_bits(block.down + i, y.step * row_pitch);
-    const auto top = y.weight_first * mask;
-    const auto bottom = y.weight_second * mask;
-    store<lanes>(block.weight[0] + i, top * x.weight_first);
-    store<lanes>(block.weight[1] + i, top * x.weight_second);
-    store<lanes>(block.weight[2] + i, bottom * x.weight_first);
-    store<lanes>(block.weight[3] + i, bottom * x.weight_second);
+    locate<Real>(places_of(p, block, i), row_pitch - row_pitch, row_pitch,
+                 load<lanes>(block.mask + i), i, block);
   }
 }
 
@@ -205,51 +175,18 @@ DCNV4_MM_INLINE void differentiate_points(const Params& p, int64_t count,
                                           const Block<Real>& block) {
   constexpr int lanes = kLanes<Real>;
   const auto scale = broadcast<lanes>(Real(p.offset_scale));
+  const auto none = broadcast<lanes>(Real(0));
   for (int64_t i = 0; i < count; i += lanes) {
-    const Points<Real> points(p, block, i);
-    const auto& [inside, x, y, mask] = points;
-    // [lanes, 4] -> 4 x [lanes], in two steps of sorting into even and odd.
-    const Real* dots = block.dots + 4 * i;
-    const auto dots0 = load<lanes>(dots), dots1 = load<lanes>(dots + lanes);
-    const auto dots2 = load<lanes>(dots + 2 * lanes), dots3 = load<lanes>(dots + 3 * lanes);
-    const auto even_low = every_second<0>(dots0, dots1), odd_low = every_second<1>(dots0, dots1);
-    const auto even_high = every_second<0>(dots2, dots3), odd_high = every_second<1>(dots2, dots3);
-    const auto top_left = every_second<0>(even_low, even_high);
-    const auto top_right = every_second<0>(odd_low, odd_high);
-    const auto bottom_left = every_second<1>(even_low, even_high);
-    const auto bottom_right = every_second<1>(odd_low, odd_high);
-
-    const auto top = x.weight_first * top_left + x.weight_second * top_right;
-    const auto bottom = x.weight_first * bottom_left + x.weight_second * bottom_right;
-    const auto left = y.weight_first * top_left + y.weight_second * bottom_left;
-    const auto right = y.weight_first * top_right + y.weight_second * bottom_right;
-    const auto grad_x = scale * mask * (x.slope_first * left + x.slope_second * right);
-    const auto grad_y = scale * mask * (y.slope_first * top + y.slope_second * bottom);
-    const auto grad_mask = y.weight_first * top + y.weight_second * bottom;
-    const auto none = broadcast<lanes>(Real(0));
-    const auto inside_x = inside ? grad_x : none;
-    const auto inside_y = inside ? grad_y : none;
-    store<lanes>(block.xy + 2 * i, interleave<0>(inside_x, inside_y));
-    store<lanes>(block.xy + 2 * i + lanes, interleave<1>(inside_x, inside_y));
-    store<lanes>(block.mask + i, inside ? grad_mask : none);
+    const Places<Real> places = places_of(p, block, i);
+    const auto grad = differentiate(places, block.dots + 4 * i);
+    const auto factor = scale * load<lanes>(block.mask + i);
+    const auto grad_x = places.inside ? factor * grad.by_x : none;
+    const auto grad_y = places.inside ? factor * grad.by_y : none;
+    store<lanes>(block.xy + 2 * i, interleave<0>(grad_x, grad_y));
+    store<lanes>(block.xy + 2 * i + lanes, interleave<1>(grad_x, grad_y));
+    store<lanes>(block.mask + i, places.inside ? grad.sample : none);
   }
 }
-
-// Addresses of the four pixels around a point, in the order of Block::weight.
-template <typename Element>
-struct Corners {
-  Element* pixels[4];
-
-  template <typename Real>
-  Corners(Element* image, int64_t pixel_pitch, const Block<Real>& block, int64_t point) {
-    const int64_t right = block.right[point] * pixel_pitch;
-    const int64_t down = block.down[point] * pixel_pitch;
-    pixels[0] = image + block.pixel[point] * pixel_pitch;
-    pixels[1] = pixels[0] + right;
-    pixels[2] = pixels[0] + down;
-    pixels[3] = pixels[2] + right;
-  }
-};
 
 }  // namespace
 }  // namespace dcnv4_mm::dcnv4::cpu

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace dcnv4_mm::dcnv4 {
+#include "common/dtype.h"
 
-enum class DType { kFloat64, kFloat32, kFloat16, kBFloat16 };
+namespace dcnv4_mm::dcnv4 {
 
 // Distances in elements between neighbours of a tensor (N, rows, columns, channels); the channels
 // of a pixel are adjacent, and rows are a whole number of pixels apart.
