@@ -2,6 +2,7 @@
 
 from dcnv4_mm.layers.basic import DropPath
 from dcnv4_mm.layers.dcnv4 import DCNv4
+from dcnv4_mm.layers.flash_deform_attn import FlashDeformAttn
 from dcnv4_mm.layers.norm import LN2d
 
-__all__ = ["DCNv4", "DropPath", "LN2d"]
+__all__ = ["DCNv4", "DropPath", "FlashDeformAttn", "LN2d"]

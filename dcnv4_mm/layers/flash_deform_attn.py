@@ -1,0 +1,168 @@
+"""Multi-scale deformable attention as a layer: queries predict where they look, and how much."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dcnv4_mm.ops.flash_deform_attn.layout import pack, sampling_locations
+from dcnv4_mm.ops.functional import flash_deform_attn
+
+__all__ = ["FlashDeformAttn"]
+
+
+class FlashDeformAttn(nn.Module):
+    """Deformable attention over several feature maps, with its projections.
+
+    Every head of a query looks at ``num_points`` places of each level, at learned offsets from
+    the query's reference point, and weighs what it finds there.
+
+    Args:
+        embed_dims: Channels C of queries, values and output, a multiple of ``num_heads``.
+        num_levels: Number of feature maps L.
+        num_heads: Number of heads G.
+        num_points: Number of points per head and level P.
+        half_precision_locations: Rounds sampling locations to float16, as the original always
+            does. That moves points by up to a quarter of a thousandth of the map's size: for
+            numbers equal to the original's, otherwise of no use.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Source:
+        Zhu et al., "Deformable DETR", ICLR 2021, section 4.1 and appendix A.3; the softmax is part
+        of the operator as in Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section
+        3.2. Other than there, locations keep their precision unless asked for.
+
+    Example:
+        >>> layer = FlashDeformAttn(64, num_levels=2)
+        >>> query, value = torch.randn(2, 5, 64), torch.randn(2, 8 * 8 + 4 * 4, 64)
+        >>> layer(query, torch.rand(2, 5, 2, 2), value, [(8, 8), (4, 4)]).shape
+        torch.Size([2, 5, 64])
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        *,
+        num_levels: int = 4,
+        num_heads: int = 8,
+        num_points: int = 4,
+        half_precision_locations: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(embed_dims, num_levels, num_heads, num_points) < 1 or embed_dims % num_heads:
+            raise ValueError(
+                "embed_dims must be a positive multiple of num_heads, num_levels and num_points "
+                f"at least 1, got embed_dims={embed_dims}, num_heads={num_heads}, "
+                f"num_levels={num_levels}, num_points={num_points}"
+            )
+        self.embed_dims = embed_dims
+        self.num_levels = num_levels
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.half_precision_locations = half_precision_locations
+
+        points = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dims, 2 * points)
+        self.attention_weights = nn.Linear(embed_dims, points)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Head g looks in direction g of a full turn, point p at p + 1 pixels, all alike."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        # On the square around the reference point, not on the circle.
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        # [G, L, P, 2]
+        steps = torch.arange(1, self.num_points + 1).view(1, 1, -1, 1)
+        offsets = (directions[:, None, None] * steps).expand(-1, self.num_levels, -1, -1)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Applies the layer.
+
+        Args:
+            query: (N, Q, C).
+            reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (centre x,
+                centre y, width, height). In units of the image, 0 to 1.
+            value: (N, S, C), the pixels of all levels one after the other, S = sum(H_l * W_l).
+            spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor.
+            padding_mask: (N, S) bool, True where ``value`` is padding and counts as 0.
+
+        Returns:
+            (N, Q, C).
+
+        Raises:
+            ValueError: A shape does not fit the layer or another one.
+        """
+        self._check(query, reference_points, value, spatial_shapes, padding_mask)
+        value = self.value_proj(value)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        points = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*points, 2))
+        locations = sampling_locations(reference_points, offsets, spatial_shapes)
+        if self.half_precision_locations:
+            locations = locations.half().to(locations.dtype)
+        logits = self.attention_weights(query).unflatten(-1, points)
+        output = flash_deform_attn(
+            value.unflatten(-1, (self.num_heads, -1)),
+            spatial_shapes,
+            pack(locations, logits),
+            num_points=self.num_points,
+        )
+        return self.output_proj(output)
+
+    def _check(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+        padding_mask: Tensor | None,
+    ) -> None:
+        for name, tensor in (("query", query), ("value", value)):
+            if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dims:
+                raise ValueError(
+                    f"{name} must be (N, length, {self.embed_dims}), got {tuple(tensor.shape)}"
+                )
+        expected = (*query.shape[:2], self.num_levels)
+        if reference_points.dim() != 4 or tuple(reference_points.shape[:3]) != expected:
+            raise ValueError(
+                f"reference_points must be {expected} points or boxes, got "
+                f"{tuple(reference_points.shape)}"
+            )
+        if len(spatial_shapes) != self.num_levels:
+            raise ValueError(
+                f"spatial_shapes must have {self.num_levels} levels, got {len(spatial_shapes)}"
+            )
+        if padding_mask is not None and padding_mask.shape != value.shape[:2]:
+            raise ValueError(
+                f"padding_mask must have the shape {tuple(value.shape[:2])}, got "
+                f"{tuple(padding_mask.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.embed_dims}, num_levels={self.num_levels}, num_heads={self.num_heads}, "
+            f"num_points={self.num_points}, "
+            f"half_precision_locations={self.half_precision_locations}"
+        )
