@@ -17,7 +17,12 @@ _SCOPE = "dcnv4_mm"
 MODELS = Registry(
     "model", parent=_MODELS, scope=_SCOPE, locations=["dcnv4_mm.integrations._mmengine"]
 )
-HOOKS = Registry("hook", parent=_HOOKS, scope=_SCOPE, locations=["dcnv4_mm.engine"])
+HOOKS = Registry(
+    "hook",
+    parent=_HOOKS,
+    scope=_SCOPE,
+    locations=["dcnv4_mm.engine", "dcnv4_mm.integrations._hooks"],
+)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optimizer wrapper constructor",
     parent=_OPTIM_WRAPPER_CONSTRUCTORS,

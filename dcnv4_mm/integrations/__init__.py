@@ -1,1 +1,57 @@
 """What connects this package's classes with the OpenMMLab libraries; imported by the registries."""
+
+from types import ModuleType
+
+from torch import nn
+
+from dcnv4_mm.integrations._hosts import missing_host_message
+
+__all__ = ["is_swapped", "swap_deformable_attention"]
+
+
+def swap_deformable_attention(model: nn.Module) -> int:
+    """Puts this package's operator under every ``MultiScaleDeformableAttention`` of mmcv.
+
+    That is what DINO, Deformable DETR, Mask2Former and others of the OpenMMLab libraries are
+    built with. The modules stay where they are, with their parameters, state-dict keys, hooks and
+    arguments, and compute the same; on the CPU mmcv has no kernel, here there is one. Classes
+    derived from mmcv's are left alone, as they may compute something else.
+
+    Args:
+        model: A built model, changed in place.
+
+    Returns:
+        Number of modules swapped; 0 if there are none, or none that were not swapped before.
+
+    Raises:
+        ImportError: mmcv with its compiled operators is not installed.
+
+    Note:
+        At a sampling coordinate that is exactly an integer the derivative jumps. mmcv's kernels
+        and this operator take the one towards the larger coordinate; exactly one pixel outside
+        the image, mmcv's CPU path has a derivative that its CUDA kernel and this operator have
+        not.
+
+    Example:
+        >>> swap_deformable_attention(nn.Linear(2, 2))  # doctest: +SKIP
+        0
+    """
+    mmcv = _import_mmcv()
+    modules = [m for m in model.modules() if type(m) is mmcv.MultiScaleDeformableAttention]
+    for module in modules:
+        module.__class__ = mmcv.DeformableAttention
+    return len(modules)
+
+
+def is_swapped(model: nn.Module) -> bool:
+    """Whether any module of a model is one that :func:`swap_deformable_attention` has changed."""
+    return any(isinstance(m, _import_mmcv().DeformableAttention) for m in model.modules())
+
+
+def _import_mmcv() -> ModuleType:
+    try:
+        from dcnv4_mm.integrations import _mmcv
+    except ImportError as error:
+        message = f"mmcv.ops cannot be imported ({error}). {missing_host_message('mmcv')}"
+        raise ImportError(message) from error
+    return _mmcv
