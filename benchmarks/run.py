@@ -11,13 +11,14 @@ from pathlib import Path
 
 import backbone
 import dcnv4
+import flash_deform_attn
 import torch
 from measure import RESULTS, Record
 
 from dcnv4_mm.ops.functional import backend_info
 
 # Memory comes last: measuring it changes how the process allocates.
-BENCHMARKS = ("dcnv4", "backbone", "memory")
+BENCHMARKS = ("dcnv4", "flash_deform_attn", "backbone", "memory")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -40,6 +41,8 @@ def main() -> None:
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
     if "dcnv4" in names:
         dcnv4.run(record, arguments.threads, dtypes, arguments.seconds)
+    if "flash_deform_attn" in names:
+        flash_deform_attn.run(record, arguments.threads, dtypes, arguments.seconds)
     if "backbone" in names:
         backbone.run(record, arguments.threads, arguments.seconds)
     if "memory" in names:

@@ -27,10 +27,8 @@ def swap_deformable_attention(model: nn.Module) -> int:
         ImportError: mmcv with its compiled operators is not installed.
 
     Note:
-        At a sampling coordinate that is exactly an integer the derivative jumps. mmcv's kernels
-        and this operator take the one towards the larger coordinate; exactly one pixel outside
-        the image, mmcv's CPU path has a derivative that its CUDA kernel and this operator have
-        not.
+        mmcv's CPU path has a derivative for a point exactly one pixel outside the image, this
+        operator has none there. Freshly initialised models have such points, trained ones hardly.
 
     Example:
         >>> swap_deformable_attention(nn.Linear(2, 2))  # doctest: +SKIP
