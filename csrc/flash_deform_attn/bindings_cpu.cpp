@@ -56,6 +56,9 @@ void check_shape(const char* name, const Tensor& tensor, const Ints& shape) {
   check(same, name, " must have the shape (", text.str(), "), got ", shape_text(tensor));
 }
 
+// Beyond this, not every row and column is a float32 number.
+constexpr int64_t kMaxSide = int64_t(1) << 24;
+
 Levels read_levels(const Ints& sizes) {
   check(!sizes.empty() && sizes.size() % 2 == 0,
         "flash_deform_attn: level_sizes must be height and width of every level, got ",
@@ -64,10 +67,11 @@ Levels read_levels(const Ints& sizes) {
   int64_t start = 0;
   for (size_t i = 0; i < sizes.size(); i += 2) {
     const int64_t height = sizes[i], width = sizes[i + 1];
-    check(height > 0 && width > 0 && height <= kMaxSize && width <= kMaxSize &&
-              start + height * width <= kMaxSize,
-          "flash_deform_attn: all levels together must have 1 to 2^31 - 1 pixels each, got ",
-          height, " x ", width);
+    check(height > 0 && width > 0 && height <= kMaxSide && width <= kMaxSide,
+          "flash_deform_attn: a level must have 1 to 2^24 rows and columns, got ", height, " x ",
+          width);
+    check(start + height * width <= kMaxSize,
+          "flash_deform_attn: all levels together must have less than 2^31 pixels");
     levels.push_back({height, width, start});
     start += height * width;
   }

@@ -203,3 +203,37 @@ def test_gradients_in_float32(name):
     exact = gradients(copy.deepcopy(model).double(), torch.float64)
     ours, theirs = (error_of_gradients(result, exact) for result in results)
     assert ours <= 2 * theirs + 1e-5
+
+
+@pytest.mark.mmseg
+def test_mask2former_of_mmseg():
+    mmseg = pytest.importorskip("mmseg", reason="mmseg is not installed")
+    from mmengine.structures import PixelData
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+    from mmseg.utils import register_all_modules
+
+    register_all_modules(init_default_scope=True)
+    configs = Path(mmseg.__file__).parent / ".mim" / "configs" / "mask2former"
+    config = Config.fromfile(configs / "mask2former_r50_8xb2-160k_ade20k-512x512.py").model
+    config.backbone = {**BACKBONE, "out_indices": (0, 1, 2, 3)}
+    head = config.decode_head
+    head.in_channels = [64, 128, 256, 512]
+    head.num_queries = 10
+    head.pixel_decoder.encoder.num_layers = 2
+    head.transformer_decoder.num_layers = 2
+    head.train_cfg.num_points = 200
+    torch.manual_seed(0)
+    model = MODELS.build(config)
+
+    images = batch(torch.float32)[0]
+    sample = SegDataSample(metainfo={"img_shape": SIZE, "batch_input_shape": SIZE})
+    labels = torch.zeros(1, *SIZE, dtype=torch.int64)
+    labels[:, 20:40] = 3
+    sample.gt_sem_seg = PixelData(data=labels)
+    results = []
+    for m in (with_swap(model), model):
+        torch.manual_seed(3)
+        with torch.no_grad():
+            results.append(m.loss(images, [sample, sample]))
+    assert_relative(*results, 1e-4)

@@ -76,7 +76,8 @@ BAD_ARGUMENTS = {
     "empty level": dict(level_sizes=(47, 1, 0, 4)),
     "negative level": dict(level_sizes=(5, 7, -3, -4)),
     "enormous level": dict(level_sizes=(2**62, 4, 3, 4)),
-    "enormous levels": dict(level_sizes=(2**31 - 1, 1) * 4),
+    "long level": dict(level_sizes=(1, 2**24 + 1)),
+    "enormous levels": dict(level_sizes=(2**24, 2**24) * 4),
 }
 BAD_SEPARATE = {
     "locations of rank 5": dict(locations=torch.zeros(2, 6, 2, 2, 3)),
