@@ -42,8 +42,9 @@ def find_backbones(names: Iterable[str]) -> list[str]:
 
 
 def has_released_names(names: Iterable[str], prefix: str = "") -> bool:
-    """Whether a state dict holds this backbone, below ``prefix``, in the released spelling."""
-    return f"{prefix}patch_embed.norm1.1.weight" in names
+    """Whether a state dict holds this backbone in the released spelling, below ``prefix``."""
+    mark = "patch_embed.norm1.1.weight"
+    return any(re.fullmatch(rf"{re.escape(prefix)}(.+\.)?{re.escape(mark)}", n) for n in names)
 
 
 def is_head(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcnv4_mm.checkpoints.families import Family, find_families
 from dcnv4_mm.checkpoints.files import read_file
 from dcnv4_mm.checkpoints.flash_intern_image import (
     RULES,
@@ -68,16 +69,19 @@ def load_released(
 
 
 def to_released(model: nn.Module) -> dict[str, Tensor]:
-    """Gives a model's state dict in the released spelling, in the released order.
+    """Gives a model's state dict in the released spelling.
 
     Args:
         model: A FlashInternImage, or a model that contains one.
 
     Returns:
-        The model's own tensors, by released name.
+        The model's own tensors, by released name, in the model's order.
     """
-    weights: dict[str, Tensor] = dict(model.state_dict())
-    for prefix in find_backbones(weights):
+    own: dict[str, Tensor] = model.state_dict()
+    weights = dict(own)
+    for family in find_families(own):
+        weights = convert(weights, [rule.inverse() for rule in family.rules])
+    for prefix in find_backbones(own):
         weights = convert(weights, [rule.inverse() for rule in RULES], prefix=prefix)
     return weights
 
@@ -102,12 +106,14 @@ def fit(
     if isinstance(allow, str):
         raise TypeError(f"allow must be a sequence of texts, got the text {allow!r}")
     own: dict[str, Tensor] = model.state_dict()
-    backbones = find_backbones(own)
+    backbones, families = find_backbones(own), find_families(own)
     entry, weights = _select_entry(checkpoint, classifier=_is_classifier(own))
-    stripped, dropped = _strip(weights, own)
+    stripped, dropped = _strip(weights, own, families)
     converted = stripped
     for prefix in backbones:
         converted = convert(converted, RULES, prefix=prefix)
+    for family in families:
+        converted = convert(converted, family.rules)
     in_file = dict(zip(converted, stripped, strict=True))
     report = _compare(own, converted, allow=tuple(allow))
     report = replace(
@@ -160,7 +166,7 @@ def _checked(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _strip(
-    weights: dict[str, Tensor], own: Mapping[str, Tensor]
+    weights: dict[str, Tensor], own: Mapping[str, Tensor], families: Sequence[Family]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Takes prefixes off the names, and leaves out copies and what is outside of the backbone."""
     dropped: dict[str, str] = {}
@@ -170,6 +176,8 @@ def _strip(
         copy = "ema_" + name.replace(".", "_")
         if copy in weights:
             dropped[copy] = "a second copy of the weights"
+        if any(family.drops(name) for family in families):
+            dropped[name] = "without a counterpart in the model"
     backbone_alone = not any(name.startswith("backbone.") for name in own)
     if backbone_alone and any(name.startswith("backbone.") for name in weights):
         for name in weights:

@@ -16,7 +16,8 @@ class KeyRule:
     """One family of names in the spelling of the released files and in this package's.
 
     Attributes:
-        released: Template of the released names. ``{x}`` stands for any piece without dots.
+        released: Template of the released names. ``{x}`` stands for any piece without dots,
+            ``{rest}`` for any text.
         ours: Template of this package's names, with the same placeholders.
 
     Example:
@@ -42,7 +43,8 @@ class KeyRule:
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", re.escape(template)))
+    pattern = re.escape(template).replace(r"\{rest\}", "(?P<rest>.+)")
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", pattern))
 
 
 def convert(

@@ -86,17 +86,17 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
 
 
 def convert_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Renames released names below ``prefix`` to those of a backbone, in place.
+    """Renames released names below ``prefix`` to those of a module, in place.
 
     A module calls it in ``_load_from_state_dict``, so that released weights load by any route.
 
     Args:
-        module: The backbone.
+        module: The backbone, or a whole model of a family with names of its own.
         state_dict: State dict of the model around it; unchanged if it has no released names.
-        prefix: What stands before the backbone's names.
+        prefix: What stands before the module's names.
 
     Raises:
-        ValueError: The state dict has released names, but does not fit the backbone.
+        ValueError: The state dict has released names, but does not fit the module.
     """
     if not has_released_names(state_dict, prefix):
         return
@@ -109,7 +109,7 @@ def convert_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: st
     for name in released:
         del state_dict[prefix + name]
     state_dict.update({prefix + name: tensor for name, tensor in weights.items()})
-    print_log(f"Released names of {prefix or 'the backbone'}: {report}", logger="current")
+    print_log(f"Released names of {prefix or type(module).__name__}: {report}", logger="current")
 
 
 def _restored(part: Any) -> Any:

@@ -1,0 +1,89 @@
+"""Whole models whose released names differ from the hosts' beyond the backbone.
+
+What stands here is renamed after the backbone; Mask R-CNN and Cascade need nothing.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dcnv4_mm.checkpoints.rules import KeyRule, convert
+
+__all__ = ["FAMILIES", "Family", "find_families"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Models of one kind, and how their released files spell the names.
+
+    Attributes:
+        name: What the models are called.
+        mark: A name, in the hosts' spelling, that all models of the family have, and no others.
+        rules: From the released names to the hosts'. The first rule that knows a name counts, in
+            both directions.
+        dropped: Templates, as in :class:`KeyRule`, of released names that the hosts have no use
+            for, such as constant buffers.
+    """
+
+    name: str
+    mark: str
+    rules: tuple[KeyRule, ...]
+    dropped: tuple[str, ...] = ()
+
+    def drops(self, name: str) -> bool:
+        """Whether a released name has no counterpart in the hosts' models."""
+        return any(KeyRule(template, template).apply(name) for template in self.dropped)
+
+
+_DINO = Family(
+    name="DINO",
+    mark="dn_query_generator.label_embedding.weight",
+    rules=tuple(
+        KeyRule(f"bbox_head.{released}", ours)
+        for released, ours in (
+            ("transformer.level_embeds", "level_embed"),
+            (
+                "transformer.encoder.layers.{i}.attentions.0.{rest}",
+                "encoder.layers.{i}.self_attn.{rest}",
+            ),
+            ("transformer.encoder.layers.{i}.ffns.0.{rest}", "encoder.layers.{i}.ffn.{rest}"),
+            ("transformer.encoder.{rest}", "encoder.{rest}"),
+            (
+                "transformer.decoder.layers.{i}.attentions.0.{rest}",
+                "decoder.layers.{i}.self_attn.{rest}",
+            ),
+            (
+                "transformer.decoder.layers.{i}.attentions.1.{rest}",
+                "decoder.layers.{i}.cross_attn.{rest}",
+            ),
+            ("transformer.decoder.layers.{i}.ffns.0.{rest}", "decoder.layers.{i}.ffn.{rest}"),
+            # The activation between the two layers has no number in mmdet 3.
+            ("transformer.decoder.ref_point_head.0.{p}", "decoder.ref_point_head.layers.0.{p}"),
+            ("transformer.decoder.ref_point_head.2.{p}", "decoder.ref_point_head.layers.1.{p}"),
+            ("transformer.decoder.{rest}", "decoder.{rest}"),
+            ("transformer.enc_output.{p}", "memory_trans_fc.{p}"),
+            ("transformer.enc_output_norm.{p}", "memory_trans_norm.{p}"),
+            ("transformer.query_embed.weight", "query_embedding.weight"),
+            ("label_embedding.weight", "dn_query_generator.label_embedding.weight"),
+        )
+    ),
+)
+
+FAMILIES = (_DINO,)
+
+
+def find_families(names: Iterable[str], *, released: bool = False) -> list[Family]:
+    """Finds the families that a model, or a file, belongs to.
+
+    Args:
+        names: Names of a whole model.
+        released: Whether they may be in the released spelling.
+
+    Returns:
+        The families, at most one for the models of today.
+    """
+    weights = dict.fromkeys(names)
+    return [
+        family
+        for family in FAMILIES
+        if family.mark in (convert(weights, family.rules) if released else weights)
+    ]
