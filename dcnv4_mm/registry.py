@@ -15,7 +15,10 @@ __all__ = ["HOOKS", "MODELS", "OPTIM_WRAPPER_CONSTRUCTORS"]
 _SCOPE = "dcnv4_mm"
 
 MODELS = Registry(
-    "model", parent=_MODELS, scope=_SCOPE, locations=["dcnv4_mm.integrations._mmengine"]
+    "model",
+    parent=_MODELS,
+    scope=_SCOPE,
+    locations=["dcnv4_mm.integrations._mmengine", "dcnv4_mm.integrations._host_classes"],
 )
 HOOKS = Registry(
     "hook",

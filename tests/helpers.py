@@ -27,14 +27,24 @@ def load_arrays(name):
         return dict(file)
 
 
+@cache
+def load_all(name):
+    """Reads ``tests/data/<name>*.json.gz`` into one dictionary; two levels deep are merged."""
+    merged = {}
+    for path in sorted(DATA.glob(f"{name}*.json.gz")):
+        for key, value in load_json(path.name.removesuffix(".json.gz")).items():
+            merged.setdefault(key, {}).update(value)
+    return merged
+
+
 def manifest(kind, stem):
     """Shapes by released name, in order, of one released model."""
-    manifests = load_json("manifests")
+    manifests = load_all("manifests")
     return manifests["tensors"][manifests["models"][kind][stem]["tensors"]]
 
 
 def manifest_stems(kind):
-    return sorted(load_json("manifests")["models"][kind])
+    return sorted(load_all("manifests")["models"][kind])
 
 
 def generator(seed):
@@ -111,3 +121,28 @@ def build_detector(original, device="cpu"):
     config = Config.fromfile(config_of(original))
     with torch.device(device):
         return MODELS.build(config.model), config
+
+
+def dino_weights(original):
+    """The recorded DINO's weights by released name."""
+    tensors = weights(manifest("dino", original))
+    # Else all invalid tokens would share one high score, and the choice of queries be undefined.
+    tensors["bbox_head.transformer.enc_output.bias"] *= 0.01
+    return tensors
+
+
+def dino_samples(case):
+    """The data samples of a recorded batch, with the ground truth if the recording has any."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    samples = []
+    for index, shape in enumerate(case["img_shapes"]):
+        meta = {"img_shape": tuple(shape), "batch_input_shape": tuple(case["batch_input_shape"])}
+        samples.append(DetDataSample(metainfo=meta))
+        if "gt" in case:
+            truth = case["gt"][index]
+            samples[-1].gt_instances = InstanceData(
+                bboxes=torch.tensor(truth["bboxes"]), labels=torch.tensor(truth["labels"])
+            )
+    return samples

@@ -1,0 +1,159 @@
+"""DINO's training losses and gradients against the original's, with and without denoising."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    build_detector,
+    dino_samples,
+    dino_weights,
+    images,
+    load_arrays,
+    load_json,
+)
+
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+
+from mmdet.models.layers import CdnQueryGenerator
+
+from dcnv4_mm.checkpoints import convert, load_released
+from dcnv4_mm.checkpoints.families import FAMILIES
+from dcnv4_mm.checkpoints.flash_intern_image import RULES
+
+pytestmark = pytest.mark.mmdet
+
+ORIGINAL = "dino_4scale_flash_internimage_t_1x_coco"
+RECORDED = load_json("dino_t_losses")["dino_t_padded_batch"]
+DRAWN = {
+    key.split("/")[1]: torch.from_numpy(array)
+    for key, array in load_arrays("dino_t_losses").items()
+}
+ORDER = torch.from_numpy(load_arrays("dino_t")["padded_batch/topk_indices"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Trains, yet with all parts as for testing: the recording has no drop path."""
+    model, _ = build_detector(ORIGINAL)
+    load_released(model, {"state_dict": dino_weights(ORIGINAL)})
+    model.eval()
+    model.training = True
+    return model
+
+
+def pictures():
+    height, width = RECORDED["batch_input_shape"]
+    batch = images(height, width, batch=2, seed=RECORDED["image_seed"])
+    for picture, (h, w) in zip(batch, RECORDED["img_shapes"], strict=True):
+        picture[:, h:] = 0
+        picture[:, :, w:] = 0
+    return batch
+
+
+def no_queries(generator, samples):
+    """No denoising: the original calls its losses without."""
+    empty = torch.zeros(len(samples), 0, generator.embed_dims)
+    return empty, empty[..., :4], None, None
+
+
+def all_matching(scores, boxes, meta):
+    return scores, boxes, None, None
+
+
+def replay(patch):
+    """Lets the generator of denoising queries draw what the original drew."""
+    reals = iter([DRAWN["dn_p"], DRAWN["dn_part"] % 1])
+    patch.setattr(torch, "rand_like", lambda like: next(reals).reshape(like.shape).clone())
+
+    def randint_like(like, low=0, high=None, dtype=None):
+        if dtype is None:
+            return DRAWN["dn_new_label"][like]
+        return DRAWN["dn_sign"].clone()
+
+    patch.setattr(torch, "randint_like", randint_like)
+
+
+@pytest.fixture(scope="module", params=["no_denoising", "denoising"])
+def trained(request, model):
+    """One pass forwards and backwards."""
+    inputs = pictures().requires_grad_()
+    model.zero_grad()
+    with pytest.MonkeyPatch.context() as patch:
+        # Two tokens of nearly the same score would else swap places as queries.
+        patch.setattr(torch, "topk", lambda *_, **__: (None, ORDER))
+        if request.param == "denoising":
+            replay(patch)
+        else:
+            patch.setattr(CdnQueryGenerator, "__call__", no_queries)
+            patch.setattr(type(model.bbox_head), "split_outputs", staticmethod(all_matching))
+        losses = model.loss(inputs, dino_samples(RECORDED))
+        sum(losses.values()).backward()
+    losses = {name.replace("enc_", "interm_"): value.item() for name, value in losses.items()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return RECORDED["variants"][request.param], losses, gradients, inputs.grad
+
+
+def test_losses(trained):
+    recorded, losses, _, _ = trained
+    assert losses == pytest.approx(recorded["losses"], rel=1e-5)
+
+
+def test_gradients(trained):
+    recorded, _, gradients, input_gradient = trained
+    names = dict.fromkeys(recorded["param_grads"])
+    (dino,) = (family for family in FAMILIES if family.name == "DINO")
+    ours = convert(convert(names, RULES, prefix="backbone."), dino.rules)
+    for name, released in zip(ours, names, strict=True):
+        expected, gradient = recorded["param_grads"][released], gradients[name]
+        assert gradient.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-3), name
+        assert_samples(gradient, expected["samples8"], name)
+    assert_samples(input_gradient, recorded["input_grad"]["samples"], "input")
+
+
+def assert_samples(gradient, expected, name):
+    picked = gradient.flatten()[torch.arange(len(expected)) * gradient.numel() // len(expected)]
+    largest = gradient.abs().max().item()
+    assert picked.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3 * largest), name
+
+
+def test_norm_of_all_gradients(trained):
+    recorded, _, gradients, _ = trained
+    squares = sum(g.double().square().sum().item() for g in gradients.values() if g is not None)
+    assert math.sqrt(squares) == pytest.approx(recorded["grad_norm_all_parameters"], rel=1e-3)
+
+
+def test_gradients_reach_every_parameter(trained):
+    recorded, _, gradients, _ = trained
+    silent = {name for name, g in gradients.items() if g is None or not g.any()}
+    label_embedding = {"dn_query_generator.label_embedding.weight"}
+    assert silent == (label_embedding if recorded["unused"] else set())
+
+
+def test_denoising_queries_are_the_originals(model):
+    with pytest.MonkeyPatch.context() as patch:
+        replay(patch)
+        labels, boxes, mask, meta = model.dn_query_generator(dino_samples(RECORDED))
+    expected = DRAWN["dn_labels"]
+    embedded = model.dn_query_generator.label_embedding(expected.clamp(min=0))
+    assert torch.equal(labels, embedded * (expected >= 0)[..., None])
+    assert (boxes - DRAWN["dn_bbox_query"]).abs().max() < 1e-5
+    count = mask.numel()
+    packed = np.unpackbits(DRAWN["attn_mask"].numpy(), count=count).reshape(mask.shape)
+    assert torch.equal(mask, torch.from_numpy(packed).bool())
+    assert meta["num_denoising_groups"] == 33
+
+
+def test_denoising_is_deterministic(model):
+    """The seed alone decides; other draws give other losses."""
+    generator = model.dn_query_generator
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return generator(dino_samples(RECORDED))[:2]
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[1], other[1])
+    assert all(tensor.isfinite().all() for tensor in first)

@@ -1,0 +1,91 @@
+"""What this package changes in mmdet's classes, and what says that mmdet is missing."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+
+from mmdet.models import DINOHead as HostsDINOHead
+
+from dcnv4_mm.registry import MODELS
+
+pytestmark = pytest.mark.mmdet
+
+REFERENCES = [0.0, 1e-6, 5e-4, 1e-3, 0.2, 0.5, 0.999, 0.9999, 1.0]
+# x1 / (x1 + x2) of mmdet 2: x1 = max(x, 1e-3), x2 = max(1 - x, 1e-3).
+LIMITED = [
+    0.001 / 1.001,
+    0.001 / (0.001 + 0.999999),
+    0.001 / (0.001 + 0.9995),
+    0.001,
+    0.2,
+    0.5,
+    0.999,
+    0.9999 / (0.9999 + 0.001),
+    1 / 1.001,
+]
+
+
+def make_head(kind):
+    """A head whose box branches add nothing to the references."""
+    head = kind(
+        num_classes=2,
+        embed_dims=8,
+        num_pred_layer=2,
+        as_two_stage=True,
+        loss_cls={"type": "mmdet.FocalLoss", "use_sigmoid": True},
+        loss_bbox={"type": "mmdet.L1Loss"},
+        loss_iou={"type": "mmdet.GIoULoss"},
+        train_cfg=None,
+    )
+    for branch in head.reg_branches:
+        torch.nn.init.zeros_(branch[-1].weight)
+        torch.nn.init.zeros_(branch[-1].bias)
+    return head.double()
+
+
+def boxes_of(head, references):
+    states = torch.randn(2, 1, len(REFERENCES), 8, dtype=torch.float64)
+    return head(states, [references, references, references])[1]
+
+
+def test_references_stay_as_far_from_the_border_as_in_mmdet_2():
+    """The recorded numbers cannot tell: none of their references is that near."""
+    references = torch.tensor(REFERENCES, dtype=torch.float64)[None, :, None].repeat(1, 1, 4)
+    boxes = boxes_of(make_head(MODELS.get("DINOHead")), references)
+    expected = torch.tensor(LIMITED, dtype=torch.float64)[:, None].expand(-1, 4)
+    assert (boxes - expected).abs().max() < 1e-12
+    hosts = boxes_of(make_head(HostsDINOHead), references)
+    assert 9e-4 < (hosts - expected).abs().max() < 1e-3
+
+
+def test_gradients_pass_the_limit_only_between_the_borders():
+    references = torch.tensor(REFERENCES, dtype=torch.float64)[None, :, None].repeat(1, 1, 4)
+    references.requires_grad_()
+    boxes_of(make_head(MODELS.get("DINOHead")), references)[0].sum().backward()
+    inside = torch.tensor([1e-3 <= reference <= 0.999 for reference in REFERENCES])
+    assert torch.allclose(references.grad[0, inside], torch.ones(4, dtype=torch.float64))
+    # Beyond, one half of the formula is cut off.
+    assert (references.grad[0, ~inside] < 2e-3).all()
+
+
+MISSING = """
+import sys
+class NoMMDet:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "mmdet":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoMMDet())
+from mmengine.registry import MODELS
+print(MODELS.build(dict(type="dcnv4_mm.FlashInternImage", arch="nano")).arch.channels)
+MODELS.build(dict(type="dcnv4_mm.DINOHead", num_classes=3))
+"""
+
+
+def test_without_mmdet_its_classes_say_what_to_install():
+    run = subprocess.run([sys.executable, "-P", "-c", MISSING], capture_output=True, text=True)
+    assert run.stdout.strip().isdigit()
+    assert "dcnv4_mm.DINOHead needs mmdet: mmdet is not installed: pip install" in run.stderr
