@@ -1,5 +1,6 @@
 """Reads the recorded numbers in ``tests/data`` and makes the weights and inputs they belong to."""
 
+import copy
 import gzip
 import json
 import math
@@ -120,7 +121,8 @@ def build_detector(original, device="cpu"):
     register_all_modules(init_default_scope=True)
     config = Config.fromfile(config_of(original))
     with torch.device(device):
-        return MODELS.build(config.model), config
+        # Building writes into what it is given.
+        return MODELS.build(copy.deepcopy(config.model)), config
 
 
 def dino_weights(original):

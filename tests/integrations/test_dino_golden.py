@@ -158,4 +158,3 @@ def test_hosts_load_the_released_file(model, tmp_path):
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
         assert torch.equal(inferencer.model.state_dict()[name], tensor), name
-

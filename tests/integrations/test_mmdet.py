@@ -1,5 +1,6 @@
 """What this package changes in mmdet's classes, and what says that mmdet is missing."""
 
+import math
 import subprocess
 import sys
 
@@ -70,6 +71,38 @@ def test_gradients_pass_the_limit_only_between_the_borders():
     assert torch.allclose(references.grad[0, inside], torch.ones(4, dtype=torch.float64))
     # Beyond, one half of the formula is cut off.
     assert (references.grad[0, ~inside] < 2e-3).all()
+
+
+def test_averaged_weights_follow_the_original_formula():
+    """mmengine copies the model in the first step, where mmdet 2 averages with 0.9996.
+
+    What is left of the initial weights is multiplied by 0.0011, 0.0016, ... in the next steps.
+    """
+    from helpers import config_of
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(config_of("cascade_flash_intern_image_l_fpn_3x_coco"))
+    hook = next(hook for hook in cfg.custom_hooks if hook["type"] == "EMAHook")
+    model = torch.nn.BatchNorm1d(3).double()
+    average = MODELS.build(
+        {
+            "type": f"mmdet.{hook['ema_type']}",
+            "momentum": hook["momentum"],
+            "update_buffers": hook["update_buffers"],
+            "model": model,
+        }
+    )
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for step in range(12):
+        momentum = (1 - 1e-4) * math.exp(-(1 + step) / 2000) + 1e-4
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.normal_()
+                expected[name] = (1 - momentum) * expected[name] + momentum * tensor
+        average.update_parameters(model)
+        for name, tensor in average.module.state_dict().items():
+            bound = {0: 5e-3, 1: 1e-5, 2: 1e-7}.get(step, 1e-9)
+            assert (tensor - expected[name]).abs().max() < bound, (step, name)
 
 
 MISSING = """

@@ -178,6 +178,24 @@ def test_a_finished_set_is_kept_and_foreign_folders_are_refused(mini_coco_module
     assert (tmp_path / "other" / "precious.txt").read_text() == "keep"
 
 
+@pytest.mark.mmdet
+def test_a_set_like_coco(mini_coco_module, tmp_path):
+    from mmdet.datasets import CocoDataset
+
+    sizes = {"num_train": 3, "num_val": 2}
+    mini_coco_module.generate(tmp_path / "coco", as_coco=True, **sizes)
+    mini_coco_module.generate(tmp_path / "own", **sizes)
+    assert not mini_coco_module.generate(tmp_path / "coco", as_coco=True, **sizes)
+    for split in ("train", "val"):
+        coco = COCO(tmp_path / "coco" / "annotations" / f"instances_{split}2017.json")
+        own = COCO(tmp_path / "own" / "annotations" / f"{split}.json")
+        assert [c["name"] for c in coco.cats.values()] == list(CocoDataset.METAINFO["classes"])
+        assert coco.anns == own.anns
+        for image in coco.imgs.values():
+            picture = (tmp_path / "coco" / f"{split}2017" / image["file_name"]).read_bytes()
+            assert picture == (tmp_path / "own" / split / image["file_name"]).read_bytes()
+
+
 def test_nothing_is_left_of_an_interrupted_run(mini_coco_module, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

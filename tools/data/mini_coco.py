@@ -5,6 +5,7 @@ crowd region and a picture without objects. An object's colour hints at its clas
 decides.
 
     python tools/data/mini_coco.py data/mini_coco
+    python tools/data/mini_coco.py data/coco --as-coco    # every COCO config runs on it
 """
 
 import argparse
@@ -294,6 +295,20 @@ def write_split(folder: Path, split: str, seed: int, count: int) -> Iterator[Non
     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
+def make_like_coco(folder: Path) -> None:
+    """Gives a written set the file names of COCO 2017 and its 80 classes; shapes are the first."""
+    from mmdet.datasets import CocoDataset
+
+    classes = CocoDataset.METAINFO["classes"]
+    for split in SPLITS:
+        annotations = folder / "annotations" / f"{split}.json"
+        content = json.loads(annotations.read_text())
+        content["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
+        annotations.with_name(f"instances_{split}2017.json").write_text(json.dumps(content))
+        annotations.unlink()
+        (folder / split).rename(folder / f"{split}2017")
+
+
 def is_finished(out_dir: Path, settings: dict) -> bool:
     """Whether ``out_dir`` already holds exactly this set.
 
@@ -318,6 +333,7 @@ def generate(
     seed: int = 0,
     num_train: int = 240,
     num_val: int = 60,
+    as_coco: bool = False,
     progress: bool = False,
 ) -> bool:
     """Writes the set to ``out_dir``, or keeps a finished one.
@@ -329,6 +345,7 @@ def generate(
         seed: Fixes every picture; the two splits share none.
         num_train: Pictures to train on, at least 2.
         num_val: Held-out pictures, at least 2.
+        as_coco: Name files and classes as COCO 2017 does, for configs of 80 classes; needs mmdet.
         progress: Whether to show a progress line.
 
     Returns:
@@ -344,6 +361,8 @@ def generate(
         raise ValueError(f"the seed must not be negative, got {seed}")
     out_dir = Path(out_dir)
     settings = {"format": FORMAT, "seed": seed, "train": num_train, "val": num_val}
+    if as_coco:
+        settings["as_coco"] = True
     if is_finished(out_dir, settings):
         return False
     out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -360,6 +379,8 @@ def generate(
                     )
         if progress and sys.stderr.isatty():
             print(file=sys.stderr)
+        if as_coco:
+            make_like_coco(temporary)
         (temporary / STAMP).write_text(json.dumps(settings))
         # mkdtemp makes a folder for its owner alone.
         temporary.chmod(0o755)
@@ -378,6 +399,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-train", type=int, default=240)
     parser.add_argument("--num-val", type=int, default=60)
+    parser.add_argument(
+        "--as-coco", action="store_true", help="file names and the 80 classes of COCO 2017"
+    )
     args = parser.parse_args()
     try:
         written = generate(
@@ -385,6 +409,7 @@ def main() -> int:
             seed=args.seed,
             num_train=args.num_train,
             num_val=args.num_val,
+            as_coco=args.as_coco,
             progress=True,
         )
     except (ValueError, OSError) as error:
