@@ -187,3 +187,17 @@ def build_runner(cfg: "Config"):
 
         setup_cache_size_limit_of_dynamo()
     return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+def stop_if_unloadable(runner, config: str) -> None:
+    """Makes a checkpoint that cannot be loaded end the program with one message."""
+    load_or_resume = runner.load_or_resume
+
+    def load_or_stop() -> None:
+        try:
+            load_or_resume()
+        except (ValueError, OSError) as error:
+            # One of a file that cannot be read names the file alone.
+            stop(str(error) if config in str(error) else f"{error} (for {config})")
+
+    runner.load_or_resume = load_or_stop

@@ -16,6 +16,7 @@ from _running import (
     make_work_dir,
     start_processes,
     stop,
+    stop_if_unloadable,
 )
 
 
@@ -88,7 +89,7 @@ def main() -> None:
         runner = build_runner(cfg)
         if args.out:
             runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
-        load(runner, args.checkpoint)
+        stop_if_unloadable(runner, cfg.filename)
         runner.test()
     finally:
         end_processes()
@@ -100,14 +101,6 @@ def load_strictly(cfg) -> None:
     hooks = cfg.get("custom_hooks", [])
     if all(hook["type"] != strict["type"] for hook in hooks):
         cfg.custom_hooks = [*hooks, strict]
-
-
-def load(runner, path: str) -> None:
-    """Loads the checkpoint, or stops and says why it cannot be loaded."""
-    try:
-        runner.load_or_resume()
-    except (ValueError, OSError) as error:
-        stop(f"{path}: {error}")
 
 
 def dump_metric(cfg, path: str):

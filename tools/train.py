@@ -16,6 +16,7 @@ from _running import (
     make_work_dir,
     start_processes,
     stop,
+    stop_if_unloadable,
 )
 
 
@@ -70,7 +71,9 @@ def main() -> None:
     make_work_dir(cfg)
     start_processes(cfg)
     try:
-        build_runner(cfg).train()
+        runner = build_runner(cfg)
+        stop_if_unloadable(runner, cfg.filename)
+        runner.train()
     finally:
         end_processes()
 

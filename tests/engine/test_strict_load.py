@@ -94,3 +94,13 @@ def test_hook_comes_before_those_that_read_the_weights(make_runner):
     runner = runner_with_hook(make_runner, hooks=[{"type": "EMAHook"}])
     kinds = [type(hook).__name__ for hook in runner.hooks]
     assert kinds.index(StrictLoadHook.__name__) < kinds.index("EMAHook")
+
+
+def test_a_refusal_names_file_and_config(make_runner, make_model, released):
+    _, path = released
+    runner = runner_with_hook(make_runner, make_model(num_classes=5), path)
+    with pytest.raises(ValueError, match=rf"^{path} into the model: the checkpoint does not fit"):
+        runner.load_or_resume()
+    object.__setattr__(runner.cfg, "_filename", "some/config.py")
+    with pytest.raises(ValueError, match=rf"^{path} into some/config\.py: the checkpoint"):
+        runner.load_or_resume()

@@ -52,7 +52,17 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "tool", ["train.py", "test.py", "demo.py", "convert.py", "quickstart.py", "data/mini_coco.py"]
+    "tool",
+    [
+        "train.py",
+        "test.py",
+        "demo.py",
+        "convert.py",
+        "quickstart.py",
+        "overfit.py",
+        "data/mini_coco.py",
+        "data/check_coco.py",
+    ],
 )
 def test_help(tool, tmp_path):
     result = run(tool, "-h", cwd=tmp_path)
@@ -125,7 +135,7 @@ def test_checkpoint_that_does_not_fit(data):
     result = run("test.py", NANO, "other.pth", cwd=data)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert "error: other.pth: the checkpoint does not fit" in result.stderr
+    assert f"error: other.pth into {NANO}: the checkpoint does not fit" in result.stderr
 
 
 def test_checkpoint_that_is_cut_off(data):
@@ -134,7 +144,8 @@ def test_checkpoint_that_is_cut_off(data):
     result = run("test.py", NANO, "cut.pth", cwd=data)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert "error: cut.pth" in result.stderr
+    assert "error: cut.pth is damaged" in result.stderr
+    assert f"(for {NANO})" in result.stderr
 
 
 @pytest.mark.parametrize("launcher", ["pytorch", "slurm", "mpi"])
@@ -158,3 +169,12 @@ def test_demo_without_pictures(refusal, tmp_path):
 def test_averaging_masks(refusal, data):
     torch.save({}, data / "any.pth")
     assert "cannot average masks" in refusal("test.py", NANO, "any.pth", "--tta", cwd=data)
+
+
+def test_training_from_another_models_checkpoint(data):
+    torch.save({"state_dict": {"backbone.weight": torch.zeros(1)}}, data / "other.pth")
+    result = run("train.py", NANO, "--cfg-options", "load_from=other.pth", cwd=data)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"error: other.pth into {NANO}: the checkpoint does not fit" in result.stderr
+    assert "unexpected 1: backbone.weight" in result.stderr

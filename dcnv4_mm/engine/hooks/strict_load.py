@@ -26,7 +26,8 @@ class StrictLoadHook(Hook):
             ``["roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits."]``.
 
     Raises:
-        ValueError: The checkpoint does not fit; the model is unchanged.
+        ValueError: The checkpoint does not fit; the model is unchanged. The message names the
+            file and the config.
 
     Example:
         >>> custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
@@ -43,6 +44,12 @@ class StrictLoadHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        weights, report = fit(model, checkpoint, allow=self.allow)
+        try:
+            weights, report = fit(model, checkpoint, allow=self.allow)
+        except ValueError as error:
+            file = runner._load_from or "the checkpoint"
+            raise ValueError(
+                f"{file} into {runner.cfg.filename or 'the model'}: {error}"
+            ) from error
         checkpoint["state_dict"] = weights
         runner.logger.info(f"Checkpoint: {report}")
