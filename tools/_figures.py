@@ -1,4 +1,4 @@
-"""The curves and pictures of quickstart.py."""
+"""The curves and pictures of quickstart.py and overfit.py."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ Curve = list[tuple[int, str, float]]
 
 
 def read_curves(folder: Path) -> Curve:
-    """Training losses and held-out mAPs from all runs in a work folder, by iteration.
+    """Training losses and mAPs from all runs in a work folder, by iteration.
 
     A run that was interrupted and went on has logged twice what it did twice: the later counts.
     """
@@ -50,9 +50,11 @@ def plot_curves(curves: dict[str, Curve], path: Path) -> Path:
     for color, (row, curve) in zip(("C0", "C1", "C2"), curves.items(), strict=False):
         for name, (axes, style) in styles.items():
             points = [(step, value) for step, kind, value in curve if kind == name]
+            if not points:
+                continue
             label = row if name == "loss" else f"{name}, {row}"
             axes.plot(*zip(*points, strict=True), style, color=color, label=label)
-    for axes, title in ((left, "training loss"), (right, "mAP on held-out pictures")):
+    for axes, title in ((left, "training loss"), (right, "mAP")):
         axes.set(title=title, xlabel="iteration")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
