@@ -6,17 +6,43 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/"
-# Published with the released weights: (file, box AP, mask AP, epochs).
+# Published with the released weights: (file, box AP, mask AP if there are masks, epochs).
 PUBLISHED = {
-    "mask_rcnn_flash_intern_image_t_fpn_1x_coco": ("t_fpn_1x_coco", 48.0, 43.1, 12),
-    "mask_rcnn_flash_intern_image_t_fpn_3x_coco": ("t_fpn_3x_coco", 49.5, 44.0, 36),
-    "mask_rcnn_flash_intern_image_s_fpn_1x_coco": ("s_fpn_1x_coco", 49.2, 44.0, 12),
-    "mask_rcnn_flash_intern_image_s_fpn_3x_coco": ("s_fpn_3x_coco", 50.5, 44.9, 36),
-    "mask_rcnn_flash_intern_image_b_fpn_1x_coco": ("b_fpn_1x_coco", 50.1, 44.5, 12),
-    "mask_rcnn_flash_intern_image_b_fpn_3x_coco": ("b_fpn_3x_coco", 50.6, 45.4, 36),
+    f"mask_rcnn_flash_intern_image_{name}": (f"mask_rcnn_flash_internimage_{name}", *figures)
+    for name, figures in {
+        "t_fpn_1x_coco": (48.0, 43.1, 12),
+        "t_fpn_3x_coco": (49.5, 44.0, 36),
+        "s_fpn_1x_coco": (49.2, 44.0, 12),
+        "s_fpn_3x_coco": (50.5, 44.9, 36),
+        "b_fpn_1x_coco": (50.1, 44.5, 12),
+        "b_fpn_3x_coco": (50.6, 45.4, 36),
+    }.items()
+} | {
+    "cascade_flash_intern_image_l_fpn_1x_coco": (
+        "cascade_flash_internimage_l_fpn_1x_coco",
+        55.6,
+        48.2,
+        12,
+    ),
+    "cascade_flash_intern_image_l_fpn_3x_coco": (
+        "cascade_flash_internimage_l_fpn_3x_coco",
+        56.7,
+        48.9,
+        36,
+    ),
+    **{
+        f"dino_4scale_flash_internimage_{size}_1x_coco": (
+            f"dino_4scale_flash_internimage_{size}_1x_coco",
+            box,
+            None,
+            12,
+        )
+        for size, box in (("t", 54.7), ("s", 55.3), ("b", 56.0), ("l", 58.8))
+    },
 }
 SOURCES = {"paper", "released weights, evaluated here", "trained here"}
 METAFILES = [
@@ -51,7 +77,8 @@ def test_base_names_are_unique():
 
 
 def test_names_follow_the_grammar():
-    grammar = r"[a-z0-9-]+_[a-z0-9-]+_[a-z0-9-]+_\d+xb\d+-\w+(-\w+)*_[a-z0-9-]+"
+    # mmdet names DINO without its neck.
+    grammar = r"[a-z0-9-]+_[a-z0-9-]+(_[a-z0-9-]+)?_\d+xb\d+-\w+(-\w+)*_[a-z0-9-]+"
     for name in MODELS:
         assert re.fullmatch(grammar, name), name
 
@@ -62,22 +89,26 @@ def test_batch_size_is_that_of_the_name(name):
     assert MODELS[name]["Metadata"]["Batch Size"] == gpus * images
 
 
-def test_the_six_published_models():
+def test_the_published_detectors():
     found = {
         m["Metadata"]["Original Config"]: m
         for m in MODELS.values()
-        if "Original Config" in m["Metadata"]
+        if "Original Config" in m["Metadata"] and m["Results"][0]["Dataset"] == "COCO"
     }
     assert set(found) == set(PUBLISHED)
-    path = ROOT / "tests" / "data" / "mask_rcnn_hyperparameters.json"
-    table = json.loads(path.read_text())["configs"]
+    tables = [json.loads(path.read_text()) for path in DATA.glob("*_hyperparameters.json")]
+    parameters = {
+        original: {**table["common"], **values}["num_parameters"]
+        for table in tables
+        for original, values in table["configs"].items()
+    }
     for original, (file, box, mask, epochs) in PUBLISHED.items():
         model = found[original]
-        assert model["Weights"] == f"{HUB}mask_rcnn_flash_internimage_{file}.pth"
+        assert model["Weights"] == f"{HUB}{file}.pth"
         assert model["Metadata"]["Epochs"] == epochs
-        assert model["Metadata"]["Parameters"] == table[original]["num_parameters"]
+        assert model["Metadata"]["Parameters"] == parameters[original]
         metrics = {k: v for result in model["Results"] for k, v in result["Metrics"].items()}
-        assert metrics == {"box AP": box, "mask AP": mask}
+        assert metrics == {"box AP": box} | ({} if mask is None else {"mask AP": mask})
         assert {result["Source"] for result in model["Results"]} == {"paper"}
         # The letter in the name, in the original's and in the config's header is the same.
         header = (ROOT / model["Config"]).read_text().splitlines()[0]
@@ -96,14 +127,15 @@ def test_models_without_a_file_say_so_in_the_way_mim_can_read():
         assert released or model["Weights"] == [""], name
 
 
-def test_the_readme_table_says_what_the_metafile_says():
-    readme = (ROOT / "configs" / "mask_rcnn" / "README.md").read_text()
+@pytest.mark.parametrize("folder", ["mask_rcnn", "cascade_mask_rcnn", "dino"])
+def test_the_readme_table_says_what_the_metafile_says(folder):
+    readme = (ROOT / "configs" / folder / "README.md").read_text()
     rows = [line for line in readme.splitlines() if line.startswith("| ") and "[config]" in line]
-    models = [m for m in MODELS.values() if m["Config"].startswith("configs/mask_rcnn/")]
+    models = [m for m in MODELS.values() if m["Config"].startswith(f"configs/{folder}/")]
     assert len(rows) == len(models)
     for row, model in zip(rows, models, strict=True):
-        box, mask = (next(iter(r["Metrics"].values())) for r in model["Results"])
-        assert f"| {box} | {mask} |" in row
+        figures = [str(next(iter(r["Metrics"].values()))) for r in model["Results"]]
+        assert f"| {' | '.join(figures)} |" in row
         assert f"[config]({model['Name']}.py)" in row
         assert f"[weights]({model['Weights']})" in row
         assert f"| {model['Metadata']['Parameters'] / 1e6:.1f} M |" in row

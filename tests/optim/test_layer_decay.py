@@ -70,7 +70,8 @@ def test_groups_equal_the_originals(original):
         # The hosts order the parts of DINO otherwise.
         assert sorted(ours) == sorted(released)
         assert group["lr"] == pytest.approx(expected["lr"], rel=1e-12)
-        assert group.get("lr_scale") == pytest.approx(expected["lr_scale"], rel=1e-12)
+        if expected["lr_scale"] is not None:
+            assert group["lr_scale"] == pytest.approx(expected["lr_scale"], rel=1e-12)
         assert group["weight_decay"] == expected["weight_decay"]
         assert list(group["betas"]) == recorded["betas"]
         assert group["eps"] == recorded["eps"]

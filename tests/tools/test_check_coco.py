@@ -63,7 +63,7 @@ def break_folder(root):
     ("damage", "fault", "archive"),
     [
         (break_nothing, "instances_train2017.json is missing", "annotations_trainval2017.zip"),
-        (break_picture, "lacks 1666 of 5000 pictures, such as 000000000001.jpg", "val2017.zip"),
+        (break_picture, "lacks 1667 of 5000 pictures, such as 000000000001.jpg", "val2017.zip"),
         (break_size, "1 empty files, such as 000000000002.jpg", "train2017.zip"),
         (break_annotations, "instances_val2017.json is damaged", "annotations_trainval2017.zip"),
         (break_count, "lists 0 pictures instead of 5000", "annotations_trainval2017.zip"),
