@@ -8,9 +8,11 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import HOOKS as _HOOKS
 from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as _OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import PARAM_SCHEDULERS as _PARAM_SCHEDULERS
+from mmengine.registry import TRANSFORMS as _TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ["HOOKS", "MODELS", "OPTIM_WRAPPER_CONSTRUCTORS"]
+__all__ = ["HOOKS", "MODELS", "OPTIM_WRAPPER_CONSTRUCTORS", "PARAM_SCHEDULERS", "TRANSFORMS"]
 
 _SCOPE = "dcnv4_mm"
 
@@ -31,6 +33,15 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=_OPTIM_WRAPPER_CONSTRUCTORS,
     scope=_SCOPE,
     locations=["dcnv4_mm.optim"],
+)
+PARAM_SCHEDULERS = Registry(
+    "parameter scheduler", parent=_PARAM_SCHEDULERS, scope=_SCOPE, locations=["dcnv4_mm.optim"]
+)
+TRANSFORMS = Registry(
+    "transform",
+    parent=_TRANSFORMS,
+    scope=_SCOPE,
+    locations=["dcnv4_mm.integrations._host_classes"],
 )
 
 # mmengine resolves `dcnv4_mm::mask_rcnn/...` only for packages in its own table.

@@ -12,6 +12,7 @@ __all__ = ["LayerDecayOptimWrapperConstructor"]
 _DEFAULTS: dict[str, Any] = {
     "layer_decay_rate": 1.0,
     "offset_lr_scale": 1.0,
+    "offset_prefix": "",
     "first_layer_names": ("level_embeds",),
     "custom_keys": {},
 }
@@ -36,6 +37,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             * ``offset_lr_scale``: factor for the parameters that make sampling points: the linear
               offset layers of DCNv4 (not their depthwise convolution) and of deformable
               attention; 1 by default.
+            * ``offset_prefix``: only parameters whose names begin so have this factor, such as
+              ``"backbone."``, the rule of the original in segmentation; any by default.
             * ``first_layer_names``: a parameter that has one of these in its name is in layer 0;
               ``["level_embeds"]`` by default, a peculiarity of the original.
             * ``custom_keys``: factors ``lr_mult`` by part of a name; the alphabetically first
@@ -95,7 +98,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             decays = _decays(name, parameter)
             key = f"layer_{layer}_{'decay' if decays else 'no_decay'}"
             scale = self.paramwise_cfg["layer_decay_rate"] ** (num_layers - 1 - layer)
-            if _makes_sampling_points(name):
+            in_scope = name.startswith(self.paramwise_cfg["offset_prefix"])
+            if in_scope and _makes_sampling_points(name):
                 key += "_offset_lr_scale"
                 scale *= self.paramwise_cfg["offset_lr_scale"]
             for part in sorted(self.paramwise_cfg["custom_keys"]):
