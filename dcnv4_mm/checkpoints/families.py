@@ -1,6 +1,6 @@
 """Whole models whose released names differ from the hosts' beyond the backbone.
 
-What stands here is renamed after the backbone; Mask R-CNN and Cascade need nothing.
+What stands here is renamed after the backbone; Mask R-CNN, Cascade and UperNet need nothing.
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dcnv4_mm.checkpoints.rules import KeyRule, convert
 
-__all__ = ["FAMILIES", "Family", "find_families"]
+__all__ = ["FAMILIES", "MASK2FORMER", "Family", "find_families"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,25 @@ _DINO = Family(
     ),
 )
 
-FAMILIES = (_DINO,)
+MASK2FORMER = Family(
+    name="Mask2Former",
+    mark="decode_head.transformer_decoder.layers.0.cross_attn.attn.in_proj_weight",
+    rules=tuple(
+        KeyRule(
+            f"decode_head.{part}.layers.{{i}}.{released}", f"decode_head.{part}.layers.{{i}}.{ours}"
+        )
+        for part, released, ours in (
+            ("pixel_decoder.encoder", "attentions.0.{rest}", "self_attn.{rest}"),
+            ("pixel_decoder.encoder", "ffns.0.{rest}", "ffn.{rest}"),
+            # The original's decoder layers look at the picture first, then at each other.
+            ("transformer_decoder", "attentions.0.{rest}", "cross_attn.{rest}"),
+            ("transformer_decoder", "attentions.1.{rest}", "self_attn.{rest}"),
+            ("transformer_decoder", "ffns.0.{rest}", "ffn.{rest}"),
+        )
+    ),
+)
+
+FAMILIES = (_DINO, MASK2FORMER)
 
 
 def find_families(names: Iterable[str], *, released: bool = False) -> list[Family]:
