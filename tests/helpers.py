@@ -40,7 +40,8 @@ def load_all(name):
 
 def manifest(kind, stem):
     """Shapes by released name, in order, of one released model."""
-    manifests = load_all("manifests")
+    segmentation = kind == "segmentation"
+    manifests = load_json("ade20k_manifests") if segmentation else load_all("manifests")
     return manifests["tensors"][manifests["models"][kind][stem]["tensors"]]
 
 
@@ -148,3 +149,26 @@ def dino_samples(case):
                 bboxes=torch.tensor(truth["bboxes"]), labels=torch.tensor(truth["labels"])
             )
     return samples
+
+
+def build_segmentor(original, device="cpu"):
+    """The mmseg model of the config that reproduces one of the original's, and the config."""
+    from mmengine.config import Config
+    from mmseg.registry import MODELS
+    from mmseg.utils import register_all_modules
+
+    register_all_modules(init_default_scope=True)
+    config = Config.fromfile(config_of(original))
+    with torch.device(device):
+        return MODELS.build(config.model), config
+
+
+def label_maps(recorded):
+    """The label maps of a recording of training losses, uint8 (N, H, W), 255 ignored."""
+    block, draw = recorded["gt_block"], generator(recorded["gt_seed"])
+    rows, columns = (-(-recorded[side] // block) for side in ("h", "w"))
+    picked = draw.integers(0, len(recorded["gt_classes"]), (recorded["n"], rows, columns))
+    labels = np.asarray(recorded["gt_classes"], np.uint8)[picked]
+    labels[draw.random(picked.shape) < 0.1] = recorded["ignore_label"]
+    pixels = labels.repeat(block, axis=1).repeat(block, axis=2)
+    return torch.from_numpy(pixels[:, : recorded["h"], : recorded["w"]].copy())
