@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from helpers import build_detector, load_all
+from helpers import build_detector, build_segmentor, load_all, load_json
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import convert
-from dcnv4_mm.checkpoints.families import find_families
+from dcnv4_mm.checkpoints.families import MASK2FORMER, find_families
 from dcnv4_mm.checkpoints.flash_intern_image import RULES
 from dcnv4_mm.optim import LayerDecayOptimWrapperConstructor
 
@@ -86,6 +86,29 @@ def merged(groups):
     return result
 
 
+@pytest.mark.mmseg
+@pytest.mark.mmdet
+@pytest.mark.parametrize("original", load_json("ade20k_param_groups"))
+def test_groups_of_segmentors_equal_the_originals(original):
+    recorded = load_json("ade20k_param_groups")[original]
+    model, config = build_segmentor(original, device="meta")
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {group["name"] for group in optimizer.param_groups} == set(recorded["groups"])
+    for group in optimizer.param_groups:
+        expected = recorded["groups"][group["name"]]
+        ours = convert(dict.fromkeys(expected["params"]), RULES, prefix="backbone.")
+        # mmdet's decoder layers list their two attentions in the other order.
+        assert {names[id(parameter)] for parameter in group["params"]} == set(
+            convert(ours, MASK2FORMER.rules)
+        )
+        assert group["lr"] == pytest.approx(expected["lr"], rel=1e-12)
+        assert group["lr_scale"] == pytest.approx(expected["lr_scale"], rel=1e-12)
+        assert group["weight_decay"] == expected["weight_decay"]
+        assert list(group["betas"]) == recorded["betas"]
+        assert group["eps"] == recorded["eps"]
+
+
 def test_rates_fall_towards_the_stem():
     scales = scales_of(Model(), layer_decay_rate=0.5)
     layers = {
@@ -125,6 +148,12 @@ def test_offset_layers_have_their_own_factor():
     assert len(expected) == 12
     assert slow == expected
     assert all(scales[name] == pytest.approx(0.25) for name in slow)
+
+
+def test_offset_layers_may_be_those_of_the_backbone_alone():
+    scales = scales_of(Model(), offset_lr_scale=0.25, offset_prefix="backbone.")
+    slow = {name for name, scale in scales.items() if scale != 1}
+    assert slow == {name for name in scales if ".offset_mask." in name}
 
 
 def test_depthwise_convolution_of_offsets_is_no_offset_layer():
