@@ -18,7 +18,7 @@ SOURCES := $(shell find dcnv4_mm csrc configs tools -name __pycache__ -prune -o 
 	setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE model-index.yml dataset-index.yml
 CPP_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help install quickstart test test-mim check lint trials trial-dino bench gpu docs ext wheel clean
+.PHONY: help install quickstart test test-mim check lint trials trial-dino trial-ade20k bench gpu docs ext wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -44,10 +44,13 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-trials: quickstart trial-dino ## the learning targets (minutes each)
+trials: quickstart trial-dino trial-ade20k ## the learning targets (minutes each)
 
 trial-dino: install ## let a small DINO learn eight generated pictures by heart
 	$(BIN)/python tools/overfit.py
+
+trial-ade20k: install ## train a small UPerNet, and a small Mask2Former on eight pictures
+	$(BIN)/python tools/trials.py
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
 bench: install ## measure the operators and the backbone

@@ -118,7 +118,11 @@ def check_data(cfg: "Config", *phases: str) -> None:
         loader = cfg.get(f"{phase}_dataloader")
         for dataset in plain_datasets(loader["dataset"]) if loader else ():
             root = dataset.get("data_root") or ""
-            for path in filter(None, (root, dataset.get("ann_file"))):
+            # The pictures' and the label maps' folders of segmentation sets.
+            prefix = dataset.get("data_prefix")
+            folders = prefix if isinstance(prefix, dict) else {}
+            parts = [folders.get(kind) for kind in ("img_path", "seg_map_path")]
+            for path in filter(None, (root, dataset.get("ann_file"), *parts)):
                 whole = path if path == root else os.path.join(root, path)
                 if "://" not in whole and not os.path.exists(whole):
                     stop(

@@ -55,8 +55,55 @@ def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     return [args.out_dir / "vis" / p.name for p in images]
 
 
+def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
+    """Paints the classes found by the segmentation host's inferencer, with a legend."""
+    import cv2
+    from _overlay import overlay
+    from mmengine.config import Config
+    from mmseg.apis import MMSegInferencer
+
+    from dcnv4_mm.checkpoints import load_released
+    from dcnv4_mm.checkpoints.files import read_file
+
+    try:
+        checkpoint = read_file(args.checkpoint)
+        with warnings.catch_warnings():
+            # As for detection: load here, whole or not at all.
+            warnings.filterwarnings("ignore", message="Checkpoint is not loaded|weights is None")
+            inferencer = MMSegInferencer(str(args.config), device=args.device)
+        load_released(inferencer.model, checkpoint)
+    except ValueError as error:
+        stop(f"{args.checkpoint}: {error}")
+    inferencer.show_progress = False
+    classes, palette = class_names(Config.fromfile(args.config), checkpoint)
+    painted = []
+    (args.out_dir / "vis").mkdir(exist_ok=True)
+    for path in images:
+        picture = cv2.imread(str(path))
+        if picture is None:
+            stop(f"{path} is damaged or not a picture")
+        labels = inferencer(picture)["predictions"]
+        painted.append(args.out_dir / "vis" / path.name)
+        cv2.imwrite(str(painted[-1]), overlay(picture, labels, classes, palette))
+    return painted
+
+
+def class_names(cfg, checkpoint: dict) -> tuple[tuple[str, ...], list]:
+    """Names and RGB colours of the classes: the checkpoint's, or those of the config's data set."""
+    from mmseg.registry import DATASETS
+
+    meta = checkpoint.get("meta") or {}
+    # The second spelling is mmseg 0's.
+    for found in (meta.get("dataset_meta") or {}, {k.lower(): v for k, v in meta.items()}):
+        if found.get("classes") and found.get("palette"):
+            return tuple(found["classes"]), found["palette"]
+    dataset = cfg.test_dataloader.dataset
+    found = {**DATASETS.get(dataset.type).METAINFO, **dataset.get("metainfo", {})}
+    return tuple(found["classes"]), found["palette"]
+
+
 # One entry for each host that this tool can paint with.
-PAINTERS = {"mmdet": detect}
+PAINTERS = {"mmdet": detect, "mmseg": segment}
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def run(command: list[str], folder: Path, log: Path) -> None:
         )
         for line in process.stdout:
             file.write(line)
-            if "Epoch(train)" in line or "bbox_mAP:" in line:
+            if re.search(r"(Epoch|Iter)\(train\)|bbox_mAP:|mIoU: ", line):
                 print("  " + progress(line), flush=True)
     if process.wait() != 0:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
@@ -85,7 +85,10 @@ def run(command: list[str], folder: Path, log: Path) -> None:
 
 def progress(line: str) -> str:
     """The telling part of a line of mmengine's log."""
-    wanted = r"Epoch\(\w+\) +\[\S+|eta: \S+|(?<=  )loss: \S+|(?:bbox|segm)_mAP(?:_50)?: \S+"
+    wanted = (
+        r"(?:Epoch|Iter)\(\w+\) +\[\S+|eta: \S+|(?<=  )loss: \S+|(?:bbox|segm)_mAP(?:_50)?: \S+"
+        r"|mIoU: \S+"
+    )
     return "  ".join(re.findall(wanted, line))
 
 
