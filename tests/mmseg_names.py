@@ -50,7 +50,8 @@ def translate_schedule(cfg):
 def translate_data(cfg):
     gpus, images = map(int, re.search(r"_(\d+)xb(\d+)-", cfg.filename).groups())
     assert images == cfg.train_dataloader.batch_size
-    assert cfg.train_dataloader.sampler == {"type": "InfiniteSampler", "shuffle": True}
+    sampler = cfg.train_dataloader.sampler
+    assert (sampler.type, sampler.shuffle) == ("InfiniteSampler", True)
     table = {
         "data.images_per_gpu": images,
         "data.workers_per_gpu": cfg.train_dataloader.num_workers,
@@ -152,7 +153,7 @@ def translate_runtime(cfg):
         "ema.type": None,
         "evaluation.interval": cfg.train_cfg.val_interval,
         "evaluation.metric": metric,
-        "evaluation.save_best": hook.save_best,
+        "evaluation.save_best": checkpoint["save_best"],
         "evaluation.other": {},
         "checkpoint.interval": hook.interval,
         "checkpoint.by_epoch": hook.by_epoch,
@@ -172,18 +173,15 @@ def translate_model(cfg, model):
     if cfg.model.decode_head.type == "UPerHead":
         assert cfg.model.pretrained is None
         return {**table, "model.train_cfg": cfg.model.train_cfg}
-    del table["model.decode_head.strides"], table["model.decode_head.num_classes"]
+    del table["model.decode_head.strides"]
     assert table.pop("model.decode_head.inference") == "original"
     assert table.pop("model.decode_head.align_corners") is False
-    assert table.pop("model.test_cfg.mode") == "whole"
     assert table.pop("model.decode_head.train_cfg.sampler.type") == "mmdet.MaskPseudoSampler"
-    costs = table.pop("model.decode_head.train_cfg.assigner.match_costs")
-    prefix = "model.train_cfg.assigner."
-    for cost, kind in zip(costs, ("cls", "mask", "dice"), strict=True):
-        table |= flatten(cost, f"{prefix}{kind}_cost.")
     renamed = {}
     for name, value in table.items():
         name = name.replace("model.decode_head.train_cfg.", "model.train_cfg.")
+        for index, cost in enumerate(("cls_cost", "mask_cost", "dice_cost")):
+            name = name.replace(f".match_costs.{index}.", f".{cost}.")
         name = name.replace(".encoder.layer_cfg.self_attn_cfg.", ".encoder.layer_cfg.attn_cfgs.")
         name = name.replace(".layer_cfg.cross_attn_cfg.", ".layer_cfg.attn_cfgs.")
         name = name.replace(".ffn_cfg.", ".ffn_cfgs.").replace(".layer_cfg.", ".transformerlayers.")
@@ -215,7 +213,6 @@ def translate_types(model):
         "model.decode_head.transformer_decoder": decoder,
         DECODER_LAYER: decoder.layers[0],
         f"{DECODER_LAYER}.attn_cfgs": decoder.layers[0].cross_attn,
-        f"{DECODER_LAYER}.ffn_cfgs": decoder.layers[0].ffn,
     }
     names = {
         "EncoderDecoder": "EncoderDecoderMask2Former",
@@ -246,8 +243,8 @@ def translate_built(model):
     deformable = [m for _, m in outside if isinstance(m, MultiScaleDeformableAttention)]
     plain = [m for _, m in outside if isinstance(m, MultiheadAttention)]
     ffns = [m for _, m in outside if isinstance(m, FFN)]
-    position = model.decode_head.decoder_positional_encoding
-    assert vars(position).items() & vars(model.decode_head.pixel_decoder.postional_encoding).items()
+    head = model.decode_head
+    positions = (head.decoder_positional_encoding, head.pixel_decoder.postional_encoding)
     return table | {
         "built.dropout_modules": {"decode_head.dropout": 0.1},
         **{
@@ -264,7 +261,8 @@ def translate_built(model):
         "built.ffn.max_dropout": 0.0,
         "built.ffn.activations": sorted({type(m.layers[0][1]).__name__ for m in ffns}),
         **{
-            f"built.positional_encoding.{name}": getattr(position, name)
+            f"built.positional_encoding.{name}": value
             for name in ("num_feats", "temperature", "normalize", "scale", "eps", "offset")
+            for value in {getattr(position, name) for position in positions}
         },
     }

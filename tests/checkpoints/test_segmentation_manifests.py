@@ -80,12 +80,12 @@ def test_the_order_of_the_decoders_attentions():
         (
             "mask2former_flash_internimage_t_512_160k_ade20k_ss",
             "mask2former_flash_internimage_s_640",
-            "query_embed",
+            "patch_embed",
         ),
         (
             "mask2former_flash_internimage_t_512_160k_ade20k_ss",
             "upernet_flash_internimage_t_512",
-            "decode_head.transformer_decoder",
+            "decode_head.pixel_decoder",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("mmseg", reason="mmseg is not installed")
 
@@ -27,11 +28,14 @@ from torch import nn
 pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = json.loads((ROOT / "tests" / "data" / "ade20k_hyperparameters.json").read_text())
-VALUES = {
-    stem: {**TABLE[family]["common"], **values}
+TABLES = [
+    json.loads((ROOT / "tests" / "data" / f"{family}_hyperparameters.json").read_text())
     for family in ("upernet", "mask2former")
-    for stem, values in TABLE[family]["configs"].items()
+]
+VALUES = {
+    stem: {**table["common"], **values}
+    for table in TABLES
+    for stem, values in table["configs"].items()
 }
 NO_COUNTERPART = {
     "family": "the table's own grouping",
@@ -162,3 +166,36 @@ def test_every_transform_can_be_built(case):
     for pipeline in (cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline):
         for step in (*pipeline, cfg.tta_pipeline[1]):
             TRANSFORMS.build(step)
+
+
+# Published with the released weights: mIoU of one and, for UPerNet, of many copies of a picture.
+PUBLISHED = {
+    "upernet_flash_internimage_t_512_160k_ade20k": (49.3, 50.3),
+    "upernet_flash_internimage_s_512_160k_ade20k": (50.6, 51.6),
+    "upernet_flash_internimage_b_512_160k_ade20k": (52.0, 52.6),
+    "upernet_flash_internimage_l_640_160k_ade20k": (55.6, 56.0),
+    "mask2former_flash_internimage_t_512_160k_ade20k_ss": (51.2,),
+    "mask2former_flash_internimage_s_640_160k_ade20k_ss": (52.6,),
+    "mask2former_flash_internimage_b_640_160k_ade20k_ss": (53.4,),
+    "mask2former_flash_internimage_l_640_160k_ade20k_ss": (56.7,),
+}
+
+
+@pytest.mark.parametrize("folder", ["upernet", "mask2former"])
+def test_metafile_and_readme_agree(folder):
+    models = yaml.safe_load((ROOT / "configs" / folder / "metafile.yml").read_text())["Models"]
+    readme = (ROOT / "configs" / folder / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("| ") and "[config]" in line]
+    originals = [model["Metadata"]["Original Config"] for model in models]
+    assert originals == [stem for stem in PUBLISHED if stem.startswith(folder)]
+    for row, model, original in zip(rows, models, originals, strict=True):
+        (result,) = model["Results"]
+        assert result["Source"] == "paper"
+        assert tuple(result["Metrics"].values()) == PUBLISHED[original]
+        assert f"| {' | '.join(map(str, PUBLISHED[original]))} |" in row
+        assert model["Metadata"]["Parameters"] == VALUES[original]["num_parameters"]
+        assert model["Metadata"]["Iterations"] == VALUES[original]["schedule.max_iters"]
+        assert f"| {model['Metadata']['Parameters'] / 1e6:.1f} M |" in row
+        assert model["Weights"].endswith(f"/{original}.pth")
+        assert f"[config]({model['Name']}.py)" in row
+        assert f"[weights]({model['Weights']})" in row
