@@ -132,3 +132,10 @@ def test_check_reads_labels_on_request(copy):
     assert "ADE_train_00000002.png has the labels [151], expected are 0 to 150" in lines[1]
     assert "ADE_train_00000003.png has pixels of the kind 'RGB'" in lines[2]
     assert "ADE_train_00000004.png or its picture is damaged" in lines[3]
+
+
+@pytest.mark.parametrize("tool", ["mini_ade20k.py", "check_ade20k.py", "../trials.py"])
+def test_help(tool):
+    result = run(tool, "-h")
+    assert result.returncode == 0, result.stderr
+    assert "usage: " in result.stdout
