@@ -83,7 +83,7 @@ def test_training_evaluates_with_a_table_of_classes(trained, folder):
     assert all(0 < loss < 1000 for loss in losses)
     assert 0 <= records[-1]["mIoU"] <= 100
     for label in ("ground", "disk", "ring", "triangle", "box", "star"):
-        assert re.search(rf"\| +{label} +\| +(\d+\.\d+|nan) \| +(\d+\.\d+|nan) \|", output), label
+        assert re.search(rf"\| +{label} +\| +(\d+\.\d+|nan) +\| +(\d+\.\d+|nan) +\|", output), label
 
 
 def test_evaluation_of_one_and_many_copies(trained, folder):
@@ -212,9 +212,12 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
     assert {key: metrics[key] for key in direct} == pytest.approx(direct, nan_ok=True)
     assert len(found) == len(kept) == 2
     for one, other in zip(found, kept, strict=True):
-        ours, expected = one["pred_sem_seg"]["data"], other.pred_sem_seg.data
-        assert len(expected.unique()) > 3
-        assert torch.equal(torch.as_tensor(ours).cpu(), expected.cpu())
+        assert torch.equal(torch.as_tensor(one["pred_sem_seg"]["data"]), other.pred_sem_seg.data)
+        # Weights by rule see few classes in few pictures, but their scores are all different; of
+        # many copies the last one's are kept.
+        scores = torch.as_tensor(one["seg_logits"]["data"])
+        assert scores.std() > 0.01
+        torch.testing.assert_close(scores, other.seg_logits.data, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
