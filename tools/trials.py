@@ -51,7 +51,7 @@ TRIALS = {
     ),
     # Tested on the eight pictures that it has learned.
     "mask2former": Trial(
-        config="mask2former_flash-internimage-nano_1xb4-900it_mini-ade20k",
+        config="mask2former_flash-internimage-nano_1xb4-300it_mini-ade20k",
         data="mini_ade20k",
         pictures="images/training",
         metric="mIoU",

@@ -68,8 +68,8 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-max_iters = 900
-train_cfg = dict(max_iters=max_iters, val_interval=150)
+max_iters = 300
+train_cfg = dict(max_iters=max_iters, val_interval=100)
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4),
     clip_grad=dict(max_norm=1.0),
@@ -85,5 +85,5 @@ param_scheduler = [
     )
 ]
 randomness = dict(seed=0)
-default_hooks = dict(checkpoint=dict(interval=150), logger=dict(interval=20))
+default_hooks = dict(checkpoint=dict(interval=100), logger=dict(interval=20))
 auto_scale_lr = dict(base_batch_size=4)
