@@ -6,9 +6,10 @@ What stands here is renamed after the backbone; Mask R-CNN, Cascade and UperNet 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dcnv4_mm.checkpoints.flash_intern_image import RULES, is_head
 from dcnv4_mm.checkpoints.rules import KeyRule, convert
 
-__all__ = ["FAMILIES", "MASK2FORMER", "Family", "find_families"]
+__all__ = ["CLASSIFIER", "FAMILIES", "MASK2FORMER", "Family", "find_families"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,21 @@ MASK2FORMER = Family(
     ),
 )
 
-FAMILIES = (_DINO, MASK2FORMER)
+# mmpretrain's classifier. The released one has no part called backbone, so that the backbone's own
+# rules stand here too.
+CLASSIFIER = Family(
+    name="classifier",
+    mark="head.conv_head.0.weight",
+    rules=(
+        *(KeyRule(r.released, f"backbone.{r.ours}") for r in RULES if not is_head(r.ours)),
+        KeyRule("patch_embed.{rest}", "backbone.patch_embed.{rest}"),
+        KeyRule("levels.{rest}", "backbone.levels.{rest}"),
+        KeyRule("conv_head.{rest}", "head.conv_head.{rest}"),
+        KeyRule("head.{p}", "head.head.{p}"),
+    ),
+)
+
+FAMILIES = (_DINO, MASK2FORMER, CLASSIFIER)
 
 
 def find_families(names: Iterable[str], *, released: bool = False) -> list[Family]:

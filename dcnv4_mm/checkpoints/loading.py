@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcnv4_mm.checkpoints.families import Family, find_families
+from dcnv4_mm.checkpoints.families import CLASSIFIER, Family, find_families
 from dcnv4_mm.checkpoints.files import read_file
 from dcnv4_mm.checkpoints.flash_intern_image import (
     RULES,
@@ -18,7 +18,7 @@ from dcnv4_mm.checkpoints.flash_intern_image import (
 )
 from dcnv4_mm.checkpoints.rules import ConversionReport, convert
 
-__all__ = ["fit", "load_released", "to_released"]
+__all__ = ["fit", "load_released", "select_entry", "to_released"]
 
 # The parts of a file that may hold weights, in the order in which the original looks for them:
 # downstream it prefers the averaged weights, but it evaluates a classifier with the plain ones.
@@ -107,7 +107,7 @@ def fit(
         raise TypeError(f"allow must be a sequence of texts, got the text {allow!r}")
     own: dict[str, Tensor] = model.state_dict()
     backbones, families = find_backbones(own), find_families(own)
-    entry, weights = _select_entry(checkpoint, classifier=_is_classifier(own))
+    entry, weights = select_entry(checkpoint, classifier=_is_classifier(own))
     stripped, dropped = _strip(weights, own, families)
     converted = stripped
     for prefix in backbones:
@@ -132,7 +132,19 @@ def fit(
     return filled, report
 
 
-def _select_entry(checkpoint: Any, *, classifier: bool) -> tuple[str, dict[str, Tensor]]:
+def select_entry(checkpoint: Any, *, classifier: bool) -> tuple[str, dict[str, Tensor]]:
+    """Finds the weights in a checkpoint.
+
+    Args:
+        checkpoint: What was in a file.
+        classifier: Whether they are for a classifier, which prefers the plain weights.
+
+    Returns:
+        Name of the part that holds them, empty for the checkpoint itself, and the weights.
+
+    Raises:
+        ValueError: There are none.
+    """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"a checkpoint must be a dictionary, got {type(checkpoint).__name__}")
     for entry in _CLASSIFIER_ENTRIES if classifier else _ENTRIES:
@@ -239,7 +251,8 @@ def _compare(
 
 
 def _is_classifier(own: Mapping[str, Tensor]) -> bool:
-    return "" in find_backbones(own) and any(map(is_head, own))
+    """Whether names are those of this package's classifier, or of mmpretrain's."""
+    return CLASSIFIER.mark in own or ("" in find_backbones(own) and any(map(is_head, own)))
 
 
 def _layer_scale_may_stay(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:

@@ -20,11 +20,13 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from dcnv4_mm.checkpoints import convert
+from dcnv4_mm.checkpoints.families import CLASSIFIER
 from dcnv4_mm.checkpoints.files import Record, read_file
 from dcnv4_mm.checkpoints.flash_intern_image import has_released_names
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.loading import fit, select_entry
 
-__all__ = ["convert_on_load", "load_from_http", "load_from_local"]
+__all__ = ["convert_on_load", "load_from_http", "load_from_local", "rename_classifier"]
 
 
 @CheckpointLoader.register_scheme(prefixes="", force=True)
@@ -110,6 +112,33 @@ def convert_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: st
         del state_dict[prefix + name]
     state_dict.update({prefix + name: tensor for name, tensor in weights.items()})
     print_log(f"Released names of {prefix or type(module).__name__}: {report}", logger="current")
+
+
+def rename_classifier(state_dict: dict[str, Any], prefix: str) -> None:
+    """Makes a released classification file the state dict of mmpretrain's classifier, in place.
+
+    That classifier asks its backbone to do so whenever it is loaded.
+
+    Args:
+        state_dict: What is loaded, a whole file or a state dict; unchanged if it has no released
+            names.
+        prefix: What stands before the classifier's names.
+
+    Raises:
+        ValueError: There are no weights in it.
+    """
+    names = [name for name in state_dict if name.startswith(prefix)]
+    inner = {name.removeprefix(prefix): state_dict[name] for name in names}
+    entry, weights = select_entry(inner, classifier=True)
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    if not has_released_names(weights):
+        return
+    for name in names:
+        del state_dict[name]
+    renamed = convert(weights, CLASSIFIER.rules)
+    state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
+    source = f"the entry {entry!r}" if entry else "the file itself"
+    print_log(f"Released classifier: {len(renamed)} tensors, from {source}", logger="current")
 
 
 def _restored(part: Any) -> Any:

@@ -3,7 +3,7 @@
 import pytest
 
 from dcnv4_mm.checkpoints import KeyRule, convert
-from dcnv4_mm.checkpoints.families import FAMILIES, Family, find_families
+from dcnv4_mm.checkpoints.families import CLASSIFIER, FAMILIES, Family, find_families
 
 RELEASED = "bbox_head.transformer."
 DINO_NAMES = {
@@ -37,6 +37,28 @@ def test_dino_names_there_and_back():
     ours = dict.fromkeys(DINO_NAMES.values())
     assert list(convert(ours, [rule.inverse() for rule in dino.rules])) == list(DINO_NAMES)
     assert convert(ours, dino.rules) == ours
+
+
+CLASSIFIER_NAMES = {
+    "patch_embed.conv1.weight": "backbone.patch_embed.conv1.weight",
+    "patch_embed.norm1.1.weight": "backbone.patch_embed.norm1.weight",
+    "levels.0.blocks.3.norm2.0.bias": "backbone.levels.0.blocks.3.norm2.bias",
+    "levels.0.blocks.3.dcn.offset_mask.bias": "backbone.levels.0.blocks.3.dcn.offset_mask.bias",
+    "levels.0.downsample.norm.1.bias": "backbone.levels.0.downsample.norm.bias",
+    "conv_head.0.weight": "head.conv_head.0.weight",
+    "conv_head.1.0.running_var": "head.conv_head.1.0.running_var",
+    "head.bias": "head.head.bias",
+}
+
+
+def test_classifier_names_there_and_back():
+    ours = dict.fromkeys(CLASSIFIER_NAMES.values())
+    assert list(convert(CLASSIFIER_NAMES, CLASSIFIER.rules)) == list(ours)
+    assert list(convert(ours, [r.inverse() for r in CLASSIFIER.rules])) == list(CLASSIFIER_NAMES)
+    assert convert(ours, CLASSIFIER.rules) == ours
+    assert find_families(ours) == [CLASSIFIER]
+    # This package's own classifier is none of a host's.
+    assert find_families(["patch_embed.conv1.weight", "head.conv.weight", "head.fc.bias"]) == []
 
 
 def test_a_family_is_known_by_its_mark():
