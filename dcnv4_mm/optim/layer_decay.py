@@ -15,6 +15,7 @@ _DEFAULTS: dict[str, Any] = {
     "offset_prefix": "",
     "first_layer_names": ("level_embeds",),
     "custom_keys": {},
+    "recipe": "dense",
 }
 _NO_DECAY = ("norm", "relative_position", "sampling_offsets")
 _OFFSETS = ("sampling_offsets", "reference_points")
@@ -43,6 +44,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
               ``["level_embeds"]`` by default, a peculiarity of the original.
             * ``custom_keys``: factors ``lr_mult`` by part of a name; the alphabetically first
               that matches counts.
+            * ``recipe``: ``"dense"``, as above, or ``"classification"``, by which the original
+              trains classifiers: the stem is in the layer of the first block and what lies outside
+              of the backbone in that of the last one, which learns at ``lr``; all that has
+              ``offset`` in its name is an offset layer, the depthwise convolution too; groups are
+              named by rate and decay, such as ``lr2e-05_wd0.05``.
 
     Raises:
         ValueError: An option is unknown or out of its range, the optimizer has no ``lr``, or no
@@ -73,6 +79,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f"layer_decay_rate must be above 0 and at most 1, got {rate}")
         if not (scale := self.paramwise_cfg["offset_lr_scale"]) >= 0:
             raise ValueError(f"offset_lr_scale must be at least 0, got {scale}")
+        if (recipe := self.paramwise_cfg["recipe"]) not in ("dense", "classification"):
+            raise ValueError(f'recipe must be "dense" or "classification", got {recipe!r}')
         for key, multipliers in self.paramwise_cfg["custom_keys"].items():
             if set(multipliers) - {"lr_mult"}:
                 raise ValueError(f"custom_keys[{key!r}] takes lr_mult alone, got {multipliers}")
@@ -88,6 +96,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             module: The model.
         """
         backbone, prefix = _find_backbone(module)
+        classification = self.paramwise_cfg["recipe"] == "classification"
         groups: dict[str, dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -95,11 +104,15 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             layer, num_layers = backbone.get_layer_depth(name, prefix)
             if any(part in name for part in self.paramwise_cfg["first_layer_names"]):
                 layer = 0
+            if classification:
+                # Stem and head have no layers of their own.
+                layer, num_layers = min(max(layer, 1), num_layers - 2), num_layers - 1
             decays = _decays(name, parameter)
             key = f"layer_{layer}_{'decay' if decays else 'no_decay'}"
             scale = self.paramwise_cfg["layer_decay_rate"] ** (num_layers - 1 - layer)
             in_scope = name.startswith(self.paramwise_cfg["offset_prefix"])
-            if in_scope and _makes_sampling_points(name):
+            samples = _makes_sampling_points(name) or (classification and "offset" in name)
+            if in_scope and samples:
                 key += "_offset_lr_scale"
                 scale *= self.paramwise_cfg["offset_lr_scale"]
             for part in sorted(self.paramwise_cfg["custom_keys"]):
@@ -107,6 +120,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     key += f"_{part}"
                     scale *= self.paramwise_cfg["custom_keys"][part].get("lr_mult", 1.0)
                     break
+            if classification:
+                decay = (self.base_wd or 0.0) if decays else 0.0
+                key = f"lr{self.base_lr * scale:g}_wd{decay:g}"
             if key not in groups:
                 groups[key] = self._new_group(key, scale, decays=decays)
             groups[key]["params"].append(parameter)

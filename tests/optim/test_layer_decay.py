@@ -164,6 +164,26 @@ def test_depthwise_convolution_of_offsets_is_no_offset_layer():
     assert scales["backbone.levels.0.blocks.0.dcn.offset_mask_dw.weight"] == 1
 
 
+def test_classification_recipe():
+    """Stem and first block are one layer, last block and head too; offsets are all of a kind."""
+    model = nn.Module()
+    model.backbone = FlashInternImage({**ARCH, "dw_kernel_size": 3})
+    model.head = nn.Linear(4, 4)
+    options = {"recipe": "classification", "layer_decay_rate": 0.5, "offset_lr_scale": 0.25}
+    scales = scales_of(model, **options)
+    expected = {
+        "backbone.patch_embed.conv1.weight": 0.5**4,
+        "backbone.levels.0.blocks.0.mlp.fc1.weight": 0.5**4,
+        "backbone.levels.0.downsample.conv.weight": 0.5**3,
+        "backbone.levels.3.blocks.0.mlp.fc1.weight": 1,
+        "head.weight": 1,
+        "backbone.levels.3.blocks.0.dcn.offset_mask.bias": 0.25,
+        "backbone.levels.3.blocks.0.dcn.offset_mask_dw.weight": 0.25,
+    }
+    assert {name: scales[name] for name in expected} == pytest.approx(expected)
+    assert {"lr0.1_wd0.05", "lr0.1_wd0", "lr0.025_wd0.05"} <= set(groups_of(model, **options))
+
+
 def test_names_of_the_first_layer_can_be_chosen():
     scales = scales_of(Model(), layer_decay_rate=0.5, first_layer_names=["neck.w"])
     assert scales["neck.weight"] == pytest.approx(0.5 ** (LAYERS - 1))
@@ -219,6 +239,7 @@ def test_a_step_moves_the_parameters():
         ({"num_layers": 30}, r"unknown options \['num_layers'\].*asked of the backbone"),
         ({"norm_decay_mult": 0.0}, "unknown options"),
         ({"custom_keys": {"neck": {"decay_mult": 0.0}}}, "takes lr_mult alone"),
+        ({"recipe": "detection"}, 'recipe must be "dense" or "classification", got .detection'),
         ({"lr": None}, "needs an lr"),
     ],
 )
