@@ -9,7 +9,8 @@ from torch import nn
 
 from dcnv4_mm import backbones, layers
 from dcnv4_mm.checkpoints import load_released
-from dcnv4_mm.engine import convert_on_load
+from dcnv4_mm.engine import convert_on_load, rename_classifier
+from dcnv4_mm.integrations._hosts import build_late
 from dcnv4_mm.registry import MODELS
 
 __all__ = ["FlashInternImage"]
@@ -40,6 +41,10 @@ def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
             convert_on_load(self, state_dict, prefix)
             super()._load_from_state_dict(state_dict, prefix, *args)
 
+        def _checkpoint_filter(self, state_dict: dict, prefix: str, *_: Any) -> None:
+            """By this name mmpretrain's classifiers find it, to call it on what they load."""
+            rename_classifier(state_dict, prefix)
+
     Adapted.__name__ = Adapted.__qualname__ = backbone.__name__
     Adapted.__doc__ = backbone.__doc__
     return Adapted
@@ -48,3 +53,7 @@ def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
 FlashInternImage = _as_base_module(backbones.FlashInternImage)
 MODELS.register_module(name="FlashInternImage", module=FlashInternImage)
 MODELS.register_module(name="LN2d", module=layers.LN2d)
+MODELS.register_module(
+    name="FlashInternImageHead",
+    module=build_late("mmpretrain", "dcnv4_mm.integrations._mmpretrain", "FlashInternImageHead"),
+)

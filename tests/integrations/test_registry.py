@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS, init_default_scope
 
 from dcnv4_mm import backbones
+from dcnv4_mm.integrations import _hosts
 from dcnv4_mm.layers import LN2d
 
 
@@ -56,3 +57,11 @@ def test_init_weights_refuses_a_file_of_another_model(tmp_path):
 def test_an_unknown_argument_is_refused():
     with pytest.raises(TypeError, match="unexpected keyword argument 'core_op'"):
         MODELS.build({"type": "dcnv4_mm.FlashInternImage", "arch": "nano", "core_op": "DCNv4"})
+
+
+def test_a_class_of_a_missing_host_says_what_to_install(monkeypatch):
+    missing = ("no-such-distribution", "mmpretrain==1.2.0")
+    monkeypatch.setitem(_hosts.HOSTS, "mmpretrain", missing)
+    head = {"type": "dcnv4_mm.FlashInternImageHead", "num_classes": 2, "in_channels": 8}
+    with pytest.raises(ImportError, match=r"FlashInternImageHead needs mmpretrain: .*pip install"):
+        MODELS.build(head)
