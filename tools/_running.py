@@ -122,6 +122,8 @@ def check_data(cfg: "Config", *phases: str) -> None:
             prefix = dataset.get("data_prefix")
             folders = prefix if isinstance(prefix, dict) else {}
             parts = [folders.get(kind) for kind in ("img_path", "seg_map_path")]
+            # mmpretrain's ImageNet names a folder of the root so.
+            parts.append(dataset.get("split") if dataset.get("type") == "ImageNet" else None)
             for path in filter(None, (root, dataset.get("ann_file"), *parts)):
                 whole = path if path == root else os.path.join(root, path)
                 if "://" not in whole and not os.path.exists(whole):

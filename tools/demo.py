@@ -102,8 +102,32 @@ def class_names(cfg, checkpoint: dict) -> tuple[tuple[str, ...], list]:
     return tuple(found["classes"]), found["palette"]
 
 
+def classify(args: argparse.Namespace, images: list[Path]) -> list[Path]:
+    """Writes the most likely class into each picture, and prints the first five."""
+    from mmpretrain import ImageClassificationInferencer
+
+    from dcnv4_mm.checkpoints import load_released
+    from dcnv4_mm.checkpoints.files import read_file
+
+    try:
+        checkpoint = read_file(args.checkpoint)
+        inferencer = ImageClassificationInferencer(str(args.config), False, device=args.device)
+        load_released(inferencer.model, checkpoint)
+    except ValueError as error:
+        stop(f"{args.checkpoint}: {error}")
+    if meta := checkpoint.get("meta", {}).get("dataset_meta"):
+        inferencer.classes = meta["classes"]
+    results = inferencer([str(p) for p in images], show_dir=str(args.out_dir))
+    for path, result in zip(images, results, strict=True):
+        scores = result["pred_scores"]
+        best = scores.argsort()[::-1][:5]
+        named = (f"{inferencer.classes[label]} {scores[label]:.2f}" for label in best)
+        print(f"{path.name}: {', '.join(named)}")
+    return [args.out_dir / f"{p.stem}.png" for p in images]
+
+
 # One entry for each host that this tool can paint with.
-PAINTERS = {"mmdet": detect, "mmseg": segment}
+PAINTERS = {"mmdet": detect, "mmpretrain": classify, "mmseg": segment}
 
 
 def main() -> None:

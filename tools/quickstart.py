@@ -75,7 +75,7 @@ def run(command: list[str], folder: Path, log: Path) -> None:
         )
         for line in process.stdout:
             file.write(line)
-            if re.search(r"(Epoch|Iter)\(train\)|bbox_mAP:|mIoU: ", line):
+            if re.search(r"(Epoch|Iter)\(train\)|bbox_mAP:|mIoU: |accuracy/top1:", line):
                 print("  " + progress(line), flush=True)
     if process.wait() != 0:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
@@ -85,10 +85,8 @@ def run(command: list[str], folder: Path, log: Path) -> None:
 
 def progress(line: str) -> str:
     """The telling part of a line of mmengine's log."""
-    wanted = (
-        r"(?:Epoch|Iter)\(\w+\) +\[\S+|eta: \S+|(?<=  )loss: \S+|(?:bbox|segm)_mAP(?:_50)?: \S+"
-        r"|mIoU: \S+"
-    )
+    metrics = r"(?:bbox|segm)_mAP(?:_50)?: \S+|mIoU: \S+|accuracy/top\d: \S+"
+    wanted = rf"(?:Epoch|Iter)\(\w+\) +\[\S+|eta: \S+|(?<=  )loss: \S+|{metrics}"
     return "  ".join(re.findall(wanted, line))
 
 
@@ -133,11 +131,11 @@ def find_config(name: str) -> Path:
     return path
 
 
-def fingerprint(config: Path, data: Path, options: list[str]) -> str:
-    """Changes when the resolved config, the options or the data set do."""
+def fingerprint(config: Path, stamp: Path, options: list[str]) -> str:
+    """Changes when the resolved config, the options or the data set, by its stamp, do."""
     from mmengine.config import Config
 
-    parts = (Config.fromfile(config).pretty_text, (data / "mini_coco.json").read_text(), *options)
+    parts = (Config.fromfile(config).pretty_text, stamp.read_text(), *options)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -247,12 +245,12 @@ def run_all(
     folders = {row: work_dir / row.replace(" ", "_") for row in (*configs, UNTRAINED)}
     rows: dict[str, dict] = {}
     for row, config in configs.items():
-        prepare_folder(folders[row], fingerprint(config, data, options))
+        prepare_folder(folders[row], fingerprint(config, data / "mini_coco.json", options))
         checkpoint = train(config, folders[row], work_dir, options, epochs)
         extra = ("--show-dir", "pictures") if row == "trained" else ()
         rows[row] = evaluate(config, checkpoint, folders[row], work_dir, *extra)
     config = configs["trained"]
-    prepare_folder(folders[UNTRAINED], fingerprint(config, data, options))
+    prepare_folder(folders[UNTRAINED], fingerprint(config, data / "mini_coco.json", options))
     checkpoint = initial_checkpoint(config, folders[UNTRAINED])
     rows[UNTRAINED] = evaluate(config, checkpoint, folders[UNTRAINED], work_dir)
     return rows, folders

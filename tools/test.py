@@ -96,11 +96,15 @@ def main() -> None:
 
 
 def load_strictly(cfg) -> None:
-    """Adds the hook that refuses a checkpoint which does not fit, unless the config has it."""
+    """Adds the hook that refuses a checkpoint which does not fit, unless the config has it.
+
+    Hooks that average weights are left out: a checkpoint has the averages in place of the weights.
+    """
     strict = {"type": "dcnv4_mm.StrictLoadHook"}
-    hooks = cfg.get("custom_hooks", [])
+    hooks = [hook for hook in cfg.get("custom_hooks", []) if not hook["type"].endswith("EMAHook")]
     if all(hook["type"] != strict["type"] for hook in hooks):
-        cfg.custom_hooks = [*hooks, strict]
+        hooks.append(strict)
+    cfg.custom_hooks = hooks
 
 
 def dump_metric(cfg, path: str):

@@ -54,14 +54,10 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(
     "tool",
     [
-        "train.py",
-        "test.py",
-        "demo.py",
-        "convert.py",
-        "quickstart.py",
-        "overfit.py",
-        "data/mini_coco.py",
-        "data/check_coco.py",
+        *("train.py", "test.py", "demo.py", "convert.py", "offsets.py", "quickstart.py"),
+        *("overfit.py", "trial_classification.py"),
+        *("data/mini_coco.py", "data/check_coco.py"),
+        *("data/mini_imagenet.py", "data/check_imagenet.py"),
     ],
 )
 def test_help(tool, tmp_path):

@@ -1,0 +1,211 @@
+"""The tools on classifiers: released files through mim, training, fine-tuning, pictures."""
+
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import config_of, generator, manifest, weights
+from PIL import Image
+
+pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmpretrain.registry import TRANSFORMS
+from torchvision import transforms
+
+from dcnv4_mm.backbones import FlashInternImage
+from dcnv4_mm.checkpoints import load_released
+
+pytestmark = pytest.mark.mmpretrain
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
+T = "flash_intern_image_t_1k_224"
+NANO = next(ROOT.glob("configs/quickstart/flash-internimage-nano*.py"))
+EXAMPLE = next(ROOT.glob("examples/fine_tune_classifier/*.py"))
+SIZES = [(300, 200), (97, 130), (224, 224), (225, 500), (640, 251), (64, 64)]
+
+# The original's test transform.
+TRANSFORM = transforms.Compose(
+    [
+        transforms.Resize(224, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ]
+)
+
+
+def run(*command, cwd):
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    return result.stdout
+
+
+def no_workers(*loaders):
+    return [f"{loader}_dataloader.{option}" for loader in loaders
+            for option in ("num_workers=0", "persistent_workers=False")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A file as the original publishes them: the averaged weights are others."""
+    path = tmp_path_factory.mktemp("released") / f"{T}.pth"
+    plain = weights(manifest("classification", T))
+    averaged = {name: tensor + 1 for name, tensor in plain.items()}
+    torch.save({"model": plain, "model_ema": averaged, "epoch": 299}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory, released):
+    """A folder with a data/imagenet of six pictures, and the scores that each must get.
+
+    The scores come from this package's plain classifier and torchvision's transforms. Labels are
+    such that the model is right on four pictures, and second on a fifth.
+    """
+    folder = tmp_path_factory.mktemp("imagenet")
+    (folder / "data/imagenet/val").mkdir(parents=True)
+    (folder / "data/imagenet/meta").mkdir()
+    model = FlashInternImage("t", layer_scale=None, num_classes=1000).eval()
+    load_released(model, released)
+    lines, scores = [], []
+    for index, (height, width) in enumerate(SIZES):
+        coarse = generator(f"picture {index}").integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        exif = picture.getexif()
+        # Turned by a quarter, which neither path may heed.
+        exif[0x0112] = 6 if index == 1 else 1
+        picture = picture.convert("L" if index == 2 else "RGB")
+        path = folder / f"data/imagenet/val/{index}.JPEG"
+        picture.save(path, quality=90, exif=exif)
+        with torch.inference_mode():
+            logits = model(TRANSFORM(Image.open(path).convert("RGB"))[None])[0]
+        order = logits.argsort(descending=True)
+        rank = {4: 1, 5: 700}.get(index, 0)
+        lines.append(f"{path.name} {order[rank]}")
+        scores.append(logits.softmax(0))
+    (folder / "data/imagenet/meta/val.txt").write_text("\n".join(lines))
+    return folder, torch.stack(scores)
+
+
+def test_test_transform_gives_the_same_pixels(imagenet):
+    """To the bit those of PIL and torchvision: decoding, resizing, cropping."""
+    folder, _ = imagenet
+    settings = Config.fromfile(config_of(T)).test_dataloader.dataset.pipeline
+    pipeline = Compose([TRANSFORMS.build(step) for step in settings])
+    crop = transforms.Compose([*TRANSFORM.transforms[:2], transforms.PILToTensor()])
+    for path in (folder / "data/imagenet/val").iterdir():
+        found = pipeline({"img_path": str(path)})["inputs"]
+        expected = crop(Image.open(path).convert("RGB"))
+        assert torch.equal(found.flip(0), expected), path.name
+
+
+def test_mim_evaluates_a_released_file(imagenet, released):
+    folder, scores = imagenet
+    said = run(
+        *("-m", "mim", "test", "dcnv4_mm", config_of(T).name, "--checkpoint", released),
+        *("--gpus", "0", "--work-dir", "work", "--out", "scores.pkl"),
+        *("--cfg-options", *no_workers("test"), "test_dataloader.batch_size=2"),
+        cwd=folder,
+    )
+    assert "393 tensors loaded, from the entry 'model'; 393 renamed" in said
+    top1, top5 = re.search(r"accuracy/top1: (\S+)\s+accuracy/top5: (\S+)", said).groups()
+    assert (float(top1), float(top5)) == (pytest.approx(100 * 4 / 6, abs=1e-3),
+                                          pytest.approx(100 * 5 / 6, abs=1e-3))  # fmt: skip
+    found = torch.stack(
+        [s["pred_score"] for s in pickle.loads((folder / "scores.pkl").read_bytes())]
+    )
+    # A crop of 256 to 224 would change them by 6e-5 to 1e-4 (measured).
+    assert (found - scores).abs().max().item() <= 1e-6
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with one picture of each class to train on, and one held out."""
+    folder = tmp_path_factory.mktemp("pictures")
+    sizes = ("--num-train", 1, "--num-val", 1)
+    run(TOOLS / "data/mini_imagenet.py", "data/my_pictures", *sizes, cwd=folder)
+    return folder
+
+
+def test_trial_runs_through_mim(tmp_path):
+    said = run(TOOLS / "trial_classification.py", "--quick", "--work-dir", tmp_path, cwd=tmp_path)
+    assert "Epoch(train)" in said
+    assert "accuracy/top1:" in said
+    assert re.search(r"held-out pictures: top-1 [\d.]+ %, top-5 [\d.]+ %", said)
+
+
+def test_fine_tuning_example(pictures, released):
+    shutil.copy(EXAMPLE, pictures)
+    options = [*no_workers("train", "val"), "train_cfg.max_epochs=1", f"load_from={released}"]
+    options += ["train_dataloader.batch_size=5", "default_hooks.logger.interval=1"]
+    train = (TOOLS / "train.py", EXAMPLE.name, "--work-dir", "out")
+    said = run(*train, "--cfg-options", *options, cwd=pictures)
+    assert "391 tensors loaded, from the entry 'model'" in said
+    assert "left out 2 (allowed not to fit)" in said
+    assert "accuracy/top1" in said
+    saved = torch.load(pictures / "out/epoch_1.pth", weights_only=False)
+    assert saved["state_dict"]["head.head.weight"].shape == (10, 768)
+    assert saved["meta"]["dataset_meta"]["classes"][0] == "cold_box"
+
+    demo = (TOOLS / "demo.py", "data/my_pictures/val/cold_box", EXAMPLE.name, "out/epoch_1.pth")
+    said = run(*demo, "--out-dir", "painted", cwd=pictures)
+    assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
+    assert (pictures / "painted/cold_box_00001.png").is_file()
+
+
+def test_mim_downloads_the_configs(tmp_path):
+    """As tests/packaging/test_mim.py does for the configs of the other hosts."""
+    code = """
+import sys
+from importlib import import_module
+from pathlib import Path
+download = import_module("mim.commands.download")
+download.download_from_file = lambda url, path, **_: Path(path).write_text(url)
+download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
+"""
+    names = [path.stem for path in (*ROOT.glob("configs/classification/*.py"), NANO)]
+    run("-c", code, tmp_path, *names, cwd=tmp_path)
+    assert len(names) == 5
+    for name in names:
+        assert "dcnv4_mm.FlashInternImage" in (tmp_path / f"{name}.py").read_text()
+    urls = sorted(path.read_text() for path in tmp_path.glob("*.pth"))
+    assert [url.rsplit("/", 1)[-1] for url in urls] == sorted(
+        p.name for p in tmp_path.glob("*.pth")
+    )
+    assert len(urls) == 4
+
+
+def test_missing_data(run_tool, tmp_path):
+    config = config_of(T)
+    message = run_tool("train.py", config, cwd=tmp_path).message
+    assert f"{tmp_path / 'data/imagenet'} does not exist" in message
+    (tmp_path / "data/imagenet").mkdir(parents=True)
+    message = run_tool("train.py", config, cwd=tmp_path).message
+    assert f"{tmp_path / 'data/imagenet/train'} does not exist" in message
+
+
+def test_checkpoint_of_another_model(run_tool, tmp_path, pictures):
+    torch.save({"model": {"conv.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    picture = next((pictures / "data/my_pictures/val").rglob("*.JPEG"))
+    arguments = (picture, config_of(T), tmp_path / "other.pth")
+    for tool in ("demo.py", "offsets.py"):
+        message = run_tool(tool, *arguments, cwd=tmp_path).message
+        assert "other.pth: the checkpoint does not fit" in message
