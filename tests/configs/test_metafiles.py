@@ -77,8 +77,8 @@ def test_base_names_are_unique():
 
 
 def test_names_follow_the_grammar():
-    # mmdet names DINO without its neck.
-    grammar = r"[a-z0-9-]+_[a-z0-9-]+(_[a-z0-9-]+)?_\d+xb\d+-\w+(-\w+)*_[a-z0-9-]+"
+    # mmdet names DINO without its neck; classifiers have neither method nor neck.
+    grammar = r"([a-z0-9-]+_){1,3}\d+xb\d+-\w+(-\w+)*_[a-z0-9-]+"
     for name in MODELS:
         assert re.fullmatch(grammar, name), name
 
@@ -113,6 +113,31 @@ def test_the_published_detectors():
         # The letter in the name, in the original's and in the config's header is the same.
         header = (ROOT / model["Config"]).read_text().splitlines()[0]
         assert header == f"# Reproduces {original} of the original project."
+
+
+def test_the_four_published_classifiers():
+    table = ROOT / "tests" / "data" / "classification_hyperparameters.json"
+    table = json.loads(table.read_text())["configs"]
+    published = {
+        "flash_intern_image_t_1k_224": ("flash_intern_image_t_1k_224.pth", 83.6),
+        "flash_intern_image_s_1k_224": ("flash_intern_image_s_1k_224.pth", 84.4),
+        "flash_intern_image_b_1k_224": ("flash_intern_image_b_1k_224.pth", 84.9),
+        "flash_intern_image_l_22kto1k_384": ("flash_internimage_l_22kto1k_384.pth", 88.1),
+    }
+    models = [m for m in MODELS.values() if m["Config"].startswith("configs/classification/")]
+    assert {m["Metadata"]["Original Config"] for m in models} == set(published) == set(table)
+    readme = (ROOT / "configs" / "classification" / "README.md").read_text()
+    for model in models:
+        facts, values = model["Metadata"], table[model["Metadata"]["Original Config"]]
+        file, top1 = published[facts["Original Config"]]
+        assert model["Weights"] == HUB + file
+        assert facts["Epochs"] == values["schedule.max_epochs"]
+        assert facts["Parameters"] == values["num_parameters"]
+        (result,) = model["Results"]
+        assert (result["Source"], result["Metrics"]) == ("paper", {"Top 1 Accuracy": top1})
+        (row,) = (line for line in readme.splitlines() if f"({model['Name']}.py)" in line)
+        assert f"| {facts['Parameters'] / 1e6:.1f} M | {top1} |" in row
+        assert f"[weights]({model['Weights']})" in row
 
 
 def test_every_result_has_a_source():

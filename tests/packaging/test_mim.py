@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.mim, pytest.mark.mmdet]
 
 ROOT = Path(__file__).resolve().parents[2]
 MIM = Path(sys.executable).with_name("mim")
-QUICKSTART = next(ROOT.glob("configs/quickstart/*.py")).name
+QUICKSTART = next(ROOT.glob("configs/quickstart/mask-rcnn*.py")).name
 
 # mim with its download of weights replaced: tests do not reach the network.
 DOWNLOAD = """
@@ -70,13 +70,15 @@ def test_search_shows_models_by_name(run, tmp_path):
 
 
 def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
-    names = [model["Name"] for model in models()]
+    # mmpretrain has an environment of its own: tests/tools/test_classification.py.
+    here = [model for model in models() if "classifier" not in model["In Collection"]]
+    names = [model["Name"] for model in here]
     run(sys.executable, "-c", DOWNLOAD, tmp_path, *names, cwd=tmp_path)
-    for model in models():
+    for model in here:
         flat = (tmp_path / f"{model['Name']}.py").read_text()
         assert "_base_" not in flat
         assert "dcnv4_mm.FlashInternImage" in flat
-    weights = [model["Weights"] for model in models() if "Original Config" in model["Metadata"]]
+    weights = [model["Weights"] for model in here if "Original Config" in model["Metadata"]]
     assert weights
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
 
