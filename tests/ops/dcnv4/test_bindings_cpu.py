@@ -4,8 +4,8 @@ import math
 import os
 import subprocess
 import sys
-from typing import NamedTuple
 
+import dcnv4_problems
 import pytest
 import torch
 
@@ -15,24 +15,8 @@ forward = torch.ops.dcnv4_mm.dcnv4_forward
 backward = torch.ops.dcnv4_mm.dcnv4_backward
 
 
-class Problem(NamedTuple):
-    grad_output: torch.Tensor
-    value: torch.Tensor
-    offset_mask: torch.Tensor
-    kernel_size: list[int]
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-    offset_scale: float
-    remove_center: bool
-    fast: bool
-
-
 def make_problem(batch=2, dtype=torch.float32):
-    shapes = (batch, 6, 7, 32), (batch, 6, 7, 32), (batch, 6, 7, 59)
-    tensors = (torch.randn(shape).to(dtype) for shape in shapes)
-    return Problem(*tensors, [3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False, False)
+    return dcnv4_problems.make_problem(batch=batch, dtype=dtype)
 
 
 def test_only_the_gradients_that_are_needed():
