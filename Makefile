@@ -18,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet
 # Folders are listed too: their time changes when a file in them is deleted.
 SOURCES := $(shell find dcnv4_mm csrc configs tools -name __pycache__ -prune -o -path dcnv4_mm/lib -prune -o -print) \
 	setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE model-index.yml dataset-index.yml
-CPP_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help install quickstart test test-mim test-mmpretrain check lint trials trial-classification \
 	trial-dino trial-ade20k bench gpu docs ext wheel clean

@@ -17,7 +17,9 @@ namespace dcnv4_mm {
 
 #if defined(__CUDACC__)
 DCNV4_MM_HOST_DEVICE int32_t truncate(float number) { return static_cast<int32_t>(number); }
+DCNV4_MM_HOST_DEVICE int64_t truncate(double number) { return static_cast<int32_t>(number); }
 DCNV4_MM_HOST_DEVICE float to_real(int32_t number) { return static_cast<float>(number); }
+DCNV4_MM_HOST_DEVICE double to_real(int64_t number) { return static_cast<double>(number); }
 #endif
 
 // The two pixels around a coordinate along one axis, with their weights and the derivatives of the

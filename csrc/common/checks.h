@@ -6,8 +6,13 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "common/dtype.h"
 
 namespace dcnv4_mm {
+
+using Ints = std::vector<int64_t>;
 
 // Throws std::runtime_error, a RuntimeError in Python, with the parts as its text.
 template <typename... Parts>
@@ -29,14 +34,40 @@ inline std::string shape_text(const torch::stable::Tensor& tensor) {
   return text.str();
 }
 
-inline void check_cpu_tensor(const char* name, const torch::stable::Tensor& tensor, int64_t axes) {
-  check(tensor.defined() && tensor.is_cpu(), name, " must be a CPU tensor");
+inline void check_tensor(const char* name, const torch::stable::Tensor& tensor, int64_t axes,
+                         torch::headeronly::DeviceType device) {
+  const bool is_cuda = device == torch::headeronly::DeviceType::CUDA;
+  check(tensor.defined() && (is_cuda ? tensor.is_cuda() : tensor.is_cpu()), name, " must be a ",
+        is_cuda ? "CUDA" : "CPU", " tensor");
   check(tensor.dim() == axes, name, " must have ", axes, " axes, got the shape ",
         shape_text(tensor));
   for (int64_t i = 0; i < axes; ++i) {
     check(tensor.size(i) <= kMaxSize, name, " must have sizes below 2^31, got the shape ",
           shape_text(tensor));
   }
+}
+
+inline DType dtype_of(const char* name, const torch::stable::Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      check(false, name, " must be float64, float32, float16 or bfloat16");
+      return DType::kFloat32;
+  }
+}
+
+inline void check_same_device(const char* name, const torch::stable::Tensor& tensor,
+                              const torch::stable::Tensor& other) {
+  check(tensor.get_device_index() == other.get_device_index(), name, " is on device ",
+        tensor.get_device_index(), ", value on device ", other.get_device_index());
 }
 
 }  // namespace dcnv4_mm

@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#include "common/storage.h"
+
 #define DCNV4_MM_INLINE static inline __attribute__((always_inline))
 #define DCNV4_MM_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -27,26 +29,6 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-
-// Storage types of 16 bits; arithmetic on them is in float.
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// The type of the arithmetic on numbers of a storage type.
-template <typename Storage>
-struct Arithmetic {
-  using Type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using Type = double;
-};
-template <typename Storage>
-using RealOf = typename Arithmetic<Storage>::Type;
 
 template <typename Scalar, int lanes>
 struct VectorOf {

@@ -80,7 +80,7 @@ Levels read_levels(const Ints& sizes) {
 
 // Reads and checks value, and what `points` has in common with it.
 Params read_problem(const Tensor& value, const Tensor& points, const Levels& levels) {
-  check_cpu_tensor("flash_deform_attn: value", value, 4);
+  check_tensor("flash_deform_attn: value", value, 4, torch::headeronly::DeviceType::CPU);
   Params p{};
   p.dtype = dtype_of("flash_deform_attn: value", value);
   p.batch = value.size(0);

@@ -1,0 +1,324 @@
+// The bodies of the backward kernels on the GPU: one for offset_mask, and two for value.
+#pragma once
+
+#include "dcnv4/tile.h"
+
+namespace dcnv4_mm::dcnv4 {
+namespace {
+
+// Dot products of the four pixels around a point and the output's gradient.
+template <typename Storage, int vector>
+DCNV4_MM_DEVICE Weights<RealOf<Storage>> corner_dots(const Corners<const Storage>& corners,
+                                                     const Storage* grad_output, int32_t vectors) {
+  using Real = RealOf<Storage>;
+  // Sums of sums of a few vectors each: short sums have small errors.
+  Weights<Real> dots{}, part{};
+  for (int32_t v = 0; v < vectors; ++v) {
+    Words<Storage, vector> loaded[4];
+    for (int c = 0; c < 4; ++c) loaded[c] = load_words<vector>(corners.corner[c] + v * vector);
+    Real grad[vector], pixel[vector];
+    read<vector>(grad_output + v * vector, grad);
+    for (int c = 0; c < 4; ++c) {
+      unpack(loaded[c], pixel);
+      Real halves[2] = {};
+      for (int i = 0; i < vector; ++i) {
+        halves[i % 2] = multiply_add(pixel[i], grad[i], halves[i % 2]);
+      }
+      part.corner[c] += halves[0] + halves[1];
+    }
+    if (v % 8 < 7 && v + 1 < vectors) continue;
+    for (int c = 0; c < 4; ++c) dots.corner[c] += part.corner[c];
+    part = {};
+  }
+  return dots;
+}
+
+// The gradient of offset_mask. A thread takes one point at a time, with all channels of its group:
+// no sum has more than one owner.
+template <typename Storage, int vector, int special, typename Team>
+DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t, uint32_t block,
+                                                Team& team) {
+  using Real = RealOf<Storage>;
+  const Tile tile = tile_of(t, block);
+  const int32_t points = point_count<special>(p);
+  const int32_t row_pixels = static_cast<int32_t>(p.value_pitches.row / p.value_pitches.pixel);
+  const Storage* value = static_cast<const Storage*>(p.value) + tile.image * p.value_pitches.image;
+  const Storage* offset_mask = static_cast<const Storage*>(p.offset_mask);
+  const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
+  const auto result_of = [&](int32_t row, int32_t column) {
+    const int64_t pixel = (tile.image * p.out_height + row) * p.out_width + column;
+    return static_cast<Storage*>(p.grad_offset_mask) + pixel * p.offset_mask_channels;
+  };
+
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < pair_count(t) * points; i += team.threads()) {
+      const int32_t index = special ? i / special : divide(i, t.kernel_points);
+      const int32_t k = i - index * points;
+      const Pair pair = pair_of(p, t, tile, index);
+      if (!pair.exists) continue;
+      const int64_t group_row = static_cast<int64_t>(pair.group) * 3 * points;
+      const Storage* source =
+          pixel_at(offset_mask, p.offset_mask_pitches, tile.image, pair.row, pair.column);
+      const Point<Real> point =
+          locate_point<special>(p, t.kernel_rows, source + group_row, pair.row, pair.column, k);
+      Real grad_x = 0, grad_y = 0, grad_mask = 0;
+      if (point.inside) {
+        const int64_t channel = pair.group * p.group_channels;
+        const auto corners = corners_of(place_of(point, row_pixels), value + channel,
+                                        p.value_pitches.pixel, p.value_pitches.row);
+        const Storage* grad =
+            pixel_at(grad_output, p.grad_output_pitches, tile.image, pair.row, pair.column);
+        const auto &x = point.x, &y = point.y;
+        const auto dots = corner_dots<Storage, vector>(corners, grad + channel, t.vectors);
+        const Real top = x.weight_first * dots.corner[0] + x.weight_second * dots.corner[1];
+        const Real bottom = x.weight_first * dots.corner[2] + x.weight_second * dots.corner[3];
+        const Real left = y.weight_first * dots.corner[0] + y.weight_second * dots.corner[2];
+        const Real right = y.weight_first * dots.corner[1] + y.weight_second * dots.corner[3];
+        const Real factor = Real(p.offset_scale) * point.mask;
+        grad_x = factor * (x.slope_first * left + x.slope_second * right);
+        grad_y = factor * (y.slope_first * top + y.slope_second * bottom);
+        grad_mask = y.weight_first * top + y.weight_second * bottom;
+      }
+      Storage* result = result_of(pair.row, pair.column) + group_row;
+      write(result + 2 * k, grad_x);
+      write(result + 2 * k + 1, grad_y);
+      write(result + 2 * points + k, grad_mask);
+    }
+    // The first block of a tile also clears what follows after the groups.
+    const int32_t used = static_cast<int32_t>(p.groups) * 3 * points;
+    const int32_t rest = static_cast<int32_t>(p.offset_mask_channels) - used;
+    if (tile.group > 0 || rest == 0) return;
+    const int32_t pixels = t.tile_height.value * t.tile_width.value;
+    for (int32_t pixel = 0; pixel < pixels; ++pixel) {
+      int32_t column = pixel;
+      const int32_t row = tile.row + divide_off(&column, t.tile_width);
+      column += tile.column;
+      if (row >= p.out_height || column >= p.out_width) continue;
+      for (int32_t i = thread; i < rest; i += team.threads()) {
+        write(result_of(row, column) + used + i, Real(0));
+      }
+    }
+  });
+}
+
+// The gradient of value with atomic additions to `sums` [N, H, W, G * D], which is zero before. The
+// forward's way back: each thread spreads one vector of the output's gradient.
+template <typename Storage, int vector, typename Team>
+DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Tiling& t, uint32_t block,
+                                                 RealOf<Storage>* sums, Team& team) {
+  using Real = RealOf<Storage>;
+  constexpr int special = 0;
+  const Tile tile = tile_of(t, block);
+  const int32_t points = point_count<special>(p);
+  const Samples<Real> samples =
+      samples_in<Real>(team.shared(), pair_count(t) * sample_stride(t.points));
+  const int64_t channels = p.groups * p.group_channels;
+
+  for (int32_t first = 0; first < points; first += t.points) {
+    team.phase([&](int32_t thread) {
+      locate_tile<special, Storage>(
+          p, t, tile, thread, first, [&](int32_t slot, const Point<Real>& point) {
+            samples.places[slot] = place_of(point, static_cast<int32_t>(p.width));
+            samples.weights[slot] = adding_weights(point);
+          });
+    });
+    team.phase([&](int32_t thread) {
+      const Item item = item_of<vector>(p, t, tile, thread);
+      if (!item.exists) return;
+      Real grad[vector];
+      read<vector>(pixel_at(static_cast<const Storage*>(p.grad_output), p.grad_output_pitches,
+                            tile.image, item.pair.row, item.pair.column) +
+                       item.channel,
+                   grad);
+      Real* image = sums + tile.image * p.height * p.width * channels + item.channel;
+      const int32_t slot = item.pair_index * sample_stride(t.points);
+      const int32_t count = smaller(t.points, points - first);
+      for (int32_t k = 0; k < count; ++k) {
+        const uint32_t place = samples.places[slot + k];
+        if (place == kOutside) continue;
+        const auto corners = corners_of(place, image, channels, p.width * channels);
+        const Weights<Real> weights = samples.weights[slot + k];
+        for (int c = 0; c < 4; ++c) {
+          if ((c & 1 && !(place & 1)) || (c & 2 && !(place & 2))) continue;
+          Real weighted[vector];
+          for (int i = 0; i < vector; ++i) weighted[i] = weights.corner[c] * grad[i];
+          atomic_add<vector>(corners.corner[c], weighted);
+        }
+      }
+    });
+  }
+}
+
+// The part of grad_value that a block owns.
+struct Part {
+  int64_t image;
+  int32_t pixel;    // the first of the image's pixels, counted in sequence
+  int32_t group;    // the first
+  int32_t channel;  // the first of each group
+  int32_t pixels;
+};
+
+DCNV4_MM_DEVICE Part part_of(const Params& p, const Ownership& o, uint32_t block) {
+  int32_t rest = static_cast<int32_t>(block);
+  int32_t next = divide_off(&rest, o.ranges);
+  Part part;
+  part.pixel = rest * o.pixels;
+  part.pixels = smaller(o.pixels, static_cast<int32_t>(p.height * p.width) - part.pixel);
+  rest = divide_off(&next, o.channel_slices);
+  part.channel = next * o.channels.value;
+  next = divide_off(&rest, o.group_slices);
+  part.group = rest * o.groups.value;
+  part.image = next;
+  return part;
+}
+
+// A channel of a block's slice, counted over its groups. `exists` is false beyond the last one.
+struct Channel {
+  int32_t group;  // in the slice
+  int64_t index;  // in the tensor
+  bool exists;
+};
+
+DCNV4_MM_DEVICE Channel channel_of(const Params& p, const Ownership& o, const Part& part,
+                                   int32_t in_slice) {
+  Channel channel;
+  channel.group = divide_off(&in_slice, o.channels);
+  const int32_t in_group = part.channel + in_slice, group = part.group + channel.group;
+  channel.index = group * p.group_channels + in_group;
+  channel.exists = in_group < p.group_channels && group < p.groups;
+  return channel;
+}
+
+// A number of pixels [begin, end) that a thread owns, counted from the first of its block.
+struct Range {
+  int32_t begin, end;
+};
+
+DCNV4_MM_DEVICE bool holds(const Range& range, int32_t pixel) {
+  return pixel >= range.begin && pixel < range.end;
+}
+
+// Adds one sample to those of its pixels that a thread owns. `sums` is its channel in the block's
+// first pixel; pixels are `width` numbers apart, and rows `row` pixels.
+template <typename Real>
+DCNV4_MM_DEVICE void add_owned(uint32_t place, int32_t first, const Weights<Real>& weights,
+                               Real grad, const Range& range, int32_t row, int32_t width,
+                               Real* sums) {
+  const bool right = place & 1, down = place & 2;
+  const int32_t pixels[4] = {first, first + 1, first + row, first + row + 1};
+  const bool owned[4] = {holds(range, pixels[0]), right && holds(range, pixels[1]),
+                         down && holds(range, pixels[2]), down && right && holds(range, pixels[3])};
+  // The pixels differ: all can be loaded before one is stored.
+  Real old[4];
+  for (int c = 0; c < 4; ++c) old[c] = owned[c] ? sums[pixels[c] * width] : Real(0);
+  for (int c = 0; c < 4; ++c) {
+    if (owned[c]) sums[pixels[c] * width] = multiply_add(weights.corner[c], grad, old[c]);
+  }
+}
+
+// The gradient of value where each sum has one owner, in its final type and place.
+template <typename Storage, typename Team>
+DCNV4_MM_DEVICE void backward_value_owned_block(const Params& p, const Ownership& o, uint32_t block,
+                                                Team& team) {
+  using Real = RealOf<Storage>;
+  constexpr int special = 0;
+  const Part part = part_of(p, o, block);
+  const int32_t points = point_count<special>(p);
+  const int32_t width = o.width.value, groups = o.groups.value;
+  const int32_t row = static_cast<int32_t>(p.width);
+  const int32_t out_pixels = static_cast<int32_t>(p.out_height * p.out_width);
+  const int32_t stride = sample_stride(o.points);
+  const Samples<Real> samples = samples_in<Real>(team.shared(), sample_slots(o));
+  Real* grads = reinterpret_cast<Real*>(samples.places + sample_slots(o));
+  Real* sums = grads + o.points_pixels * width;
+  const Storage* offset_mask = static_cast<const Storage*>(p.offset_mask);
+  const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
+
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < o.pixels * width; i += o.threads) sums[i] = 0;
+  });
+
+  // All points of a group in the image, in sequence; `pixel` and `k` are those of the first one of
+  // each turn.
+  int32_t pixel = 0, k = 0;
+  while (pixel < out_pixels) {
+    const auto read_grads = [&](int32_t thread) {
+      for (int32_t i = thread; i < o.points_pixels * width; i += o.threads) {
+        int32_t in_slice = i;
+        int32_t column = pixel + divide_off(&in_slice, o.width);
+        const Channel channel = channel_of(p, o, part, in_slice);
+        if (column >= out_pixels || !channel.exists) continue;
+        const int32_t out_row = divide_off(&column, o.out_width);
+        grads[i] = read(pixel_at(grad_output, p.grad_output_pitches, part.image, out_row, column) +
+                        channel.index);
+      }
+    };
+    const bool found = team.any([&](int32_t thread) {
+      bool touches = false;
+      for (int32_t i = thread; i < groups * o.points; i += o.threads) {
+        int32_t point_k = i;
+        const int32_t group = divide_off(&point_k, o.points_divisor);
+        const int32_t slot = group * stride + point_k;
+        point_k += k;
+        int32_t column = pixel + divide_off(&point_k, o.kernel_points);
+        samples.places[slot] = kOutside;
+        if (column >= out_pixels || part.group + group >= p.groups) continue;
+        const int32_t out_row = divide_off(&column, o.out_width);
+        const Storage* source =
+            pixel_at(offset_mask, p.offset_mask_pitches, part.image, out_row, column) +
+            static_cast<int64_t>(part.group + group) * 3 * points;
+        const Point<Real> point =
+            locate_point<special>(p, o.kernel_rows, source, out_row, column, point_k);
+        const uint32_t place = place_of(point, row);
+        if (place == kOutside) continue;
+        const int32_t first = static_cast<int32_t>(place >> 2) - part.pixel;
+        if (first >= part.pixels || first + (place & 2 ? row : 0) + 1 < 0) continue;
+        samples.places[slot] = place;
+        samples.weights[slot] = adding_weights(point);
+        touches = true;
+      }
+      if (o.ranges.value == 1) read_grads(thread);
+      return touches;
+    });
+    if (found && o.ranges.value > 1) team.phase(read_grads);
+    if (found) {
+      team.phase([&](int32_t thread) {
+        int32_t in_slice = thread;
+        const int32_t owner = divide_off(&in_slice, o.width);
+        const Channel channel = channel_of(p, o, part, in_slice);
+        if (owner >= o.owners || !channel.exists) return;
+        const Range range{owner * o.owner_pixels,
+                          smaller(part.pixels, (owner + 1) * o.owner_pixels)};
+        const Real* grad = grads + in_slice;
+        int32_t next_k = k;
+        for (int32_t i = 0; i < o.points; ++i) {
+          const int32_t slot = channel.group * stride + i;
+          const uint32_t place = samples.places[slot];
+          if (place != kOutside) {
+            add_owned(place, static_cast<int32_t>(place >> 2) - part.pixel, samples.weights[slot],
+                      *grad, range, row, width, sums + in_slice);
+          }
+          if (++next_k == points) next_k = 0, grad += width;
+        }
+      });
+    }
+    k += o.points;
+    pixel += divide_off(&k, o.kernel_points);
+  }
+
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < part.pixels * width; i += o.threads) {
+      int32_t in_slice = i;
+      const int64_t target = part.pixel + divide_off(&in_slice, o.width);
+      const Channel channel = channel_of(p, o, part, in_slice);
+      if (!channel.exists) continue;
+      const int64_t pixel_index = part.image * p.height * p.width + target;
+      write(static_cast<Storage*>(p.grad_value) + pixel_index * p.groups * p.group_channels +
+                channel.index,
+            sums[i]);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::dcnv4

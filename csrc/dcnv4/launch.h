@@ -1,0 +1,287 @@
+// How the kernels of DCNv4 divide a problem among blocks and threads: pure functions of the problem
+// and the device's limits. Any shape has a launch; the common ones have a good one.
+#pragma once
+
+#include <algorithm>
+
+#include "common/launch.h"
+#include "common/vectorized.h"
+#include "dcnv4/params.h"
+
+namespace dcnv4_mm::dcnv4 {
+
+// Why the kernels' 32-bit indices inside one image do not suffice, or null.
+inline const char* why_too_large(const Params& p) {
+  constexpr int64_t limit = (int64_t(1) << 31) - 1;
+  for (int i = 0; i < 2; ++i) {
+    const int64_t size = i == 0 ? p.height : p.width;
+    if (size + 2 * p.padding[i] > limit) return "a padded image of 2^31 rows or columns";
+  }
+  if (p.height * p.width >= (int64_t(1) << 30)) return "an image of 2^30 pixels";
+  if (p.out_height * p.out_width >= (int64_t(1) << 30)) return "an output image of 2^30 pixels";
+  if (p.groups * p.group_channels > limit) return "a pixel of 2^31 channels";
+  return nullptr;
+}
+
+// Whether every pixel of a tensor [batch, rows, columns, ...] starts at a multiple of so many
+// bytes.
+inline bool is_aligned(const void* data, const Pitches& pitches, int64_t batch, int64_t rows,
+                       int64_t columns, int32_t element, int32_t bytes) {
+  const auto fits = [=](int64_t size, int64_t pitch) {
+    return size == 1 || pitch * element % bytes == 0;
+  };
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0 && fits(batch, pitches.image) &&
+         fits(rows, pitches.row) && fits(columns, pitches.pixel);
+}
+
+// Channels that a thread loads at once: as many as the tensors' alignment allows, at most 16 bytes.
+inline int32_t vector_channels(const Params& p) {
+  const int32_t element = element_bytes(p.dtype);
+  int32_t bytes = kWidestLoad;
+  const auto fits = [&] {
+    return p.group_channels * element % bytes == 0 &&
+           (!p.value ||
+            is_aligned(p.value, p.value_pitches, p.batch, p.height, p.width, element, bytes)) &&
+           (!p.grad_output || is_aligned(p.grad_output, p.grad_output_pitches, p.batch,
+                                         p.out_height, p.out_width, element, bytes));
+  };
+  while (bytes > element && !fits()) bytes /= 2;
+  return bytes / element;
+}
+
+// The points of the 3x3 kernel, for which there is code of its own, or 0 for any other.
+inline int32_t special_points(const Params& p) {
+  return p.kernel[0] == 3 && p.kernel[1] == 3 ? static_cast<int32_t>(p.points) : 0;
+}
+
+// A sample in shared memory: four weights, and a word for its place.
+inline int32_t sample_bytes(DType dtype) { return 4 * real_bytes(dtype) + 4; }
+
+// Samples of neighbouring items are an odd number of samples apart: no bank conflicts.
+DCNV4_MM_HOST_DEVICE int32_t sample_stride(int32_t points) { return points | 1; }
+
+// A block owns a tile of output pixels of one image, of some groups, and some vectors of channels
+// of each of them. An item is one vector of one group of one pixel; each has a thread.
+struct Tiling {
+  int32_t threads;
+  int32_t points;  // samples of each group and pixel in shared memory at a time
+  int32_t shared_bytes;
+  int64_t blocks;
+  int32_t vectors;  // of a group
+  // Divisors by the sizes of a tile and by the numbers of tiles.
+  Divisor tile_height, tile_width, tile_groups, tile_vectors;
+  Divisor tiles_down, tiles_across, group_slices, vector_slices;
+  Divisor tile_points, kernel_points, kernel_rows;
+};
+
+// How many groups a block takes: enough for a cache line per pixel, or up to twice that if they
+// divide all groups better.
+inline int64_t choose_groups(int64_t groups, int64_t group_bytes) {
+  const int64_t enough = std::min<int64_t>(groups, ceil_div<int64_t>(128, group_bytes));
+  int64_t best = enough;
+  const auto covered = [groups](int64_t slice) { return ceil_div(groups, slice) * slice; };
+  for (int64_t slice = enough; slice <= std::min(groups, 2 * enough); ++slice) {
+    if (covered(slice) < covered(best)) best = slice;
+  }
+  return best;
+}
+
+struct TileSize {
+  int32_t height, width;
+};
+
+// The tile of output pixels that uses most threads, and reads few pixels that other tiles read too.
+inline TileSize choose_tile(const Params& p, int32_t pixel_items, int32_t min_items,
+                            int32_t max_pixels) {
+  constexpr int32_t max_items = 512;
+  TileSize best{1, 1};
+  double best_score = -1;
+  const int32_t most = std::max(1, std::min(max_pixels, max_items / pixel_items));
+  for (int32_t height = 1; height <= std::min<int64_t>({16, most, p.out_height}); ++height) {
+    for (int32_t width = 1; width <= std::min<int64_t>({32, most / height, p.out_width}); ++width) {
+      const int32_t items = height * width * pixel_items;
+      if (items < min_items && height * width < most) continue;
+      const double tiles = double(ceil_div<int64_t>(p.out_height, height)) *
+                           double(ceil_div<int64_t>(p.out_width, width));
+      const double used = double(p.out_height) * double(p.out_width) * pixel_items /
+                          (tiles * round_up(items, kWarp));
+      const double halo = double((height + 3) * (width + 3)) / (height * width);
+      const double score = used / (1 + 0.05 * halo);
+      if (score > best_score) best = {height, width}, best_score = score;
+    }
+  }
+  return best_score < 0 ? TileSize{0, 0} : best;
+}
+
+// `vector` channels are loaded at once.
+inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
+  constexpr int32_t max_vectors = 256;
+  const int64_t vectors = p.group_channels / vector;
+  const int64_t vector_slices = ceil_div<int64_t>(vectors, max_vectors);
+  const int64_t slice_vectors = ceil_div(vectors, vector_slices);
+  int64_t groups = 1;
+  if (vector_slices == 1) {
+    groups = choose_groups(p.groups, p.group_channels * element_bytes(p.dtype));
+    groups = std::min<int64_t>(groups, max_vectors / slice_vectors);
+  }
+  const int32_t pixel_items = static_cast<int32_t>(groups * slice_vectors);
+
+  // Several blocks are to fit into a multiprocessor, and to leave room for the L1 cache.
+  const int32_t budget = std::min(kSharedByDefault, limits.shared_per_multiprocessor / 5);
+  const int32_t sample = sample_bytes(p.dtype);
+  const int64_t most_points = budget / sample / groups - 1;
+  Tiling t{};
+  t.points = static_cast<int32_t>(std::min<int64_t>(p.points, std::max<int64_t>(1, most_points)));
+  const int32_t pixel_bytes = static_cast<int32_t>(groups * sample_stride(t.points) * sample);
+  const int32_t max_pixels = std::max(1, budget / pixel_bytes);
+
+  // Large blocks unless they leave multiprocessors idle; images smaller than these fill any tile.
+  TileSize tile{0, 0};
+  for (int32_t min_items : {192, 96, 32, 1}) {
+    const TileSize candidate = choose_tile(p, pixel_items, min_items, max_pixels);
+    if (candidate.height == 0) continue;
+    tile = candidate;
+    break;
+  }
+  const auto blocks_of = [&](const TileSize& size) {
+    return ceil_div<int64_t>(p.out_height, size.height) *
+           ceil_div<int64_t>(p.out_width, size.width) * ceil_div(p.groups, groups) * vector_slices *
+           p.batch;
+  };
+  for (int32_t max_items : {192, 96}) {
+    if (blocks_of(tile) >= 2 * limits.multiprocessors) break;
+    const TileSize smaller = choose_tile(
+        p, pixel_items, max_items / 2, std::min(max_pixels, std::max(1, max_items / pixel_items)));
+    if (smaller.height != 0) tile = smaller;
+  }
+
+  const int32_t pixels = tile.height * tile.width;
+  t.threads = round_up(pixels * pixel_items, kWarp);
+  t.shared_bytes = pixels * pixel_bytes;
+  t.blocks = blocks_of(tile);
+  t.vectors = static_cast<int32_t>(vectors);
+  t.tile_height = divisor_of(tile.height);
+  t.tile_width = divisor_of(tile.width);
+  t.tile_groups = divisor_of(groups);
+  t.tile_vectors = divisor_of(slice_vectors);
+  t.tiles_down = divisor_of(ceil_div<int64_t>(p.out_height, tile.height));
+  t.tiles_across = divisor_of(ceil_div<int64_t>(p.out_width, tile.width));
+  t.group_slices = divisor_of(ceil_div(p.groups, groups));
+  t.vector_slices = divisor_of(vector_slices);
+  t.tile_points = divisor_of(t.points);
+  t.kernel_points = divisor_of(p.points);
+  t.kernel_rows = divisor_of(p.kernel[0]);
+  return t;
+}
+
+// For the gradient of offset_mask: the same tiles, but a thread takes whole points. No block takes
+// only some of a group's channels, and none needs shared memory.
+inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
+  Tiling t = choose_tiling(p, vector, limits);
+  const int64_t pairs =
+      int64_t(t.tile_height.value) * t.tile_width.value * t.tile_groups.value * p.points;
+  t.threads = static_cast<int32_t>(std::min<int64_t>(256, round_up<int64_t>(pairs, kWarp)));
+  t.blocks /= t.vector_slices.value;
+  t.vector_slices = divisor_of(1);
+  t.shared_bytes = 0;
+  return t;
+}
+
+// How the blocks of the other kind of kernel own grad_value: each has some pixels, in sequence, of
+// some channels of one image, sums their gradients in shared memory, and looks at all points for
+// that. Every sum has one owner and one order.
+struct Ownership {
+  int32_t threads;
+  int32_t shared_bytes;
+  int64_t blocks;
+  int32_t pixels;         // of a block
+  int32_t owners;         // threads that divide the pixels of a channel among them
+  int32_t owner_pixels;   // of each of them
+  int32_t points;         // points of each group in shared memory at a time
+  int32_t points_pixels;  // output pixels that they are of, at most
+  Divisor ranges;         // blocks that divide the pixels of an image among them
+  // Of a block: groups, channels of each, and all channels.
+  Divisor groups, channels, width;
+  Divisor group_slices, channel_slices;
+  Divisor points_divisor, kernel_points, kernel_rows, out_width;
+};
+
+// An even number, so that what follows the samples is aligned.
+DCNV4_MM_HOST_DEVICE int32_t sample_slots(const Ownership& o) {
+  return round_up(static_cast<int32_t>(o.groups.value) * sample_stride(o.points), 2);
+}
+
+inline int32_t ownership_bytes(const Ownership& o, DType dtype) {
+  const int32_t real = real_bytes(dtype), width = static_cast<int32_t>(o.width.value);
+  return (o.pixels + o.points_pixels) * width * real + sample_slots(o) * sample_bytes(dtype);
+}
+
+// Divides the channels into slices of about `width`, and the pixels so that a block needs at most
+// `budget` bytes if a pixel fits at all; at most a quarter of them are for samples.
+inline Ownership own_channels(const Params& p, int64_t width, int32_t max_samples, int32_t budget) {
+  const int32_t samples = std::min(max_samples, budget / 4 / sample_bytes(p.dtype));
+  Ownership o{};
+  const int64_t groups =
+      std::clamp<int64_t>(width / p.group_channels, 1, std::min<int64_t>(p.groups, 4));
+  const int64_t channel_slices = ceil_div(p.group_channels, width);
+  const int64_t channels = ceil_div(p.group_channels, channel_slices);
+  o.groups = divisor_of(groups);
+  o.channels = divisor_of(channels);
+  o.width = divisor_of(groups * channels);
+  o.group_slices = divisor_of(ceil_div(p.groups, groups));
+  o.channel_slices = divisor_of(channel_slices);
+  o.points = static_cast<int32_t>(std::clamp<int64_t>(samples / groups, 1, 64 * p.points));
+  o.points_pixels = static_cast<int32_t>(o.points / p.points + 2);
+  o.points_divisor = divisor_of(o.points);
+  o.kernel_points = divisor_of(p.points);
+  o.kernel_rows = divisor_of(p.kernel[0]);
+  o.out_width = divisor_of(p.out_width);
+  const int64_t room = budget - ownership_bytes(o, p.dtype);
+  const int64_t pixel_bytes = groups * channels * real_bytes(p.dtype);
+  const int64_t image = p.height * p.width;
+  o.ranges = divisor_of(ceil_div(image, std::clamp<int64_t>(room / pixel_bytes, 1, image)));
+  o.pixels = static_cast<int32_t>(ceil_div<int64_t>(image, o.ranges.value));
+  o.shared_bytes = ownership_bytes(o, p.dtype);
+  o.blocks = int64_t(o.ranges.value) * o.group_slices.value * channel_slices * p.batch;
+  return o;
+}
+
+// For whole images, or for parts of them if these need more than `budget` bytes. In parts most
+// points are looked at in vain: as many as possible at a time.
+inline Ownership choose_ownership(const Params& p, int32_t budget, const DeviceLimits& limits) {
+  Ownership o = own_channels(p, 32, 128, budget);
+  if (o.ranges.value > 1) o = own_channels(p, 16, 128, budget);
+  if (o.ranges.value > 1) o = own_channels(p, 16, 1024, budget);
+  const int32_t width = static_cast<int32_t>(o.width.value);
+  // Where few blocks fit into a multiprocessor, each gets more threads.
+  const int32_t resident = std::max(1, limits.shared_per_multiprocessor / o.shared_bytes);
+  o.owners = std::clamp(512 / (resident * width), 1, std::max(1, 256 / width));
+  o.owner_pixels = ceil_div(o.pixels, o.owners);
+  o.threads = std::max(64, round_up(o.owners * width, kWarp));
+  return o;
+}
+
+// The ways to the gradient of value.
+enum class ValueMode : int32_t {
+  kOwned,   // as Ownership says: deterministic
+  kAtomic,  // as Tiling says, with atomic additions
+};
+
+struct ValueLaunch {
+  ValueMode mode;
+  Ownership ownership;  // of kOwned
+};
+
+// A whole image of a slice of channels in shared memory is the fast way. Larger images are summed
+// with atomic additions, or where these are not wanted, in parts.
+inline ValueLaunch choose_value_launch(const Params& p, bool deterministic,
+                                       const DeviceLimits& limits) {
+  const int32_t quarter = limits.shared_per_multiprocessor / 4;
+  Ownership o = choose_ownership(p, std::min(quarter, limits.shared_per_block), limits);
+  if (o.ranges.value == 1) return {ValueMode::kOwned, o};
+  if (!deterministic) return {ValueMode::kAtomic, o};
+  const int32_t half = limits.shared_per_multiprocessor / 2 - 1024;
+  return {ValueMode::kOwned, choose_ownership(p, std::min(half, limits.shared_per_block), limits)};
+}
+
+}  // namespace dcnv4_mm::dcnv4
