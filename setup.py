@@ -1,8 +1,12 @@
-"""Builds the kernel library from csrc and lays out dcnv4_mm/.mim; the rest is in pyproject.toml.
+"""Builds the kernel libraries from csrc and lays out dcnv4_mm/.mim; the rest is in pyproject.toml.
 
 Environment variables:
-    DCNV4_MM_REQUIRE_EXT=1: fail where the kernel library cannot be built.
+    DCNV4_MM_REQUIRE_EXT=1: fail where the CPU library cannot be built.
     DCNV4_MM_NO_EXT=1: build a pure-Python wheel on purpose.
+    DCNV4_MM_REQUIRE_CUDA=1: build the CUDA library against any torch, or fail.
+    DCNV4_MM_CUDA_ARCHS: the same, for these architectures, such as "80;90".
+    DCNV4_MM_NO_CUDA=1: leave the CUDA library out.
+    CUDA_HOME: where CUDA is, if nvcc is not on PATH.
     CXX: the C++ compiler, by default g++.
     MAX_JOBS: how many files to compile at a time, by default one per core.
 """
@@ -12,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,14 +30,23 @@ from setuptools.command.build_py import build_py
 
 MIM_CONTENT = ("model-index.yml", "dataset-index.yml", "configs", "tools")
 
+# Built against any torch, the libraries run on every torch from 2.10 on.
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CXX_FLAGS = [
     *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math"),
     # Positions are rounded as in the reference; where a fused operation is meant, it is written.
     "-ffp-contract=off",
-    # Built against any torch, the library runs on every torch from 2.10 on.
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    STABLE_ABI,
 ]
+NVCC_FLAGS = [
+    *("-O3", "-std=c++17", "--fmad=false"),
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off",
+    # Declares what the stable interface has for CUDA.
+    *("-DUSE_CUDA", STABLE_ABI),
+]
+# Every GPU from Turing on; later ones than the last compile its PTX.
+CUDA_ARCHS = "75;80;86;89;90;100;120"
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -56,6 +70,30 @@ def why_no_library() -> str | None:
     return None
 
 
+def why_no_cuda_library() -> str | None:
+    """The reason why the CUDA library is not built, or None when it is."""
+    if reason := why_no_library():
+        return reason
+    if os.environ.get("DCNV4_MM_NO_CUDA") == "1":
+        return "DCNV4_MM_NO_CUDA=1 is set"
+    if find_nvcc() is None:
+        return "nvcc is neither on PATH nor in CUDA_HOME nor in /usr/local/cuda"
+    asked = os.environ.get("DCNV4_MM_REQUIRE_CUDA") == "1" or "DCNV4_MM_CUDA_ARCHS" in os.environ
+    # Read, not imported: that takes seconds.
+    version = (torch_folder() / "version.py").read_text()
+    if not asked and not re.search(r"^cuda\b[^=]*= ['\"]", version, re.MULTILINE):
+        return "torch is a CPU-only build (DCNV4_MM_REQUIRE_CUDA=1 builds it nevertheless)"
+    return None
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    folders = [Path(home, "bin").as_posix() for home in homes if home]
+    # CUDA_HOME is a wish, /usr/local/cuda a guess.
+    places = [*folders[:-1], os.environ.get("PATH", ""), folders[-1]]
+    return shutil.which("nvcc", path=os.pathsep.join(places))
+
+
 def torch_folder() -> Path:
     return Path(importlib.util.find_spec("torch").origin).parent
 
@@ -71,6 +109,15 @@ def cpu_sources() -> dict[str, list[str]]:
     return sources
 
 
+def cuda_sources() -> dict[str, list[str]]:
+    """The sources of the CUDA library, each with the flags of its own."""
+    archs = re.findall(r"\d+", os.environ.get("DCNV4_MM_CUDA_ARCHS", CUDA_ARCHS))
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    sources = sorted([*Path("csrc").glob("*/*.cu"), *Path("csrc").glob("*/*cuda*.cpp")])
+    return {path.as_posix(): targets if path.suffix == ".cu" else [] for path in sources}
+
+
 class BuildLibraries(build_ext):
     """Compiles and links each library; objects that are up to date are kept."""
 
@@ -84,23 +131,51 @@ class BuildLibraries(build_ext):
         super().copy_extensions_to_source()
 
     def build_extension(self, ext: Extension) -> None:
-        compiler = os.environ.get("CXX", "g++")
-        common = [compiler, *CXX_FLAGS, "-Icsrc", f"-I{torch_folder() / 'include'}"]
-        objects_folder = Path(self.build_temp)
-        objects_folder.mkdir(parents=True, exist_ok=True)
-        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        with ThreadPoolExecutor(jobs) as pool:
-            tasks = [
-                pool.submit(compile_object, [*common, *flags], source, objects_folder)
-                for source, flags in cpu_sources().items()
-            ]
-        objects = [task.result() for task in tasks]
-        target = Path(self.get_ext_fullpath(ext.name))
+        target, folder = Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # torch has loaded libtorch_cpu before, so its name is enough: no path in the library.
-        libtorch = [f"-L{torch_folder() / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"]
-        link = [compiler, "-shared", "-s", "-Wl,-z,defs", *map(str, objects), *libtorch]
-        run_into(target, link)
+        folder.mkdir(parents=True, exist_ok=True)
+        build = {CPU_LIBRARY: build_cpu_library, CUDA_LIBRARY: build_cuda_library}[ext.name]
+        build(target, folder)
+
+    def copy_extensions_to_source(self) -> None:
+        Path("dcnv4_mm/lib").mkdir(exist_ok=True)
+        super().copy_extensions_to_source()
+
+
+def build_cpu_library(target: Path, folder: Path) -> None:
+    """Builds the CPU library as ``target``; objects go to ``folder``."""
+    compiler = os.environ.get("CXX", "g++")
+    objects = compile_objects([compiler, *CXX_FLAGS], cpu_sources(), folder)
+    # torch has loaded libtorch_cpu before, so its name is enough: no path in the library.
+    libtorch = [f"-L{torch_folder() / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"]
+    run_into(target, [compiler, "-shared", "-s", "-Wl,-z,defs", *objects, *libtorch])
+
+
+def build_cuda_library(target: Path, folder: Path) -> None:
+    """Builds the CUDA library as ``target``, also against a torch without CUDA."""
+    compiler = os.environ.get("CXX", "g++")
+    nvcc = [find_nvcc(), f"-ccbin={compiler}"]
+    objects = compile_objects([*nvcc, *NVCC_FLAGS], cuda_sources(), folder)
+    search = [f"-L{torch_folder() / 'lib'}"]
+    if not (torch_folder() / "lib" / "libtorch_cuda.so").exists():
+        # The library that has to be loaded with this one is not here: an empty one has its name.
+        stub, soname = folder / "libtorch_cuda.so", "-Wl,-soname,libtorch_cuda.so"
+        run_into(stub, [compiler, "-shared", "-x", "c", os.devnull, soname])
+        search.append(f"-L{folder}")
+    libtorch = [*search, "-Xlinker=-s,--no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
+    run_into(target, [*nvcc, "-shared", "-cudart=static", *objects, *libtorch])
+
+
+def compile_objects(command: list[str], sources: dict[str, list[str]], folder: Path) -> list[str]:
+    """Compiles each source with its own flags, as many at a time as there are jobs."""
+    common = [*command, "-Icsrc", f"-I{torch_folder() / 'include'}"]
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ThreadPoolExecutor(jobs) as pool:
+        tasks = [
+            pool.submit(compile_object, [*common, *flags], source, folder)
+            for source, flags in sources.items()
+        ]
+    return [str(task.result()) for task in tasks]
 
 
 def compile_object(command: list[str], source: str, folder: Path) -> Path:
@@ -132,10 +207,13 @@ def run_into(target: Path, command: list[str]) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         status = getattr(error, "returncode", None)
         reason = error if status is None else f"{command[0]} ended with status {status}"
-        sys.exit(
-            f"error: building {target.name} failed ({reason}). Install a C++17 compiler "
-            "(or name one in CXX), or set DCNV4_MM_NO_EXT=1 to install without kernels."
+        remedy = (
+            "Set DCNV4_MM_NO_CUDA=1 to install without CUDA kernels."
+            if Path(command[0]).name == "nvcc"
+            else "Install a C++17 compiler (or name one in CXX), or set DCNV4_MM_NO_EXT=1 to "
+            "install without kernels."
         )
+        sys.exit(f"error: building {target.name} failed ({reason}). {remedy}")
     os.replace(unfinished, target)
 
 
@@ -149,6 +227,8 @@ class BuildPython(build_py):
         super().run()
         if REASON:
             print(f"dcnv4_mm: pure-Python build without kernels: {REASON}", flush=True)
+        elif CUDA_REASON:
+            print(f"dcnv4_mm: build without CUDA kernels: {CUDA_REASON}", flush=True)
         if self.editable_mode:
             return
         for name in MIM_CONTENT:
@@ -167,11 +247,14 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-REASON = why_no_library()
-if REASON and os.environ.get("DCNV4_MM_REQUIRE_EXT") == "1":
-    sys.exit(f"error: DCNV4_MM_REQUIRE_EXT=1 is set, but the kernels cannot be built: {REASON}")
+CPU_LIBRARY, CUDA_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_cpu", "dcnv4_mm.lib.libdcnv4_mm_cuda"
+REASON, CUDA_REASON = why_no_library(), why_no_cuda_library()
+for variable, reason in (("REQUIRE_EXT", REASON), ("REQUIRE_CUDA", CUDA_REASON)):
+    if reason and os.environ.get(f"DCNV4_MM_{variable}") == "1":
+        sys.exit(f"error: DCNV4_MM_{variable}=1 is set, but the kernels cannot be built: {reason}")
+libraries = {CPU_LIBRARY: REASON, CUDA_LIBRARY: CUDA_REASON}
 
 setup(
-    ext_modules=[] if REASON else [Extension("dcnv4_mm.lib.libdcnv4_mm_cpu", sources=[])],
+    ext_modules=[Extension(name, sources=[]) for name, reason in libraries.items() if not reason],
     cmdclass={"build_ext": BuildLibraries, "build_py": BuildPython, "bdist_wheel": Wheel},
 )

@@ -1,0 +1,151 @@
+// The operators dcnv4_forward and dcnv4_backward on CUDA tensors: checks, memory and streams.
+//
+// Nothing here waits for the device or reads from it, and all memory is torch's, so that calls can
+// be captured in CUDA graphs.
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <mutex>
+
+#include "dcnv4/cuda.h"
+#include "dcnv4/problem.h"
+
+namespace dcnv4_mm::dcnv4 {
+namespace {
+
+using cuda::Device;
+
+constexpr DeviceType kCuda = DeviceType::CUDA;
+
+int32_t attribute(cudaDeviceAttr name, int32_t device) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, name, device);
+  check(error == cudaSuccess, "dcnv4_mm: CUDA: ", cudaGetErrorString(error));
+  return value;
+}
+
+// The limits of a device, asked for once.
+Device device_at(int32_t index) {
+  constexpr int32_t most = 64;
+  static std::array<Device, most> devices;
+  static std::array<std::once_flag, most> asked;
+  check(index >= 0 && index < most, "dcnv4: device ", index, " is beyond the supported ", most);
+  std::call_once(asked[index], [index] {
+    devices[index] = {index,
+                      {attribute(cudaDevAttrMultiProcessorCount, index),
+                       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index),
+                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index)}};
+  });
+  return devices[index];
+}
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Calls function with a number of the storage type, for its type alone.
+template <typename Function>
+void with_storage(DType dtype, Function function) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return function(double{});
+    case DType::kFloat32:
+      return function(float{});
+    case DType::kFloat16:
+      return function(Half{});
+    case DType::kBFloat16:
+      return function(BFloat16{});
+  }
+}
+
+void check_size(const Params& p) {
+  const char* reason = why_too_large(p);
+  check(reason == nullptr, "dcnv4: the CUDA kernels cannot index ", reason ? reason : "");
+}
+
+// `value` where its pixels are not so far apart that the kernels could not index them.
+Tensor indexable_value(const Params& p, const Tensor& value) {
+  const Tensor result = readable_value(value);
+  const bool fits = is_indexable(value_pitches_of(result), p.height);
+  return fits ? result : torch::stable::contiguous(result);
+}
+
+Tensor forward(const Tensor& value_in, const Tensor& offset_mask_in, const Ints& kernel_size,
+               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+               double offset_scale, bool remove_center, bool fast) {
+  Params p = read_problem(kCuda, value_in, offset_mask_in, kernel_size, stride, padding, dilation,
+                          groups, offset_scale, remove_center);
+  const Device device = device_at(value_in.get_device_index());
+  const torch::stable::accelerator::DeviceGuard guard(device.index);
+  const Tensor value = indexable_value(p, value_in);
+  const Tensor offset_mask = readable(offset_mask_in);
+  set_inputs(&p, value, offset_mask);
+  check_size(p);
+  const Tensor output = make_output(&p, value);
+  with_storage(p.dtype, [&](auto storage) {
+    cuda::forward<decltype(storage)>(p, fast, device, current_stream(device.index));
+  });
+  return output;
+}
+
+// Sums of 16-bit gradients are kept in float32 until the last one is added.
+void backward_value_atomic(const Params& p, const Device& device, Tensor* grad_value) {
+  const bool is_sum = p.dtype == DType::kFloat64 || p.dtype == DType::kFloat32;
+  const Ints shape = {p.batch, p.height, p.width, p.groups * p.group_channels};
+  Tensor sums = is_sum ? torch::stable::zero_(*grad_value)
+                       : torch::stable::new_zeros(*grad_value, shape, ScalarType::Float);
+  with_storage(p.dtype, [&](auto storage) {
+    cuda::backward_value_atomic<decltype(storage)>(p, sums.mutable_data_ptr(), device,
+                                                   current_stream(device.index));
+  });
+  if (!is_sum) torch::stable::copy_(*grad_value, sums);
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_output_in, const Tensor& value_in,
+                                    const Tensor& offset_mask_in, const Ints& kernel_size,
+                                    const Ints& stride, const Ints& padding, const Ints& dilation,
+                                    int64_t groups, double offset_scale, bool remove_center,
+                                    bool /*fast*/, bool deterministic, bool need_value_grad,
+                                    bool need_offset_mask_grad) {
+  Params p = read_problem(kCuda, value_in, offset_mask_in, kernel_size, stride, padding, dilation,
+                          groups, offset_scale, remove_center);
+  const Device device = device_at(value_in.get_device_index());
+  const torch::stable::accelerator::DeviceGuard guard(device.index);
+  const Tensor value = indexable_value(p, value_in);
+  const Tensor offset_mask = readable(offset_mask_in);
+  set_inputs(&p, value, offset_mask);
+  check_size(p);
+  const Tensor grad_output = read_grad_output(kCuda, &p, grad_output_in, value);
+  auto gradients = make_gradients(&p, value, need_value_grad, need_offset_mask_grad);
+  if (p.batch == 0) return gradients;
+
+  if (need_offset_mask_grad) {
+    with_storage(p.dtype, [&](auto storage) {
+      cuda::backward_offset_mask<decltype(storage)>(p, device, current_stream(device.index));
+    });
+  }
+  if (!need_value_grad) return gradients;
+  const ValueLaunch launch = choose_value_launch(p, deterministic, device.limits);
+  if (launch.mode == ValueMode::kAtomic) {
+    backward_value_atomic(p, device, &std::get<0>(gradients));
+  } else {
+    with_storage(p.dtype, [&](auto storage) {
+      cuda::backward_value_owned<decltype(storage)>(p, launch.ownership, device,
+                                                    current_stream(device.index));
+    });
+  }
+  return gradients;
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::dcnv4
+
+STABLE_TORCH_LIBRARY_IMPL(dcnv4_mm, CUDA, m) {
+  m.impl("dcnv4_forward", TORCH_BOX(&dcnv4_mm::dcnv4::forward));
+  m.impl("dcnv4_backward", TORCH_BOX(&dcnv4_mm::dcnv4::backward));
+}

@@ -1,0 +1,79 @@
+// The backward kernels of DCNv4 and their launches; included by one file for each storage type.
+#pragma once
+
+#include <atomic>
+
+#include "common/launch.cuh"
+#include "common/team.cuh"
+#include "dcnv4/backward_body.h"
+#include "dcnv4/cuda.h"
+#include "dcnv4/instances.h"
+
+namespace dcnv4_mm::dcnv4::cuda {
+namespace {
+
+template <typename Storage, int vector, int special>
+__global__ void __launch_bounds__(256, 3)
+    backward_offset_mask_kernel(const __grid_constant__ Params params,
+                                const __grid_constant__ Tiling tiling) {
+  DeviceTeam team;
+  backward_offset_mask_block<Storage, vector, special>(params, tiling, blockIdx.x, team);
+}
+
+template <typename Storage>
+__global__ void __launch_bounds__(512)
+    backward_value_owned_kernel(const __grid_constant__ Params params,
+                                const __grid_constant__ Ownership ownership) {
+  DeviceTeam team;
+  backward_value_owned_block<Storage>(params, ownership, blockIdx.x, team);
+}
+
+template <typename Storage, int vector>
+__global__ void __launch_bounds__(512, 2)
+    backward_value_atomic_kernel(const __grid_constant__ Params params,
+                                 const __grid_constant__ Tiling tiling, RealOf<Storage>* sums) {
+  DeviceTeam team;
+  backward_value_atomic_block<Storage, vector>(params, tiling, blockIdx.x, sums, team);
+}
+
+// Allows a kernel all the shared memory that a block can have; asked for once per device.
+template <typename Storage>
+void allow_shared_memory(const Device& device) {
+  static std::atomic<uint64_t> allowed{0};  // one bit per device
+  const uint64_t bit = device.index < 64 ? uint64_t(1) << device.index : 0;
+  if (allowed.load(std::memory_order_relaxed) & bit) return;
+  check_cuda(cudaFuncSetAttribute(backward_value_owned_kernel<Storage>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  device.limits.shared_per_block));
+  allowed.fetch_or(bit, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+template <typename Storage>
+void backward_offset_mask(const Params& params, const Device& device, cudaStream_t stream) {
+  with_instance<Storage>(params, [&](auto vector, auto special) {
+    const Tiling tiling = choose_point_tiling(params, vector, device.limits);
+    launch_kernel(backward_offset_mask_kernel<Storage, vector, special>, tiling, stream, params,
+                  tiling);
+  });
+}
+
+template <typename Storage>
+void backward_value_owned(const Params& params, const Ownership& ownership, const Device& device,
+                          cudaStream_t stream) {
+  if (ownership.shared_bytes > kSharedByDefault) allow_shared_memory<Storage>(device);
+  launch_kernel(backward_value_owned_kernel<Storage>, ownership, stream, params, ownership);
+}
+
+template <typename Storage>
+void backward_value_atomic(const Params& params, void* sums, const Device& device,
+                           cudaStream_t stream) {
+  with_vector<kWidestLoad / int(sizeof(Storage))>(vector_channels(params), [&](auto vector) {
+    const Tiling tiling = choose_tiling(params, vector, device.limits);
+    launch_kernel(backward_value_atomic_kernel<Storage, vector>, tiling, stream, params, tiling,
+                  static_cast<RealOf<Storage>*>(sums));
+  });
+}
+
+}  // namespace dcnv4_mm::dcnv4::cuda

@@ -1,0 +1,10 @@
+#include "dcnv4/kernels_bwd.cuh"
+
+namespace dcnv4_mm::dcnv4::cuda {
+
+template void backward_offset_mask<BFloat16>(const Params&, const Device&, cudaStream_t);
+template void backward_value_owned<BFloat16>(const Params&, const Ownership&, const Device&,
+                                             cudaStream_t);
+template void backward_value_atomic<BFloat16>(const Params&, void*, const Device&, cudaStream_t);
+
+}  // namespace dcnv4_mm::dcnv4::cuda
