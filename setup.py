@@ -156,7 +156,8 @@ def build_cuda_library(target: Path, folder: Path) -> None:
     compiler = os.environ.get("CXX", "g++")
     nvcc = [find_nvcc(), f"-ccbin={compiler}"]
     objects = compile_objects([*nvcc, *NVCC_FLAGS], cuda_sources(), folder)
-    search = [f"-L{torch_folder() / 'lib'}"]
+    # CUDA's own packages on PyPI have lib where nvcc looks for lib64.
+    search = [f"-L{torch_folder() / 'lib'}", f"-L{Path(nvcc[0]).parents[1] / 'lib'}"]
     if not (torch_folder() / "lib" / "libtorch_cuda.so").exists():
         # The library that has to be loaded with this one is not here: an empty one has its name.
         stub, soname = folder / "libtorch_cuda.so", "-Wl,-soname,libtorch_cuda.so"

@@ -13,7 +13,7 @@ namespace dcnv4_mm::dcnv4::cuda {
 namespace {
 
 template <typename Storage, int vector, int special>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(128, sizeof(Storage) == sizeof(double) ? 4 : 5)
     backward_offset_mask_kernel(const __grid_constant__ Params params,
                                 const __grid_constant__ Tiling tiling) {
   DeviceTeam team;
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(256, 3)
 }
 
 template <typename Storage>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(256, 2)
     backward_value_owned_kernel(const __grid_constant__ Params params,
                                 const __grid_constant__ Ownership ownership) {
   DeviceTeam team;

@@ -180,7 +180,7 @@ inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceL
   Tiling t = choose_tiling(p, vector, limits);
   const int64_t pairs =
       int64_t(t.tile_height.value) * t.tile_width.value * t.tile_groups.value * p.points;
-  t.threads = static_cast<int32_t>(std::min<int64_t>(256, round_up<int64_t>(pairs, kWarp)));
+  t.threads = static_cast<int32_t>(std::min<int64_t>(128, round_up<int64_t>(pairs, kWarp)));
   t.blocks /= t.vector_slices.value;
   t.vector_slices = divisor_of(1);
   t.shared_bytes = 0;

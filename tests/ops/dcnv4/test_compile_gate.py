@@ -3,13 +3,16 @@
 Hazard 12 of the original operator: its build needs a GPU.
 """
 
+import os
 import re
 import runpy
 import subprocess
+import sys
 from collections import Counter
 
 import pytest
 import setuptools
+import torch
 from helpers import ROOT
 
 pytestmark = pytest.mark.slow
@@ -120,3 +123,27 @@ def test_needs_only_the_stable_interface_of_torch(built):
     assert not any("cudart" in name for name in needed)
     assert "RPATH" not in dynamic
     assert "RUNPATH" not in dynamic
+
+
+REGISTERS = """
+import sys, torch
+import dcnv4_mm.ops.dcnv4.registration
+torch.ops.load_library(sys.argv[1])
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+print([has_kernel(f"dcnv4_mm::dcnv4_{name}", "CUDA") for name in ("forward", "backward")])
+"""
+
+
+def test_loads_and_registers_its_kernels(built, tmp_path):
+    environment = dict(os.environ)
+    if torch.version.cuda is None:
+        # What a CPU-only torch lacks; nothing calls it.
+        stub = tmp_path / "libtorch_cuda.so"
+        source = "int aoti_torch_get_current_cuda_stream() { return 1; }"
+        compiler = [os.environ.get("CXX", "g++"), "-x", "c", "-", "-shared", "-fPIC"]
+        subprocess.run([*compiler, "-o", stub], input=source, text=True, check=True)
+        environment["LD_LIBRARY_PATH"] = str(tmp_path)
+    said = subprocess.check_output(
+        [sys.executable, "-c", REGISTERS, built[0]], text=True, env=environment, cwd=ROOT
+    )
+    assert said.strip() == "[True, True]"
