@@ -33,6 +33,31 @@ DCNV4_MM_DEVICE Weights<RealOf<Storage>> corner_dots(const Corners<const Storage
   return dots;
 }
 
+// Address of a row of grad_offset_mask.
+template <typename Storage>
+DCNV4_MM_DEVICE Storage* result_row(const Params& p, int64_t image, int32_t row, int32_t column) {
+  const int64_t pixel = (image * p.out_height + row) * p.out_width + column;
+  return static_cast<Storage*>(p.grad_offset_mask) + pixel * p.offset_mask_channels;
+}
+
+// Clears what follows after the groups in the rows of a tile.
+template <typename Storage>
+DCNV4_MM_DEVICE void clear_padding(const Params& p, const Tiling& t, const Tile& tile,
+                                   int32_t thread, int32_t threads) {
+  const int32_t used = static_cast<int32_t>(p.groups) * 3 * static_cast<int32_t>(p.points);
+  const int32_t pixels = t.tile_height.value * t.tile_width.value;
+  for (int32_t pixel = 0; pixel < pixels; ++pixel) {
+    int32_t column = pixel;
+    const int32_t row = tile.row + divide_off(&column, t.tile_width);
+    column += tile.column;
+    if (row >= p.out_height || column >= p.out_width) continue;
+    Storage* result = result_row<Storage>(p, tile.image, row, column);
+    for (int32_t i = used + thread; i < p.offset_mask_channels; i += threads) {
+      write(result + i, RealOf<Storage>(0));
+    }
+  }
+}
+
 // The gradient of offset_mask. A thread takes one point at a time, with all channels of its group:
 // no sum has more than one owner.
 template <typename Storage, int vector, int special, typename Team>
@@ -45,10 +70,6 @@ DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t
   const Storage* value = static_cast<const Storage*>(p.value) + tile.image * p.value_pitches.image;
   const Storage* offset_mask = static_cast<const Storage*>(p.offset_mask);
   const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
-  const auto result_of = [&](int32_t row, int32_t column) {
-    const int64_t pixel = (tile.image * p.out_height + row) * p.out_width + column;
-    return static_cast<Storage*>(p.grad_offset_mask) + pixel * p.offset_mask_channels;
-  };
 
   team.phase([&](int32_t thread) {
     for (int32_t i = thread; i < pair_count(t) * points; i += team.threads()) {
@@ -79,25 +100,12 @@ DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t
         grad_y = factor * (y.slope_first * top + y.slope_second * bottom);
         grad_mask = y.weight_first * top + y.weight_second * bottom;
       }
-      Storage* result = result_of(pair.row, pair.column) + group_row;
+      Storage* result = result_row<Storage>(p, tile.image, pair.row, pair.column) + group_row;
       write(result + 2 * k, grad_x);
       write(result + 2 * k + 1, grad_y);
       write(result + 2 * points + k, grad_mask);
     }
-    // The first block of a tile also clears what follows after the groups.
-    const int32_t used = static_cast<int32_t>(p.groups) * 3 * points;
-    const int32_t rest = static_cast<int32_t>(p.offset_mask_channels) - used;
-    if (tile.group > 0 || rest == 0) return;
-    const int32_t pixels = t.tile_height.value * t.tile_width.value;
-    for (int32_t pixel = 0; pixel < pixels; ++pixel) {
-      int32_t column = pixel;
-      const int32_t row = tile.row + divide_off(&column, t.tile_width);
-      column += tile.column;
-      if (row >= p.out_height || column >= p.out_width) continue;
-      for (int32_t i = thread; i < rest; i += team.threads()) {
-        write(result_of(row, column) + used + i, Real(0));
-      }
-    }
+    if (tile.group == 0) clear_padding<Storage>(p, t, tile, thread, team.threads());
   });
 }
 
@@ -216,108 +224,136 @@ DCNV4_MM_DEVICE void add_owned(uint32_t place, int32_t first, const Weights<Real
   }
 }
 
+// The points that a block looks at at a time: so many of each of its groups, in sequence over the
+// output image, from point `k` of `pixel` on.
+struct Turn {
+  int32_t pixel, k;
+};
+
+// Locates the points of a turn; those without a pixel in the block's part do not count. Returns
+// whether any of the thread's does.
+template <typename Storage>
+DCNV4_MM_DEVICE bool locate_turn(const Params& p, const Ownership& o, const Part& part,
+                                 const Turn& turn, int32_t thread,
+                                 const Samples<RealOf<Storage>>& samples) {
+  constexpr int special = 0;
+  const int32_t row = static_cast<int32_t>(p.width);
+  const int32_t out_pixels = static_cast<int32_t>(p.out_height * p.out_width);
+  const Storage* offset_mask = static_cast<const Storage*>(p.offset_mask);
+  bool found = false;
+  for (int32_t i = thread; i < static_cast<int32_t>(o.groups.value) * o.points; i += o.threads) {
+    int32_t k = i;
+    const int32_t in_slice = divide_off(&k, o.points_divisor), group = part.group + in_slice;
+    const int32_t slot = in_slice * sample_stride(o.points) + k;
+    k += turn.k;
+    int32_t column = turn.pixel + divide_off(&k, o.kernel_points);
+    samples.places[slot] = kOutside;
+    if (column >= out_pixels || group >= p.groups) continue;
+    const int32_t out_row = divide_off(&column, o.out_width);
+    const Storage* source =
+        pixel_at(offset_mask, p.offset_mask_pitches, part.image, out_row, column) +
+        static_cast<int64_t>(group) * 3 * point_count<special>(p);
+    const auto point = locate_point<special>(p, o.kernel_rows, source, out_row, column, k);
+    const uint32_t place = place_of(point, row);
+    if (place == kOutside) continue;
+    const int32_t first = static_cast<int32_t>(place >> 2) - part.pixel;
+    if (first >= part.pixels || first + (place & 2 ? row : 0) + 1 < 0) continue;
+    samples.places[slot] = place;
+    samples.weights[slot] = adding_weights(point);
+    found = true;
+  }
+  return found;
+}
+
+// Reads the output's gradients that the points of a turn spread.
+template <typename Storage>
+DCNV4_MM_DEVICE void read_turn(const Params& p, const Ownership& o, const Part& part,
+                               const Turn& turn, int32_t thread, RealOf<Storage>* grads) {
+  const int32_t width = o.width.value;
+  const int32_t out_pixels = static_cast<int32_t>(p.out_height * p.out_width);
+  const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
+  for (int32_t i = thread; i < o.points_pixels * width; i += o.threads) {
+    int32_t in_slice = i;
+    int32_t column = turn.pixel + divide_off(&in_slice, o.width);
+    const Channel channel = channel_of(p, o, part, in_slice);
+    if (column >= out_pixels || !channel.exists) continue;
+    const int32_t out_row = divide_off(&column, o.out_width);
+    grads[i] = read(pixel_at(grad_output, p.grad_output_pitches, part.image, out_row, column) +
+                    channel.index);
+  }
+}
+
+// Adds the samples of a turn, each thread to what it owns.
+template <typename Real>
+DCNV4_MM_DEVICE void add_turn(const Params& p, const Ownership& o, const Part& part,
+                              const Turn& turn, int32_t thread, const Samples<Real>& samples,
+                              const Real* grads, Real* sums) {
+  int32_t in_slice = thread;
+  const int32_t owner = divide_off(&in_slice, o.width);
+  const Channel channel = channel_of(p, o, part, in_slice);
+  if (owner >= o.owners || !channel.exists) return;
+  const int32_t width = o.width.value, row = static_cast<int32_t>(p.width);
+  const Range range{owner * o.owner_pixels, smaller(part.pixels, (owner + 1) * o.owner_pixels)};
+  const Real* grad = grads + in_slice;
+  int32_t k = turn.k;
+  for (int32_t i = 0; i < o.points; ++i) {
+    const int32_t slot = channel.group * sample_stride(o.points) + i;
+    const uint32_t place = samples.places[slot];
+    if (place != kOutside) {
+      add_owned(place, static_cast<int32_t>(place >> 2) - part.pixel, samples.weights[slot], *grad,
+                range, row, width, sums + in_slice);
+    }
+    if (++k == point_count<0>(p)) k = 0, grad += width;
+  }
+}
+
+// Writes a block's sums to their places in grad_value.
+template <typename Storage>
+DCNV4_MM_DEVICE void write_part(const Params& p, const Ownership& o, const Part& part,
+                                int32_t thread, const RealOf<Storage>* sums) {
+  const int64_t first = part.image * p.height * p.width + part.pixel;
+  Storage* grad_value = static_cast<Storage*>(p.grad_value);
+  for (int32_t i = thread; i < part.pixels * static_cast<int32_t>(o.width.value); i += o.threads) {
+    int32_t in_slice = i;
+    const int64_t pixel = first + divide_off(&in_slice, o.width);
+    const Channel channel = channel_of(p, o, part, in_slice);
+    if (!channel.exists) continue;
+    write(grad_value + pixel * p.groups * p.group_channels + channel.index, sums[i]);
+  }
+}
+
 // The gradient of value where each sum has one owner, in its final type and place.
 template <typename Storage, typename Team>
 DCNV4_MM_DEVICE void backward_value_owned_block(const Params& p, const Ownership& o, uint32_t block,
                                                 Team& team) {
   using Real = RealOf<Storage>;
-  constexpr int special = 0;
   const Part part = part_of(p, o, block);
-  const int32_t points = point_count<special>(p);
-  const int32_t width = o.width.value, groups = o.groups.value;
-  const int32_t row = static_cast<int32_t>(p.width);
-  const int32_t out_pixels = static_cast<int32_t>(p.out_height * p.out_width);
-  const int32_t stride = sample_stride(o.points);
+  const int32_t width = o.width.value;
   const Samples<Real> samples = samples_in<Real>(team.shared(), sample_slots(o));
   Real* grads = reinterpret_cast<Real*>(samples.places + sample_slots(o));
   Real* sums = grads + o.points_pixels * width;
-  const Storage* offset_mask = static_cast<const Storage*>(p.offset_mask);
-  const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
 
   team.phase([&](int32_t thread) {
     for (int32_t i = thread; i < o.pixels * width; i += o.threads) sums[i] = 0;
   });
-
-  // All points of a group in the image, in sequence; `pixel` and `k` are those of the first one of
-  // each turn.
-  int32_t pixel = 0, k = 0;
-  while (pixel < out_pixels) {
-    const auto read_grads = [&](int32_t thread) {
-      for (int32_t i = thread; i < o.points_pixels * width; i += o.threads) {
-        int32_t in_slice = i;
-        int32_t column = pixel + divide_off(&in_slice, o.width);
-        const Channel channel = channel_of(p, o, part, in_slice);
-        if (column >= out_pixels || !channel.exists) continue;
-        const int32_t out_row = divide_off(&column, o.out_width);
-        grads[i] = read(pixel_at(grad_output, p.grad_output_pitches, part.image, out_row, column) +
-                        channel.index);
-      }
-    };
+  Turn turn{0, 0};
+  while (turn.pixel < p.out_height * p.out_width) {
+    // Of whole images all points are looked at, so that the gradients can be read at once.
+    const bool whole = o.ranges.value == 1;
     const bool found = team.any([&](int32_t thread) {
-      bool touches = false;
-      for (int32_t i = thread; i < groups * o.points; i += o.threads) {
-        int32_t point_k = i;
-        const int32_t group = divide_off(&point_k, o.points_divisor);
-        const int32_t slot = group * stride + point_k;
-        point_k += k;
-        int32_t column = pixel + divide_off(&point_k, o.kernel_points);
-        samples.places[slot] = kOutside;
-        if (column >= out_pixels || part.group + group >= p.groups) continue;
-        const int32_t out_row = divide_off(&column, o.out_width);
-        const Storage* source =
-            pixel_at(offset_mask, p.offset_mask_pitches, part.image, out_row, column) +
-            static_cast<int64_t>(part.group + group) * 3 * points;
-        const Point<Real> point =
-            locate_point<special>(p, o.kernel_rows, source, out_row, column, point_k);
-        const uint32_t place = place_of(point, row);
-        if (place == kOutside) continue;
-        const int32_t first = static_cast<int32_t>(place >> 2) - part.pixel;
-        if (first >= part.pixels || first + (place & 2 ? row : 0) + 1 < 0) continue;
-        samples.places[slot] = place;
-        samples.weights[slot] = adding_weights(point);
-        touches = true;
-      }
-      if (o.ranges.value == 1) read_grads(thread);
-      return touches;
+      if (whole) read_turn<Storage>(p, o, part, turn, thread, grads);
+      return locate_turn<Storage>(p, o, part, turn, thread, samples);
     });
-    if (found && o.ranges.value > 1) team.phase(read_grads);
+    if (found && !whole) {
+      team.phase([&](int32_t thread) { read_turn<Storage>(p, o, part, turn, thread, grads); });
+    }
     if (found) {
-      team.phase([&](int32_t thread) {
-        int32_t in_slice = thread;
-        const int32_t owner = divide_off(&in_slice, o.width);
-        const Channel channel = channel_of(p, o, part, in_slice);
-        if (owner >= o.owners || !channel.exists) return;
-        const Range range{owner * o.owner_pixels,
-                          smaller(part.pixels, (owner + 1) * o.owner_pixels)};
-        const Real* grad = grads + in_slice;
-        int32_t next_k = k;
-        for (int32_t i = 0; i < o.points; ++i) {
-          const int32_t slot = channel.group * stride + i;
-          const uint32_t place = samples.places[slot];
-          if (place != kOutside) {
-            add_owned(place, static_cast<int32_t>(place >> 2) - part.pixel, samples.weights[slot],
-                      *grad, range, row, width, sums + in_slice);
-          }
-          if (++next_k == points) next_k = 0, grad += width;
-        }
-      });
+      team.phase([&](int32_t thread) { add_turn(p, o, part, turn, thread, samples, grads, sums); });
     }
-    k += o.points;
-    pixel += divide_off(&k, o.kernel_points);
+    turn.k += o.points;
+    turn.pixel += divide_off(&turn.k, o.kernel_points);
   }
-
-  team.phase([&](int32_t thread) {
-    for (int32_t i = thread; i < part.pixels * width; i += o.threads) {
-      int32_t in_slice = i;
-      const int64_t target = part.pixel + divide_off(&in_slice, o.width);
-      const Channel channel = channel_of(p, o, part, in_slice);
-      if (!channel.exists) continue;
-      const int64_t pixel_index = part.image * p.height * p.width + target;
-      write(static_cast<Storage*>(p.grad_value) + pixel_index * p.groups * p.group_channels +
-                channel.index,
-            sums[i]);
-    }
-  });
+  team.phase([&](int32_t thread) { write_part<Storage>(p, o, part, thread, sums); });
 }
 
 }  // namespace
