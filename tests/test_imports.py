@@ -6,7 +6,7 @@ import sys
 import pytest
 
 RING_1 = ["dcnv4_mm", "dcnv4_mm.ops.functional", "dcnv4_mm.layers", "dcnv4_mm.backbones"]
-RING_1 += ["dcnv4_mm.checkpoints", "dcnv4_mm.env"]
+RING_1 += ["dcnv4_mm.checkpoints", "dcnv4_mm.env", "dcnv4_mm.bev.geometry"]
 
 # Imports of any OpenMMLab library fail, as where none is installed.
 BLOCK_HOSTS = """

@@ -1,0 +1,1 @@
+"""BEVFormerV2 for mmdet3d; ``dcnv4_mm.bev.geometry`` needs torch alone."""

@@ -1,0 +1,1 @@
+"""The two heads of BEVFormerV2."""

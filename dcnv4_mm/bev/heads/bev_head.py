@@ -1,0 +1,258 @@
+"""The head that finds boxes in the BEV."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmdet.models.layers import LearnedPositionalEncoding
+from mmdet.models.losses import FocalLoss, SmoothL1Loss
+from mmdet.utils import reduce_mean
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from dcnv4_mm.bev.layers.transformer import BEVTransformer
+from dcnv4_mm.bev.task_modules.assigner import HungarianAssigner
+from dcnv4_mm.bev.task_modules.box_coder import BoxCoder
+
+__all__ = ["BEVFormerV2Head"]
+
+_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+
+
+class BEVFormerV2Head(BaseModule):
+    """Encodes each moment's feature maps into a BEV map, fuses them, and decodes boxes.
+
+    In training, several groups of queries learn side by side, each matched with the objects by
+    itself (Group DETR); in evaluation the first group answers alone.
+
+    Args:
+        num_classes: Number of classes.
+        point_cloud_range: x, y, z of the lower corner, then of the upper one, in metres.
+        bev_shape: (H, W) cells of the BEV grid.
+        embed_dims: Number of channels C.
+        num_queries: Queries Q per group.
+        num_groups: Groups G.
+        encoder: Arguments of :class:`BEVEncoder`, without shape and range.
+        decoder: Arguments of :class:`ObjectDecoder`.
+        fusion: Arguments of :class:`TemporalFusion`; ``None`` for one frame.
+        num_cameras: Number of cameras N.
+        num_levels: How many of the feature levels are used, from the finest on.
+        coder: Arguments of :class:`BoxCoder`, without the range.
+        assigner: Arguments of :class:`HungarianAssigner`.
+        cls_loss_weight: Weight of the focal loss of the classes.
+        box_loss_weight: Weight of the smooth L1 loss of the codes.
+        init_cfg: As in mmengine.
+
+    Source:
+        Yang et al., "BEVFormer v2", CVPR 2023. What attends to what, in ``layers/``.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 10,
+        point_cloud_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        bev_shape: tuple[int, int] = (200, 200),
+        embed_dims: int = 256,
+        num_queries: int = 900,
+        num_groups: int = 11,
+        encoder: dict | None = None,
+        decoder: dict | None = None,
+        fusion: dict | None = None,
+        num_cameras: int = 6,
+        num_levels: int = 4,
+        coder: dict | None = None,
+        assigner: dict | None = None,
+        cls_loss_weight: float = 2.0,
+        box_loss_weight: float = 0.75,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.bev_shape = tuple(bev_shape)
+        self.num_classes, self.num_levels = num_classes, num_levels
+        self.num_queries, self.num_groups = num_queries, num_groups
+        self.coder = BoxCoder(
+            point_cloud_range=point_cloud_range,
+            **{
+                "post_center_range": (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
+                **(coder or {}),
+            },
+        )
+        self.assigner = HungarianAssigner(**(assigner or {}))
+        self.loss_cls = FocalLoss(gamma=2.0, alpha=0.25, loss_weight=cls_loss_weight)
+        self.loss_bbox = SmoothL1Loss(beta=1.0, loss_weight=box_loss_weight)
+
+        # In the released order, for the checkpoints' sake.
+        self.code_weights = nn.Parameter(torch.tensor(_CODE_WEIGHTS), requires_grad=False)
+        self.positional_encoding = LearnedPositionalEncoding(embed_dims // 2, *self.bev_shape)
+        self.transformer = BEVTransformer(
+            encoder=dict(
+                bev_shape=self.bev_shape, point_cloud_range=point_cloud_range, **(encoder or {})
+            ),
+            decoder=decoder or {},
+            fusion=fusion,
+            embed_dims=embed_dims,
+            num_cameras=num_cameras,
+            num_levels=num_levels,
+        )
+        layers = len(self.transformer.decoder.layers)
+        self.cls_branches = nn.ModuleList(
+            _cls_branch(embed_dims, num_classes) for _ in range(layers)
+        )
+        self.reg_branches = nn.ModuleList(_reg_branch(embed_dims) for _ in range(layers))
+        self.bev_embedding = nn.Embedding(math.prod(self.bev_shape), embed_dims)
+        self.query_embedding = nn.Embedding(num_queries * num_groups, 2 * embed_dims)
+
+    def init_weights(self) -> None:
+        """As released: Xavier's rule in the transformer, a prior of 1 % in the classifiers."""
+        super().init_weights()
+        self.transformer.init_weights()
+        for branch in self.cls_branches:
+            nn.init.constant_(branch[-1].bias, -math.log(99))
+
+    def encode(
+        self,
+        features: Sequence[Tensor],
+        lidar_to_image: Tensor,
+        image_size: tuple[int, int],
+        bev_augmentation: Tensor | None = None,
+    ) -> Tensor:
+        """Makes the BEV map of one moment.
+
+        Args:
+            features: The cameras' feature maps by level, the finest first, (B, N, C, h, w).
+            lidar_to_image: (B, N, 4, 4), from the current LiDAR frame to pixels.
+            image_size: Padded (H, W) of the pictures.
+            bev_augmentation: (B, 3, 3), the transform that the objects went through.
+
+        Returns:
+            (B, Q, C).
+        """
+        bev = self.bev_embedding.weight
+        position = self.positional_encoding(bev.new_zeros((1, *self.bev_shape)))
+        return self.transformer.encode(
+            features[: self.num_levels],
+            lidar_to_image,
+            image_size,
+            bev=bev,
+            position=position[0].flatten(1).transpose(0, 1),
+            bev_augmentation=bev_augmentation,
+        )
+
+    def forward(self, bevs: Tensor, valid: Tensor, current: int) -> tuple[Tensor, Tensor]:
+        """Finds objects in the BEV maps of all moments.
+
+        Args:
+            bevs: (B, T, Q, C), in the order of time.
+            valid: (B, T), which moments exist.
+            current: Index of the current moment.
+
+        Returns:
+            Class logits (layers, B, G * Q, classes) and codes in metres (layers, B, G * Q, 10),
+            float32; G is 1 in evaluation.
+        """
+        bev = self.transformer.fuse(bevs, valid, current)
+        groups = self.num_groups if self.training else 1
+        states, codes = self.transformer.decode(
+            bev,
+            self.query_embedding.weight[: groups * self.num_queries],
+            num_groups=groups,
+            reg_branches=self.reg_branches,
+        )
+        logits = [branch(state) for branch, state in zip(self.cls_branches, states, strict=True)]
+        return torch.stack(logits).float(), self.coder.to_metres(codes)
+
+    def loss_by_feat(
+        self, logits: Tensor, codes: Tensor, gt_instances_3d: Sequence[InstanceData]
+    ) -> dict[str, Tensor]:
+        """The losses of every decoder layer.
+
+        Args:
+            logits: As :meth:`forward` returns in training.
+            codes: Likewise.
+            gt_instances_3d: Of each sample ``bboxes_3d``, LiDAR boxes with velocity, and
+                ``labels_3d``.
+
+        Returns:
+            ``loss_cls`` and ``loss_bbox`` of the last layer, ``d0.loss_cls`` and so on.
+        """
+        # [layers, B, G * Q] and [layers, B, G * Q, 10]
+        labels = logits.new_full(logits.shape[:-1], self.num_classes, dtype=torch.int64)
+        targets, matched = torch.zeros_like(codes), torch.zeros_like(labels, dtype=torch.bool)
+        num_objects = 0
+        for sample, instances in enumerate(gt_instances_3d):
+            boxes, classes = instances.bboxes_3d, instances.labels_3d
+            num_objects += min(len(classes), self.num_queries)
+            if len(classes) == 0:
+                continue
+            gt = self.coder.encode(torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=-1))
+            assigned = self._assign(logits[:, sample], codes[:, sample], classes, gt)
+            matched[:, sample] = assigned >= 0
+            labels[:, sample][assigned >= 0] = classes[assigned[assigned >= 0]]
+            targets[:, sample][assigned >= 0] = gt.to(codes)[assigned[assigned >= 0]]
+        # Of a single group; the groups' losses are averaged.
+        positives = reduce_mean(logits.new_tensor(float(num_objects))).clamp(min=1)
+        normalizer = positives.item() * self.num_groups
+        matched &= targets.isfinite().all(-1)
+        losses = {}
+        for layer in range(len(logits)):
+            cls = self.loss_cls(
+                logits[layer].flatten(0, 1), labels[layer].flatten(), avg_factor=normalizer
+            )
+            chosen = matched[layer]
+            box = self.loss_bbox(
+                codes[layer][chosen],
+                targets[layer][chosen],
+                self.code_weights.expand(int(chosen.sum()), -1),
+                avg_factor=normalizer,
+            )
+            name = "" if layer == len(logits) - 1 else f"d{layer}."
+            losses[f"{name}loss_cls"] = torch.nan_to_num(cls)
+            losses[f"{name}loss_bbox"] = torch.nan_to_num(box)
+        return losses
+
+    def _assign(self, logits: Tensor, codes: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        """Matches each layer's groups of one sample; (layers, G * Q)."""
+        groups = (self.num_groups, self.num_queries)
+        assigned = self.assigner.assign(
+            logits.detach().unflatten(1, groups),
+            codes.detach().unflatten(1, groups),
+            labels,
+            targets,
+        )
+        return assigned.flatten(1)
+
+    def predict_by_feat(
+        self, logits: Tensor, codes: Tensor, metas: Sequence[dict]
+    ) -> list[InstanceData]:
+        """Boxes of the last layer.
+
+        Args:
+            logits: As :meth:`forward` returns in evaluation.
+            codes: Likewise.
+            metas: Of each sample, with the class of boxes as ``box_type_3d``.
+
+        Returns:
+            Of each sample ``bboxes_3d``, ``scores_3d`` and ``labels_3d``, the best first.
+        """
+        results = []
+        for sample_logits, sample_codes, meta in zip(logits[-1], codes[-1], metas, strict=True):
+            boxes, scores, labels = self.coder.decode(sample_logits, sample_codes)
+            boxes_3d = meta["box_type_3d"](boxes, box_dim=boxes.shape[-1], origin=(0.5, 0.5, 0.5))
+            results.append(InstanceData(bboxes_3d=boxes_3d, scores_3d=scores, labels_3d=labels))
+        return results
+
+
+def _cls_branch(channels: int, num_classes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        layers += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(channels, num_classes))
+
+
+def _reg_branch(channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        layers += [nn.Linear(channels, channels), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(channels, len(_CODE_WEIGHTS)))

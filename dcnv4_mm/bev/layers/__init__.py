@@ -1,0 +1,1 @@
+"""The layers of BEVFormerV2's encoder and decoder."""

@@ -1,0 +1,318 @@
+"""Deformable attention of BEV queries: to the BEV itself, to the cameras, of objects to the BEV.
+
+The parameter names are those of the released checkpoints.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcnv4_mm.ops.functional import ms_deform_attn
+
+__all__ = [
+    "BEVCrossAttention",
+    "BEVSelfAttention",
+    "CameraHits",
+    "DeformableSampling",
+    "SpatialCrossAttention",
+    "find_hits",
+]
+
+_Shapes = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class CameraHits:
+    """Which BEV queries each camera sees, and where in its picture.
+
+    Attributes:
+        queries: For each sample, for each camera, the indices of the queries that it sees.
+        references: The same nesting; where the queries' pillar points lie, (hits, D, 2), as
+            fractions of the picture. Some of them may lie outside.
+        counts: How many cameras see a query, at least 1, (B, Q, 1).
+    """
+
+    queries: list[tuple[Tensor, ...]]
+    references: list[list[Tensor]]
+    counts: Tensor
+
+
+def find_hits(references: Tensor, inside: Tensor) -> CameraHits:
+    """Lists the queries that each camera sees: those with any pillar point in its picture.
+
+    Args:
+        references: (B, N, Q, D, 2), positions of pillar points as fractions of the picture.
+        inside: (B, N, Q, D), whether a point is in the picture.
+    """
+    hit = inside.any(-1)
+    # All hits at once, so that a GPU is asked for numbers twice per frame.
+    indices = hit.nonzero()[:, 2].split(hit.sum(-1).flatten().tolist())
+    cameras = hit.shape[1]
+    queries = [indices[i : i + cameras] for i in range(0, len(indices), cameras)]
+    return CameraHits(
+        queries,
+        [
+            [camera[index] for camera, index in zip(sample, seen, strict=True)]
+            for sample, seen in zip(references, queries, strict=True)
+        ],
+        hit.sum(1).clamp(min=1).unsqueeze(-1),
+    )
+
+
+class DeformableSampling(nn.Module):
+    """Predicts sampling points and weights of queries, and projects the maps they sample.
+
+    Args:
+        embed_dims: Number of channels C of the maps.
+        query_dims: Number of channels of a query.
+        num_heads: Number of heads G, a divisor of ``embed_dims``.
+        num_maps: How many maps R a query samples: levels, or entries of a queue.
+        num_points: Points P per map.
+
+    Raises:
+        ValueError: The heads do not divide the channels.
+    """
+
+    def __init__(
+        self, embed_dims: int, *, query_dims: int, num_heads: int, num_maps: int, num_points: int
+    ) -> None:
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(f"num_heads must divide embed_dims={embed_dims}, got {num_heads}")
+        self.num_heads, self.num_maps, self.num_points = num_heads, num_maps, num_points
+        samples = num_heads * num_maps * num_points
+        self.sampling_offsets = nn.Linear(query_dims, samples * 2)
+        self.attention_weights = nn.Linear(query_dims, samples)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Each head looks into a direction of its own, each point one step further; all alike."""
+        for linear in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        directions /= directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)
+        # [G, R, P, 2]
+        offsets = directions[:, None, None] * steps[None, None, :, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_maps, -1, -1).flatten())
+        nn.init.xavier_uniform_(self.value_proj.weight)
+        nn.init.zeros_(self.value_proj.bias)
+
+    def predict(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (B, Q, G, R, P, 2) in pixels and logits (B, Q, G, R, P) of queries."""
+        linears = (self.sampling_offsets, self.attention_weights)
+        # One product instead of two.
+        both = F.linear(
+            query,
+            torch.cat([linear.weight for linear in linears]),
+            torch.cat([linear.bias for linear in linears]),
+        )
+        offsets, logits = both.split([linear.out_features for linear in linears], dim=-1)
+        shape = (self.num_heads, self.num_maps, self.num_points)
+        return offsets.unflatten(-1, (*shape, 2)), logits.unflatten(-1, shape)
+
+    def value(self, maps: Tensor) -> Tensor:
+        """Maps (..., S, C), projected and split into heads, (..., S, G, C / G)."""
+        return self.value_proj(maps).unflatten(-1, (self.num_heads, -1))
+
+
+def _locations(references: Tensor, offsets: Tensor, shapes: _Shapes) -> Tensor:
+    """Adds offsets (..., R, P, 2) in pixels to references that broadcast with them."""
+    # In float32 at least, whatever autocast made of the offsets.
+    dtype = torch.promote_types(references.dtype, offsets.dtype)
+    per_pixel = torch.tensor(
+        [[1 / width, 1 / height] for height, width in shapes], dtype=dtype, device=offsets.device
+    )
+    return torch.addcmul(references.to(dtype), offsets.to(dtype), per_pixel[:, None])
+
+
+class BEVSelfAttention(DeformableSampling):
+    """Deformable self-attention of the BEV, the original's temporal one without a history.
+
+    The original samples a queue of two maps, which without a history are the same one: here the
+    two are sampled as one map with twice the points and half the weights.
+
+    Args:
+        embed_dims: Number of channels C.
+        num_heads: Number of heads.
+        num_points: Points per entry of the queue.
+        dropout: Share of the output that is dropped in training.
+
+    Source:
+        Li et al., "BEVFormer", ECCV 2022, section 3.4.
+    """
+
+    num_queues = 2
+
+    def __init__(
+        self, embed_dims: int, *, num_heads: int = 8, num_points: int = 4, dropout: float = 0.1
+    ) -> None:
+        super().__init__(
+            embed_dims,
+            query_dims=self.num_queues * embed_dims,
+            num_heads=num_heads,
+            num_maps=self.num_queues,
+            num_points=num_points,
+        )
+        self.output_proj = _output_proj(embed_dims)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, bev: Tensor, *, position: Tensor, references: Tensor, shape: tuple[int, int]
+    ) -> Tensor:
+        """Applies the layer, with its residual connection.
+
+        Args:
+            bev: (B, Q, C).
+            position: Positional encoding, (B, Q, C).
+            references: (Q, 2), the cells' centres as fractions of the grid.
+            shape: (H, W) of the grid.
+
+        Returns:
+            (B, Q, C).
+        """
+        offsets, logits = self.predict(torch.cat((bev, bev + position), dim=-1))
+        weights = logits.softmax(-1) / self.num_queues
+        # The entries of the queue become points of one map: [B, Q, G, 1, 2 * P, ...].
+        locations = _locations(
+            references[:, None, None, None], offsets.flatten(3, 4).unsqueeze(3), [shape]
+        )
+        weights = weights.flatten(3, 4).unsqueeze(3)
+        output = ms_deform_attn(self.value(bev), [shape], locations, weights)
+        return bev + self.dropout(self.output_proj(output))
+
+
+class SpatialCrossAttention(nn.Module):
+    """Deformable attention of BEV queries to the cameras that see them.
+
+    Offsets and weights depend on the query alone, so they are predicted once, not per camera. Each
+    camera then samples for exactly the queries that it sees.
+
+    Args:
+        embed_dims: Number of channels C.
+        num_heads: Number of heads.
+        num_levels: Number of levels L of the cameras' pyramids.
+        num_points: Points per level, a multiple of the pillar's.
+        dropout: Share of the output that is dropped in training.
+
+    Source:
+        Li et al., "BEVFormer", ECCV 2022, section 3.3. The points of a pillar that lie outside of
+        a picture are sampled too, as zeros, as soon as one of them lies inside.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        *,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.deformable_attention = DeformableSampling(
+            embed_dims,
+            query_dims=embed_dims,
+            num_heads=num_heads,
+            num_maps=num_levels,
+            num_points=num_points,
+        )
+        self.output_proj = _output_proj(embed_dims)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, bev: Tensor, *, maps: Tensor, shapes: _Shapes, hits: CameraHits) -> Tensor:
+        """Applies the layer, with its residual connection.
+
+        Args:
+            bev: (B, Q, C).
+            maps: The cameras' pyramids, level after level, (B, N, S, C).
+            shapes: (H, W) of each level.
+            hits: Which queries each camera sees.
+
+        Returns:
+            (B, Q, C).
+        """
+        sampling = self.deformable_attention
+        offsets, logits = sampling.predict(bev)
+        weights = logits.flatten(-2).softmax(-1).view_as(logits)
+        value = sampling.value(maps)
+        slots = value.new_zeros(bev.shape)
+        for sample, seen in enumerate(hits.queries):
+            for camera, queries in enumerate(seen):
+                references = hits.references[sample][camera]
+                # The pillar's points vary fastest among a level's points: [hits, P, 2].
+                references = references.repeat(1, sampling.num_points // references.shape[1], 1)
+                locations = _locations(references[:, None, None], offsets[sample, queries], shapes)
+                output = ms_deform_attn(
+                    value[sample, camera].unsqueeze(0),
+                    shapes,
+                    locations.unsqueeze(0),
+                    weights[sample, queries].unsqueeze(0),
+                )
+                slots[sample].index_add_(0, queries, output[0].to(slots.dtype))
+        return bev + self.dropout(self.output_proj(slots / hits.counts))
+
+
+class BEVCrossAttention(DeformableSampling):
+    """Deformable attention of object queries to the BEV.
+
+    Args:
+        embed_dims: Number of channels C.
+        num_heads: Number of heads.
+        num_points: Points per head.
+        dropout: Share of the output that is dropped in training.
+    """
+
+    def __init__(
+        self, embed_dims: int, *, num_heads: int = 8, num_points: int = 4, dropout: float = 0.1
+    ) -> None:
+        super().__init__(
+            embed_dims,
+            query_dims=embed_dims,
+            num_heads=num_heads,
+            num_maps=1,
+            num_points=num_points,
+        )
+        self.output_proj = _output_proj(embed_dims)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        query: Tensor,
+        *,
+        position: Tensor,
+        references: Tensor,
+        bev: Tensor,
+        shape: tuple[int, int],
+    ) -> Tensor:
+        """Applies the layer, with its residual connection.
+
+        Args:
+            query: (B, Q, C).
+            position: Positional embedding, (B, Q, C).
+            references: (B, Q, 2), where the objects are, as fractions of the grid.
+            bev: (B, H * W, C).
+            shape: (H, W) of the grid.
+
+        Returns:
+            (B, Q, C).
+        """
+        offsets, logits = self.predict(query + position)
+        locations = _locations(references[:, :, None, None, None], offsets, [shape])
+        output = ms_deform_attn(self.value(bev), [shape], locations, logits.softmax(-1))
+        return query + self.dropout(self.output_proj(output))
+
+
+def _output_proj(embed_dims: int) -> nn.Linear:
+    linear = nn.Linear(embed_dims, embed_dims)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

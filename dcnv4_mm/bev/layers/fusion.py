@@ -1,0 +1,76 @@
+"""Temporal fusion: from the BEV maps of several moments to one."""
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmdet.models.backbones.resnet import BasicBlock
+from torch import Tensor, nn
+
+__all__ = ["TemporalFusion", "fill_missing"]
+
+
+class TemporalFusion(nn.Module):
+    """Joins the channels of all moments and mixes them with three residual blocks.
+
+    Args:
+        embed_dims: Number of channels C of a BEV map.
+        num_frames: Number of moments T.
+        inter_channels: Channels of the blocks; as many as go in, T * C, by default.
+        norm_cfg: Norm of the blocks.
+        with_cp: Computes the blocks' activations again in the backward pass.
+
+    Source:
+        Yang et al., "BEVFormer v2", CVPR 2023, section 3.4.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        *,
+        num_frames: int,
+        inter_channels: int | None = None,
+        norm_cfg: dict | None = None,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        norm_cfg = norm_cfg or dict(type="SyncBN")
+        channels = num_frames * embed_dims
+        inter_channels = inter_channels or channels
+        shortcut = None
+        if inter_channels != channels:
+            shortcut = nn.Sequential(
+                nn.Conv2d(channels, inter_channels, 3, padding=1, bias=False),
+                build_norm_layer(norm_cfg, inter_channels)[1],
+            )
+        blocks = [BasicBlock(channels, inter_channels, downsample=shortcut, norm_cfg=norm_cfg)]
+        blocks += [BasicBlock(inter_channels, inter_channels, norm_cfg=norm_cfg) for _ in range(2)]
+        for block in blocks:
+            block.with_cp = with_cp
+        self.layers = nn.Sequential(*blocks)
+        self.layer_norm = nn.Sequential(
+            nn.Linear(inter_channels, embed_dims), nn.LayerNorm(embed_dims)
+        )
+
+    def forward(self, bevs: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Fuses BEV maps (B, T, Q, C) on a grid of ``shape`` (H, W) into one, (B, Q, C)."""
+        maps = bevs.transpose(2, 3).flatten(1, 2).unflatten(-1, shape)
+        fused = self.layers(maps).flatten(2).transpose(1, 2)
+        return self.layer_norm(fused)
+
+
+def fill_missing(bevs: Tensor, valid: Tensor, current: int) -> Tensor:
+    """Puts in the place of a missing moment the next one towards the current, detached.
+
+    Args:
+        bevs: (B, T, Q, C), in the order of time.
+        valid: (B, T), which moments exist.
+        current: Index of the current moment.
+
+    Returns:
+        (B, T, Q, C).
+    """
+    filled = list(bevs.unbind(1))
+    for step, indices in ((1, range(current - 1, -1, -1)), (-1, range(current + 1, len(filled)))):
+        for index in indices:
+            exists = valid[:, index, None, None]
+            filled[index] = torch.where(exists, filled[index], filled[index + step]).detach()
+    return torch.stack(filled, dim=1)

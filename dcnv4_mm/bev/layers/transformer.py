@@ -1,0 +1,128 @@
+"""Encoder, temporal fusion and decoder with the embeddings that they share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dcnv4_mm.bev.geometry import warp_bev
+from dcnv4_mm.bev.layers.attention import DeformableSampling
+from dcnv4_mm.bev.layers.decoder import ObjectDecoder
+from dcnv4_mm.bev.layers.encoder import BEVEncoder
+from dcnv4_mm.bev.layers.fusion import TemporalFusion, fill_missing
+
+__all__ = ["BEVTransformer"]
+
+
+class BEVTransformer(nn.Module):
+    """From feature maps to object queries.
+
+    Args:
+        encoder: Arguments of :class:`BEVEncoder`.
+        decoder: Arguments of :class:`ObjectDecoder`.
+        fusion: Arguments of :class:`TemporalFusion`; ``None`` for one frame.
+        embed_dims: Number of channels C.
+        num_cameras: Number of cameras N.
+        num_levels: Number of levels of the cameras' pyramids.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: dict,
+        decoder: dict,
+        fusion: dict | None = None,
+        embed_dims: int = 256,
+        num_cameras: int = 6,
+        num_levels: int = 4,
+    ) -> None:
+        super().__init__()
+        self.level_embeds = nn.Parameter(torch.zeros(num_levels, embed_dims))
+        self.cams_embeds = nn.Parameter(torch.zeros(num_cameras, embed_dims))
+        self.encoder = BEVEncoder(embed_dims, num_levels=num_levels, **encoder)
+        self.decoder = ObjectDecoder(embed_dims, **decoder)
+        self.reference_points = nn.Linear(embed_dims, 3)
+        self.fusion = TemporalFusion(embed_dims, **fusion) if fusion else None
+
+    def init_weights(self) -> None:
+        """Xavier's rule for whatever has two axes or more; then the samplings' own start."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        nn.init.zeros_(self.reference_points.bias)
+        for module in self.modules():
+            if isinstance(module, DeformableSampling):
+                module.reset_parameters()
+
+    def encode(
+        self,
+        features: Sequence[Tensor],
+        lidar_to_image: Tensor,
+        image_size: tuple[int, int],
+        *,
+        bev: Tensor,
+        position: Tensor,
+        bev_augmentation: Tensor | None = None,
+    ) -> Tensor:
+        """Makes the BEV map of one moment.
+
+        Args:
+            features: The cameras' feature maps by level, (B, N, C, h, w).
+            lidar_to_image: (B, N, 4, 4), from the current LiDAR frame to pixels.
+            image_size: Padded (H, W) of the pictures.
+            bev: BEV queries, (Q, C).
+            position: Their positional encoding, (Q, C).
+            bev_augmentation: (B, 3, 3), the transform that the objects went through.
+
+        Returns:
+            (B, Q, C).
+        """
+        batch = lidar_to_image.shape[0]
+        # [B, N, h * w, C] by level.
+        maps = [
+            level.flatten(3).transpose(2, 3) + self.cams_embeds[:, None] + embedding
+            for level, embedding in zip(features, self.level_embeds, strict=True)
+        ]
+        encoded = self.encoder(
+            bev.expand(batch, -1, -1),
+            position=position.expand(batch, -1, -1),
+            maps=torch.cat(maps, dim=2),
+            map_shapes=[(level.shape[-2], level.shape[-1]) for level in features],
+            lidar_to_image=lidar_to_image,
+            image_size=image_size,
+        )
+        if bev_augmentation is None:
+            return encoded
+        grid = encoded.transpose(1, 2).unflatten(2, self.encoder.bev_shape)
+        return warp_bev(grid, bev_augmentation).flatten(2).transpose(1, 2)
+
+    def fuse(self, bevs: Tensor, valid: Tensor, current: int) -> Tensor:
+        """Fuses the BEV maps of all moments, (B, T, Q, C), of which ``valid`` (B, T) exist."""
+        if self.fusion is None:
+            return bevs[:, current]
+        return self.fusion(fill_missing(bevs, valid, current), self.encoder.bev_shape)
+
+    def decode(
+        self, bev: Tensor, queries: Tensor, *, num_groups: int, reg_branches: nn.ModuleList
+    ) -> tuple[Tensor, Tensor]:
+        """Finds objects in a BEV map.
+
+        Args:
+            bev: (B, H * W, C).
+            queries: Positional embedding and content of each query, (G * Q, 2 * C).
+            num_groups: Groups G.
+            reg_branches: As in :class:`ObjectDecoder`.
+
+        Returns:
+            As :class:`ObjectDecoder` returns.
+        """
+        position, content = queries.expand(bev.shape[0], -1, -1).chunk(2, dim=-1)
+        return self.decoder(
+            content,
+            position=position,
+            references=self.reference_points(position).float().sigmoid(),
+            bev=bev,
+            shape=self.encoder.bev_shape,
+            num_groups=num_groups,
+            reg_branches=reg_branches,
+        )

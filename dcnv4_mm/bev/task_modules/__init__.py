@@ -1,0 +1,1 @@
+"""How boxes become codes, and which prediction answers for which object."""
