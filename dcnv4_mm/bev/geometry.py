@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "allocentric_to_egocentric",
     "bev_augmentation_matrix",
     "bev_cell_centers",
     "box_corners",
@@ -21,6 +22,7 @@ __all__ = [
     "pillar_points",
     "project_points",
     "quaternion_to_matrix",
+    "unproject",
     "warp_bev",
 ]
 
@@ -199,3 +201,36 @@ def box_corners(rotation: Tensor, center: Tensor, wlh: Tensor) -> Tensor:
     local = half * signs
     rotated = (rotation.unsqueeze(-1) * local.unsqueeze(-3)).sum(-2)
     return rotated.transpose(-1, -2) + center.unsqueeze(-2)
+
+
+def unproject(pixels: Tensor, inverse_intrinsics: Tensor) -> Tensor:
+    """Rays of unit depth through pixels.
+
+    Args:
+        pixels: (..., 2), x and y.
+        inverse_intrinsics: (..., 3, 3).
+
+    Returns:
+        (..., 3) in the camera frame, z = 1 for a camera without a fourth axis.
+    """
+    columns = inverse_intrinsics.unbind(-1)
+    return columns[0] * pixels[..., :1] + columns[1] * pixels[..., 1:] + columns[2]
+
+
+def allocentric_to_egocentric(rotation: Tensor, ray: Tensor) -> Tensor:
+    """Turns rotations relative to the line of sight into rotations relative to the camera.
+
+    Args:
+        rotation: (..., 3, 3), as if the object were seen straight ahead.
+        ray: (..., 3), where it is seen, in the camera frame.
+
+    Returns:
+        (..., 3, 3).
+    """
+    z = F.normalize(ray, dim=-1)
+    down = torch.zeros_like(z)
+    down[..., 1] = 1
+    y = F.normalize(down - z[..., 1:2] * z, dim=-1)
+    x = torch.linalg.cross(y, z)
+    frame = torch.stack((x, y, z), dim=-1)
+    return (frame.unsqueeze(-1) * rotation.unsqueeze(-3)).sum(-2)
