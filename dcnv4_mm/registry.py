@@ -5,22 +5,33 @@ that hold the classes are imported at the first look-up.
 """
 
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import DATASETS as _DATASETS
 from mmengine.registry import HOOKS as _HOOKS
+from mmengine.registry import METRICS as _METRICS
 from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as _OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import PARAM_SCHEDULERS as _PARAM_SCHEDULERS
 from mmengine.registry import TRANSFORMS as _TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ["HOOKS", "MODELS", "OPTIM_WRAPPER_CONSTRUCTORS", "PARAM_SCHEDULERS", "TRANSFORMS"]
+__all__ = [
+    "DATASETS",
+    "HOOKS",
+    "METRICS",
+    "MODELS",
+    "OPTIM_WRAPPER_CONSTRUCTORS",
+    "PARAM_SCHEDULERS",
+    "TRANSFORMS",
+]
 
 _SCOPE = "dcnv4_mm"
+_HOST_CLASSES = "dcnv4_mm.integrations._host_classes"
 
 MODELS = Registry(
     "model",
     parent=_MODELS,
     scope=_SCOPE,
-    locations=["dcnv4_mm.integrations._mmengine", "dcnv4_mm.integrations._host_classes"],
+    locations=["dcnv4_mm.integrations._mmengine", _HOST_CLASSES],
 )
 HOOKS = Registry(
     "hook",
@@ -37,12 +48,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 PARAM_SCHEDULERS = Registry(
     "parameter scheduler", parent=_PARAM_SCHEDULERS, scope=_SCOPE, locations=["dcnv4_mm.optim"]
 )
-TRANSFORMS = Registry(
-    "transform",
-    parent=_TRANSFORMS,
-    scope=_SCOPE,
-    locations=["dcnv4_mm.integrations._host_classes"],
-)
+DATASETS = Registry("dataset", parent=_DATASETS, scope=_SCOPE, locations=[_HOST_CLASSES])
+METRICS = Registry("metric", parent=_METRICS, scope=_SCOPE, locations=[_HOST_CLASSES])
+TRANSFORMS = Registry("transform", parent=_TRANSFORMS, scope=_SCOPE, locations=[_HOST_CLASSES])
 
 # mmengine resolves `dcnv4_mm::mask_rcnn/...` only for packages in its own table.
 MODULE2PACKAGE.setdefault(_SCOPE, _SCOPE)

@@ -44,7 +44,7 @@ PUBLISHED = {
         for size, box in (("t", 54.7), ("s", 55.3), ("b", 56.0), ("l", 58.8))
     },
 }
-SOURCES = {"paper", "released weights, evaluated here", "trained here"}
+SOURCES = {"paper", "released config", "released weights, evaluated here", "trained here"}
 METAFILES = [
     ROOT / path for path in yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]
 ]

@@ -85,7 +85,9 @@ class BEVFormerV2Head(BaseModule):
 
         # In the released order, for the checkpoints' sake.
         self.code_weights = nn.Parameter(torch.tensor(_CODE_WEIGHTS), requires_grad=False)
-        self.positional_encoding = LearnedPositionalEncoding(embed_dims // 2, *self.bev_shape)
+        self.positional_encoding = LearnedPositionalEncoding(
+            embed_dims // 2, *self.bev_shape, init_cfg=None
+        )
         self.transformer = BEVTransformer(
             encoder=dict(
                 bev_shape=self.bev_shape, point_cloud_range=point_cloud_range, **(encoder or {})
@@ -107,7 +109,7 @@ class BEVFormerV2Head(BaseModule):
     def init_weights(self) -> None:
         """As released: Xavier's rule in the transformer, a prior of 1 % in the classifiers."""
         super().init_weights()
-        self.transformer.init_weights()
+        self.transformer.reset_parameters()
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, -math.log(99))
 

@@ -44,7 +44,7 @@ class BEVTransformer(nn.Module):
         self.reference_points = nn.Linear(embed_dims, 3)
         self.fusion = TemporalFusion(embed_dims, **fusion) if fusion else None
 
-    def init_weights(self) -> None:
+    def reset_parameters(self) -> None:
         """Xavier's rule for whatever has two axes or more; then the samplings' own start."""
         for parameter in self.parameters():
             if parameter.dim() > 1:

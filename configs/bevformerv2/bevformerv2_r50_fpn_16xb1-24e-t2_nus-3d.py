@@ -1,0 +1,8 @@
+# Reproduces bevformerv2-r50-t2-24ep of the original project.
+_base_ = "../_base_/bevformerv2_r50_fpn_nus-3d.py"
+
+frames = (-1, 0)
+model = dict(pts_bbox_head=dict(fusion=dict(num_frames=len(frames))))
+train_dataloader = dict(dataset=dict(frames=frames))
+val_dataloader = dict(dataset=dict(frames=frames))
+test_dataloader = val_dataloader

@@ -1,0 +1,235 @@
+"""BEVFormerV2 as a detector of mmdet3d."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmdet3d.models.detectors import Base3DDetector
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from dcnv4_mm.bev.layers.grid_mask import GridMask
+
+__all__ = ["BEVFormerV2"]
+
+
+class BEVFormerV2(Base3DDetector):
+    """Finds boxes around a car in the pictures of its cameras, of one or several moments.
+
+    A sample's pictures come as (T * N, 3, H, W), frame after frame, and its metainfo says:
+    ``frames``, the keyframe offsets in ascending order; ``frame_valid``, which of them exist;
+    ``lidar2img`` (T, N, 4, 4), from the current LiDAR frame to pixels; ``cam2img`` (N, 3, 3), the
+    intrinsics of the current frame; optionally ``bev_augmentation`` (3, 3), the transform that
+    the objects went through, and ``flip``, whether the pictures are to be mirrored.
+    A training sample also has ``gt_mono_instances``, the objects of its current pictures.
+
+    Other moments are encoded without a gradient and in evaluation mode. A flip is undone on the
+    feature maps: it changes what pictures look like, never where things are.
+
+    Args:
+        img_backbone: The backbone.
+        img_neck: The neck.
+        pts_bbox_head: The BEV head.
+        fcos3d_bbox_head: The perspective head, which only trains the backbone; ``None`` for none.
+        grid_mask_prob: How often a training sample's current pictures are masked.
+        mono_loss_weight: Factor on the perspective losses.
+        legacy_flip: Mirrors pictures without their padding, as the original does, which shifts
+            the features where a picture is padded.
+        data_preprocessor: As in mmdet3d.
+        init_cfg: As in mmengine.
+
+    Source:
+        Yang et al., "BEVFormer v2", CVPR 2023, without its second stage, as released.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_backbone: dict,
+        img_neck: dict,
+        pts_bbox_head: dict,
+        fcos3d_bbox_head: dict | None = None,
+        grid_mask_prob: float = 0.7,
+        mono_loss_weight: float = 1.0,
+        legacy_flip: bool = False,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.img_backbone = MODELS.build(img_backbone)
+        self.img_neck = MODELS.build(img_neck)
+        self.pts_bbox_head = MODELS.build(pts_bbox_head)
+        self.fcos3d_bbox_head = MODELS.build(fcos3d_bbox_head) if fcos3d_bbox_head else None
+        self.grid_mask = GridMask(grid_mask_prob)
+        self.mono_loss_weight = mono_loss_weight
+        self.legacy_flip = legacy_flip
+
+    def extract_feat(self, images: Tensor, metas: Sequence[dict]) -> list[Tensor]:
+        """Feature maps of one moment's pictures.
+
+        Args:
+            images: (B, N, 3, H, W), normalised and padded.
+            metas: Metainfo of the samples.
+
+        Returns:
+            Levels (B, N, C, h, w), the finest first, not mirrored.
+        """
+        images = self.grid_mask(images)
+        flipped = [bool(meta.get("flip")) for meta in metas]
+        if any(flipped):
+            images = torch.stack(
+                [
+                    self._mirror(sample, meta) if flip else sample
+                    for sample, meta, flip in zip(images, metas, flipped, strict=True)
+                ]
+            )
+        batch = images.shape[:2]
+        levels = self.img_neck(self.img_backbone(images.flatten(0, 1)))
+        levels = [level.unflatten(0, batch) for level in levels]
+        if not any(flipped):
+            return levels
+        back = torch.tensor(flipped, device=images.device)[:, None, None, None, None]
+        return [torch.where(back, level.flip(-1), level) for level in levels]
+
+    def _mirror(self, images: Tensor, meta: dict) -> Tensor:
+        width = meta["img_shape"][1] if self.legacy_flip else images.shape[-1]
+        return torch.cat((images[..., :width].flip(-1), images[..., width:]), dim=-1)
+
+    def encode(self, images: Tensor, metas: Sequence[dict]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """BEV maps of all moments.
+
+        Args:
+            images: (B, T * N, 3, H, W).
+            metas: Metainfo of the samples.
+
+        Returns:
+            BEV maps (B, T, Q, C), which of them are of moments that exist (B, T), and the feature
+            maps of the current moment.
+        """
+        frames = _check(images, metas)
+        images = images.unflatten(1, (len(frames), -1))
+        current = frames.index(0)
+        device, size = images.device, tuple(images.shape[-2:])
+        valid = torch.tensor([list(meta["frame_valid"]) for meta in metas], device=device)
+        lidar_to_image = _stack([meta["lidar2img"] for meta in metas], device)
+        augmentation = None
+        if metas[0].get("bev_augmentation") is not None:
+            augmentation = _stack([meta["bev_augmentation"] for meta in metas], device)
+        bevs: dict[int, Tensor] = {}
+        with _evaluating(self), torch.no_grad():
+            for frame in range(len(frames)):
+                chosen = valid[:, frame].nonzero()[:, 0]
+                if frame == current or len(chosen) == 0:
+                    continue
+                some = [metas[sample] for sample in chosen.tolist()]
+                features = self.extract_feat(images[chosen, frame], some)
+                encoded = self.pts_bbox_head.encode(
+                    features,
+                    lidar_to_image[chosen, frame],
+                    size,
+                    None if augmentation is None else augmentation[chosen],
+                )
+                bevs[frame] = encoded.new_zeros(len(images), *encoded.shape[1:])
+                bevs[frame][chosen] = encoded
+        features = self.extract_feat(images[:, current], metas)
+        bev = self.pts_bbox_head.encode(features, lidar_to_image[:, current], size, augmentation)
+        bevs[current] = bev
+        missing = torch.zeros_like(bev)
+        stacked = torch.stack([bevs.get(frame, missing) for frame in range(len(frames))], dim=1)
+        return stacked, valid, features
+
+    def loss(
+        self,
+        batch_inputs_dict: dict[str, Tensor],
+        batch_data_samples: Sequence[Det3DDataSample],
+        **kwargs: object,
+    ) -> dict[str, Tensor]:
+        """The losses of both heads; see the class for what the samples hold."""
+        metas = [sample.metainfo for sample in batch_data_samples]
+        bevs, valid, features = self.encode(batch_inputs_dict["imgs"], metas)
+        outputs = self.pts_bbox_head(bevs, valid, metas[0]["frames"].index(0))
+        objects = [sample.gt_instances_3d for sample in batch_data_samples]
+        losses = self.pts_bbox_head.loss_by_feat(*outputs, objects)
+        if self.fcos3d_bbox_head is not None:
+            losses.update(self._mono_loss(features, batch_data_samples))
+        return losses
+
+    def _mono_loss(
+        self, features: Sequence[Tensor], samples: Sequence[Det3DDataSample]
+    ) -> dict[str, Tensor]:
+        chosen, pictures = [], []
+        for index, sample in enumerate(samples):
+            objects = sample.gt_mono_instances
+            for camera in objects.cameras.unique().tolist():
+                chosen.append((index, camera))
+                pictures.append(_of_camera(objects, camera, sample.metainfo))
+        weight = self.mono_loss_weight
+        if not pictures:
+            # The other processes still wait for this one's sums and gradients.
+            chosen, weight = [(0, 0)], 0.0
+            pictures = [_of_camera(samples[0].gt_mono_instances, 0, samples[0].metainfo)]
+        rows, cameras = zip(*chosen, strict=True)
+        levels = [level[list(rows), list(cameras)] for level in features]
+        losses = self.fcos3d_bbox_head.loss(levels, pictures)
+        return {f"{name}_mono": weight * loss for name, loss in losses.items()}
+
+    def predict(
+        self,
+        batch_inputs_dict: dict[str, Tensor],
+        batch_data_samples: Sequence[Det3DDataSample],
+        **kwargs: object,
+    ) -> list[Det3DDataSample]:
+        """The samples with ``pred_instances_3d``: boxes, scores and labels, the best first."""
+        metas = [sample.metainfo for sample in batch_data_samples]
+        outputs = self._forward(batch_inputs_dict, batch_data_samples)
+        results = self.pts_bbox_head.predict_by_feat(*outputs, metas)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _forward(
+        self,
+        batch_inputs_dict: dict[str, Tensor],
+        batch_data_samples: Sequence[Det3DDataSample],
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits and box codes, as the BEV head returns them."""
+        metas = [sample.metainfo for sample in batch_data_samples]
+        bevs, valid, _ = self.encode(batch_inputs_dict["imgs"], metas)
+        return self.pts_bbox_head(bevs, valid, metas[0]["frames"].index(0))
+
+
+def _check(images: Tensor, metas: Sequence[dict]) -> tuple[int, ...]:
+    frames = tuple(metas[0]["frames"])
+    if any(tuple(meta["frames"]) != frames for meta in metas):
+        raise ValueError("all samples of a batch must have the same frames")
+    cameras = np.shape(metas[0]["lidar2img"])[1]
+    if images.shape[1] != len(frames) * cameras:
+        raise ValueError(
+            f"{len(frames)} frames of {cameras} cameras make {len(frames) * cameras} pictures, "
+            f"got {images.shape[1]}"
+        )
+    return frames
+
+
+def _stack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.stack(arrays).astype(np.float32)).to(device)
+
+
+def _of_camera(objects: InstanceData, camera: int, meta: dict) -> InstanceData:
+    picture = objects[objects.cameras == camera]
+    picture.set_metainfo(dict(intrinsics=meta["cam2img"][camera]))
+    return picture
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every part then is in the mode that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -1,0 +1,51 @@
+"""GridMask: hides a grid of squares of the training images."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GridMask"]
+
+
+class GridMask(nn.Module):
+    """Sets a regular grid of squares to zero, the same one in all pictures of a sample.
+
+    What is kept are stripes of rows and columns; their distance and offsets are drawn anew for
+    each sample. In evaluation nothing happens.
+
+    Args:
+        prob: How often a sample is masked.
+        ratio: Share of a period that a stripe covers.
+
+    Source:
+        Chen et al., "GridMask Data Augmentation", 2020; inverted and without rotation.
+    """
+
+    def __init__(self, prob: float = 0.7, ratio: float = 0.5) -> None:
+        super().__init__()
+        self.prob, self.ratio = prob, ratio
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Masks images (B, N, 3, H, W), normalised."""
+        if not self.training or self.prob == 0:
+            return images
+        masks = [
+            self._mask(images.shape[-2], images.shape[-1])
+            if torch.rand(()) < self.prob
+            else torch.ones(images.shape[-2:])
+            for _ in images
+        ]
+        return images * torch.stack(masks).to(images)[:, None, None]
+
+    def _mask(self, height: int, width: int) -> Tensor:
+        """1 where a pixel is kept, (H, W)."""
+        period = int(torch.randint(2, height, ()))
+        stripe = min(max(int(self.ratio * period + 0.5), 1), period - 1)
+        rows, columns = (self._stripes(size, period, stripe) for size in (height, width))
+        return (rows[:, None] | columns[None]).float()
+
+    @staticmethod
+    def _stripes(size: int, period: int, stripe: int) -> Tensor:
+        # The original's canvas is half as large again, and cut in the middle.
+        start = size // 4
+        offset = int(torch.randint(period, ()))
+        return (torch.arange(start, start + size) - offset) % period < stripe

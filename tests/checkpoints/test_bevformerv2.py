@@ -1,0 +1,79 @@
+"""Box conventions of released BEVFormerV2 checkpoints."""
+
+import math
+
+import pytest
+import torch
+
+from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, restore_boxes
+
+NAMES = [f"pts_bbox_head.reg_branches.{i}.4.{p}" for i in range(6) for p in ("weight", "bias")]
+
+
+def checkpoint():
+    torch.manual_seed(0)
+    weights = {name: torch.randn(10, 4) if "weight" in name else torch.randn(10) for name in NAMES}
+    weights["pts_bbox_head.reg_branches.0.2.weight"] = torch.randn(4, 4)
+    return {"meta": {"epoch": 24}, "state_dict": weights}
+
+
+def old_corners(code):
+    """Corners of a box of mmdet3d 0.17: sizes (w, l), where yaw turns clockwise."""
+    x, y, log_w, log_l, *_, sine, cosine, _, _ = code.tolist()
+    yaw = math.atan2(sine, cosine)
+    rotation = torch.tensor([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
+    return corners((x, y), math.exp(log_w), math.exp(log_l), rotation)
+
+
+def new_corners(code):
+    """Corners of a box of mmdet3d 1.x: sizes (l, w), yaw counter-clockwise."""
+    x, y, log_l, log_w, *_, sine, cosine, _, _ = code.tolist()
+    yaw = math.atan2(sine, cosine)
+    rotation = torch.tensor([[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]])
+    return corners((x, y), math.exp(log_l), math.exp(log_w), rotation)
+
+
+def corners(center, along_x, along_y, rotation):
+    signs = torch.tensor([[1.0, 1], [1, -1], [-1, -1], [-1, 1]])
+    local = signs * torch.tensor([along_x, along_y]) / 2
+    points = local @ rotation.T + torch.tensor(center)
+    return torch.tensor(sorted((round(x, 3), y) for x, y in points.tolist()))
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.4, 2.0, -1.3])
+def test_converted_weights_predict_the_same_box(yaw):
+    """P27: a car of 4.5 x 1.9 m that drives along ``yaw``, as the old code would encode it."""
+    old_yaw = -yaw - math.pi / 2
+    old = torch.tensor([5.0, -3, math.log(1.9), math.log(4.5), 0, 0.5])
+    old = torch.cat((old, torch.tensor([math.sin(old_yaw), math.cos(old_yaw), 1.0, 2.0])))
+    released = checkpoint()
+    released["state_dict"][NAMES[1]] = old
+    new = convert_boxes(released)["state_dict"][NAMES[1]]
+    assert new[2:4].exp().tolist() == pytest.approx([4.5, 1.9])
+    assert math.remainder(math.atan2(new[6], new[7]) - yaw, 2 * math.pi) == pytest.approx(
+        0, abs=1e-6
+    )
+    torch.testing.assert_close(new_corners(new), old_corners(old), rtol=0, atol=2e-3)
+
+
+def test_both_ways():
+    released = checkpoint()
+    converted = convert_boxes(released)
+    assert not torch.equal(converted["state_dict"][NAMES[0]], released["state_dict"][NAMES[0]])
+    restored = restore_boxes(converted)
+    assert restored["meta"] == released["meta"]
+    for name, tensor in released["state_dict"].items():
+        assert torch.equal(restored["state_dict"][name], tensor), name
+        if name not in NAMES:
+            assert converted["state_dict"][name] is tensor
+
+
+def test_twice_is_refused():
+    with pytest.raises(ValueError, match="converted already"):
+        convert_boxes(convert_boxes(checkpoint()))
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": {"conv.weight": torch.zeros(1)}}])
+def test_other_files_are_refused(content):
+    with pytest.raises(ValueError, match="must hold a BEVFormerV2"):
+        convert_boxes(content)
