@@ -1,0 +1,1 @@
+"""nuScenes for BEVFormerV2: infos, frames, transforms, metric."""
