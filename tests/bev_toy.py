@@ -66,6 +66,7 @@ def sample(frames=(-1, 0, 1), *, valid=None, flip=False, turn=0.0, mono=2, **met
             frames=frames,
             frame_valid=valid or (True,) * len(frames),
             lidar2img=np.stack([cameras] * len(frames)),
+            lidar_to_current=np.stack([np.eye(4)] * len(frames)),
             cam2img=intrinsics,
             flip=flip,
             img_shape=SIZE,

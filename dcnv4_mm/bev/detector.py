@@ -21,10 +21,11 @@ class BEVFormerV2(Base3DDetector):
 
     A sample's pictures come as (T * N, 3, H, W), frame after frame, and its metainfo says:
     ``frames``, the keyframe offsets in ascending order; ``frame_valid``, which of them exist;
-    ``lidar2img`` (T, N, 4, 4), from the current LiDAR frame to pixels; ``cam2img`` (N, 3, 3), the
-    intrinsics of the current frame; optionally ``bev_augmentation`` (3, 3), the transform that
-    the objects went through, and ``flip``, whether the pictures are to be mirrored.
-    A training sample also has ``gt_mono_instances``, the objects of its current pictures.
+    ``lidar2img`` (T, N, 4, 4), from the current LiDAR frame to pixels; ``lidar_to_current`` (T,
+    4, 4), each frame's motion; ``cam2img`` (N, 3, 3), the intrinsics of the current frame;
+    optionally ``bev_augmentation`` (3, 3), the transform that the objects went through, and
+    ``flip``, whether the pictures are to be mirrored. A training sample also has
+    ``gt_mono_instances``, the objects of its current pictures.
 
     Other moments are encoded without a gradient and in evaluation mode. A flip is undone on the
     feature maps: it changes what pictures look like, never where things are.
@@ -36,6 +37,9 @@ class BEVFormerV2(Base3DDetector):
         fcos3d_bbox_head: The perspective head, which only trains the backbone; ``None`` for none.
         grid_mask_prob: How often a training sample's current pictures are masked.
         mono_loss_weight: Factor on the perspective losses.
+        temporal_alignment: ``"projection"`` builds the BEV of another moment in the current LiDAR
+            frame, as released; ``"warp"`` builds it in that moment's own and moves it by the car's
+            motion, as the paper has it. Weights of one do not serve the other.
         legacy_flip: Mirrors pictures without their padding, as the original does, which shifts
             the features where a picture is padded.
         data_preprocessor: As in mmdet3d.
@@ -54,11 +58,17 @@ class BEVFormerV2(Base3DDetector):
         fcos3d_bbox_head: dict | None = None,
         grid_mask_prob: float = 0.7,
         mono_loss_weight: float = 1.0,
+        temporal_alignment: str = "projection",
         legacy_flip: bool = False,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if temporal_alignment not in ("projection", "warp"):
+            raise ValueError(
+                f"temporal_alignment must be 'projection' or 'warp', got {temporal_alignment!r}"
+            )
+        self.temporal_alignment = temporal_alignment
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head = MODELS.build(pts_bbox_head)
@@ -119,18 +129,23 @@ class BEVFormerV2(Base3DDetector):
         if metas[0].get("bev_augmentation") is not None:
             augmentation = _stack([meta["bev_augmentation"] for meta in metas], device)
         bevs: dict[int, Tensor] = {}
+        motion = None
+        if self.temporal_alignment == "warp":
+            motion = _stack([meta["lidar_to_current"] for meta in metas], device)
+            # Back to pixels from each frame's own LiDAR frame.
+            lidar_to_image = lidar_to_image @ motion.unsqueeze(2)
         with _evaluating(self), torch.no_grad():
             for frame in range(len(frames)):
                 chosen = valid[:, frame].nonzero()[:, 0]
                 if frame == current or len(chosen) == 0:
                     continue
                 some = [metas[sample] for sample in chosen.tolist()]
-                features = self.extract_feat(images[chosen, frame], some)
                 encoded = self.pts_bbox_head.encode(
-                    features,
+                    self.extract_feat(images[chosen, frame], some),
                     lidar_to_image[chosen, frame],
                     size,
                     None if augmentation is None else augmentation[chosen],
+                    None if motion is None else motion[chosen, frame],
                 )
                 bevs[frame] = encoded.new_zeros(len(images), *encoded.shape[1:])
                 bevs[frame][chosen] = encoded

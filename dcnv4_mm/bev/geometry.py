@@ -150,19 +150,23 @@ def bev_augmentation_matrix(angle: float, scale: float, flip_x: bool, flip_y: bo
     return signs[:, None] * scale * rotation
 
 
-def warp_bev(bev: Tensor, matrix: Tensor) -> Tensor:
+def warp_bev(bev: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
     """Moves the content of BEV maps as a transform moves points.
 
     Args:
         bev: (B, C, H, W).
-        matrix: (B, 3, 3), transforms of LiDAR coordinates; the grid must be centred on the LiDAR
-            and as long as wide.
+        matrix: (B, 3, 3), linear transforms of LiDAR coordinates; the grid must be centred on the
+            LiDAR and as long as wide.
+        shift: (B, 2), added to x and y afterwards, in units of half the grid's extent.
 
     Returns:
         (B, C, H, W), bilinear; zero where the content would come from outside of the grid.
     """
-    backward = torch.linalg.inv(matrix.double())[:, :2, :2]
-    theta = F.pad(backward, (0, 1)).to(bev.dtype)
+    backward = torch.linalg.inv(matrix.double()[:, :2, :2])
+    if shift is None:
+        shift = matrix.new_zeros(len(matrix), 2)
+    origin = -(backward * shift.double().unsqueeze(1)).sum(-1, keepdim=True)
+    theta = torch.cat((backward, origin), dim=-1).to(bev.dtype)
     grid = F.affine_grid(theta, list(bev.shape), align_corners=False)
     return F.grid_sample(bev, grid, padding_mode="zeros", align_corners=False)
 

@@ -99,6 +99,37 @@ def test_a_batch_is_its_samples(detector):
                 torch.testing.assert_close(one[:, index], other[:, 0], rtol=1e-4, atol=1e-4)
 
 
+def test_warping_without_motion_is_projecting():
+    pictures, samples = images(), [sample()]
+    projecting, warping = (build(frames=3, temporal_alignment=a) for a in ("projection", "warp"))
+    with torch.no_grad():
+        expected, result = (
+            model.eval().encode(pictures, [samples[0].metainfo])[0]
+            for model in (projecting, warping)
+        )
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_warping_moves_the_other_moments_alone():
+    """A car that drove 20.48 m forward: content moves back by two of ten cells."""
+    samples, pictures = [sample(), sample()], images(batch=2)
+    moved = np.eye(4)
+    moved[1, 3] = -20.48
+    motion = np.stack([moved, np.eye(4), np.eye(4)])
+    meta = samples[1].metainfo
+    # The same view from the frame's own LiDAR.
+    own = meta["lidar2img"] @ np.linalg.inv(motion)[:, None]
+    samples[1].set_metainfo(dict(lidar_to_current=motion, lidar2img=own))
+    pictures[1] = pictures[0]
+    model = build(frames=3, temporal_alignment="warp").eval()
+    with torch.no_grad():
+        bevs, _, _ = model.encode(pictures, [s.metainfo for s in samples])
+    still, warped = bevs.unflatten(2, (10, 10))
+    torch.testing.assert_close(warped[0, :8], still[0, 2:], rtol=1e-3, atol=1e-3)
+    assert (warped[0, 8:] == 0).all()
+    torch.testing.assert_close(warped[1:], still[1:], rtol=1e-4, atol=1e-4)
+
+
 def test_predictions(detector):
     results = detector.eval().predict(dict(imgs=images()), [sample()])
     (result,) = results
@@ -119,6 +150,8 @@ def test_bf16_trains(detector):
 
 
 def test_wrong_inputs(detector):
+    with pytest.raises(ValueError, match="must be 'projection' or 'warp', got 'flow'"):
+        build(temporal_alignment="flow")
     with pytest.raises(ValueError, match="3 frames of 6 cameras make 18 pictures, got 6"):
         losses_of(detector, images(frames=1), [sample()])
     with pytest.raises(ValueError, match="the same frames"):

@@ -224,12 +224,14 @@ class PackBEVInputs(BaseTransform):
             [image for frame in frames for image in (frame["imgs"] if frame else nothing)]
         )
         lidar2img = np.stack([_lidar_to_image(frame if frame else current) for frame in frames])
+        motion = np.stack([(frame or current)["lidar_to_current"] for frame in frames])
         sample = Det3DDataSample(
             metainfo=dict(
                 {key: results[key] for key in self.meta_keys},
                 frames=tuple(results["frame_offsets"]),
                 frame_valid=tuple(frame is not None for frame in frames),
                 lidar2img=lidar2img,
+                lidar_to_current=motion,
                 cam2img=current["cam2img"],
                 lidar2cam=current["lidar2cam"],
                 flip=results["augmentation"].get("flip", False),

@@ -119,14 +119,16 @@ class BEVFormerV2Head(BaseModule):
         lidar_to_image: Tensor,
         image_size: tuple[int, int],
         bev_augmentation: Tensor | None = None,
+        motion: Tensor | None = None,
     ) -> Tensor:
         """Makes the BEV map of one moment.
 
         Args:
             features: The cameras' feature maps by level, the finest first, (B, N, C, h, w).
-            lidar_to_image: (B, N, 4, 4), from the current LiDAR frame to pixels.
+            lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
             image_size: Padded (H, W) of the pictures.
             bev_augmentation: (B, 3, 3), the transform that the objects went through.
+            motion: (B, 4, 4), from the BEV's LiDAR frame to the one that it is to be moved to.
 
         Returns:
             (B, Q, C).
@@ -140,6 +142,7 @@ class BEVFormerV2Head(BaseModule):
             bev=bev,
             position=position[0].flatten(1).transpose(0, 1),
             bev_augmentation=bev_augmentation,
+            motion=motion,
         )
 
     def forward(self, bevs: Tensor, valid: Tensor, current: int) -> tuple[Tensor, Tensor]:

@@ -63,16 +63,18 @@ class BEVTransformer(nn.Module):
         bev: Tensor,
         position: Tensor,
         bev_augmentation: Tensor | None = None,
+        motion: Tensor | None = None,
     ) -> Tensor:
         """Makes the BEV map of one moment.
 
         Args:
             features: The cameras' feature maps by level, (B, N, C, h, w).
-            lidar_to_image: (B, N, 4, 4), from the current LiDAR frame to pixels.
+            lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
             image_size: Padded (H, W) of the pictures.
             bev: BEV queries, (Q, C).
             position: Their positional encoding, (Q, C).
             bev_augmentation: (B, 3, 3), the transform that the objects went through.
+            motion: (B, 4, 4), from the BEV's LiDAR frame to the one that it is to be moved to.
 
         Returns:
             (B, Q, C).
@@ -91,10 +93,15 @@ class BEVTransformer(nn.Module):
             lidar_to_image=lidar_to_image,
             image_size=image_size,
         )
-        if bev_augmentation is None:
+        if bev_augmentation is None and motion is None:
             return encoded
         grid = encoded.transpose(1, 2).unflatten(2, self.encoder.bev_shape)
-        return warp_bev(grid, bev_augmentation).flatten(2).transpose(1, 2)
+        if motion is not None:
+            half_extent = self.encoder.point_cloud_range[3]
+            grid = warp_bev(grid, motion[:, :3, :3], motion[:, :2, 3] / half_extent)
+        if bev_augmentation is not None:
+            grid = warp_bev(grid, bev_augmentation)
+        return grid.flatten(2).transpose(1, 2)
 
     def fuse(self, bevs: Tensor, valid: Tensor, current: int) -> Tensor:
         """Fuses the BEV maps of all moments, (B, T, Q, C), of which ``valid`` (B, T) exist."""
