@@ -134,3 +134,4 @@ param_scheduler = [
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=24, milestones=[20], gamma=0.1),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=3))

@@ -191,3 +191,16 @@ def test_evaluation_asks_the_first_group_alone(head):
 
 def test_prior_of_the_classifiers(head):
     assert head.cls_branches[0][-1].bias.sigmoid().tolist() == pytest.approx([0.01] * 10)
+
+
+def test_start_of_the_embeddings(head):
+    """Xavier's rule for the transformer's, also over the samplings' own start; else as torch's."""
+    transformer = head.transformer
+    for embeds in (transformer.level_embeds, transformer.cams_embeds):
+        bound = math.sqrt(6 / sum(embeds.shape))
+        assert 0.5 * bound < embeds.abs().max() <= bound
+    offsets = transformer.encoder.layers[0].attentions[0].sampling_offsets
+    assert (offsets.weight == 0).all()
+    assert offsets.bias[:2].tolist() == [1, 0]
+    for embedding in (head.bev_embedding, head.positional_encoding.row_embed):
+        assert embedding.weight.std().item() == pytest.approx(1, abs=0.3)
