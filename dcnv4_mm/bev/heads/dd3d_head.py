@@ -13,12 +13,12 @@ from torch import Tensor
 
 from dcnv4_mm.bev.geometry import (
     allocentric_to_egocentric,
-    box_corners,
     quaternion_to_matrix,
     unproject,
 )
 from dcnv4_mm.bev.layers.fcos import STRIDES, Boxes2D, Boxes3D, predictor
 from dcnv4_mm.bev.losses.perspective import centerness_target, corner_loss, ltrb_giou_loss
+from dcnv4_mm.bev.task_modules.camera_boxes import CameraBoxes, join_objects
 from dcnv4_mm.bev.task_modules.point_targets import assign_points, pyramid_points
 from dcnv4_mm.bev.task_modules.suppression import class_wise_nms
 
@@ -47,21 +47,6 @@ _MIN_SCORE, _MAX_PER_LEVEL, _NMS_2D, _MAX_PER_PICTURE = 0.05, 1000, 0.75, 100
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Boxes in the camera frame, by the parts that the disentangled loss takes turns with."""
-
-    quat: Tensor  # (P, 3, 3), the rotation
-    proj_ctr: Tensor  # (P, 2) pixels
-    depth: Tensor  # (P, 1)
-    size: Tensor  # (P, 3) width, length, height
-
-    def corners(self, inverse_intrinsics: Tensor, **replaced: Tensor) -> Tensor:
-        parts = {**vars(self), **replaced}
-        center = unproject(parts["proj_ctr"], inverse_intrinsics) * parts["depth"]
-        return box_corners(parts["quat"], center, parts["size"])
-
-
-@dataclass(frozen=True)
 class _Positives:
     """What the positive locations of all pictures should answer; P of them."""
 
@@ -71,7 +56,7 @@ class _Positives:
     ltrb: Tensor
     attributes: Tensor
     speeds: Tensor
-    boxes: _Parts
+    boxes: CameraBoxes
     inverse_intrinsics: Tensor
 
 
@@ -199,10 +184,12 @@ class DD3DHead(BaseModule):
         at = level_major(points.expand(len(gt_instances), -1, -1))
         positive = (chosen >= 0).nonzero()[:, 0]
         owner = chosen[positive]
-        objects = _join(gt_instances)
+        objects = join_objects(gt_instances)
         labels = chosen.new_full(chosen.shape, self.num_classes)
         labels[positive] = objects["labels"][owner]
-        boxes = _Parts(*(objects[name][owner] for name in ("rotation", "proj_ctr", "depth", "wlh")))
+        boxes = CameraBoxes(
+            *(objects[name][owner] for name in ("rotation", "proj_ctr", "depth", "wlh"))
+        )
         return labels, _Positives(
             positive,
             labels[positive],
@@ -357,7 +344,7 @@ class DD3DHead(BaseModule):
         labels: Tensor,
         points: Tensor,
         inverse_intrinsics: Tensor,
-    ) -> _Parts:
+    ) -> CameraBoxes:
         """Boxes in the camera frame from the predictions of one class at each location."""
         proj_ctr = points + parts["proj_ctr"]
         ray = unproject(proj_ctr, inverse_intrinsics)
@@ -365,7 +352,7 @@ class DD3DHead(BaseModule):
         # Pixels are smaller the longer the lens: depth in units of a camera of fixed length.
         pixel = inverse_intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2].norm(dim=-1, keepdim=True)
         depth = parts["depth"] / (_FOCAL_LENGTH * pixel)
-        return _Parts(
+        return CameraBoxes(
             allocentric_to_egocentric(quaternion_to_matrix(quaternion), ray),
             proj_ctr,
             depth.clamp(*_DEPTH_RANGE),
@@ -385,29 +372,3 @@ _POSITIVE_LOSSES = (
     "attr",
     "speed",
 )
-
-
-def _join(gt_instances: Sequence[InstanceData]) -> dict[str, Tensor]:
-    """The objects of all pictures in one list, with what the targets need of them."""
-    joined: dict[str, list[Tensor]] = {}
-    for instances in gt_instances:
-        centers = instances.centers.float()
-        intrinsics = torch.as_tensor(
-            instances.intrinsics, dtype=torch.float32, device=centers.device
-        )
-        depth = centers[:, 2:]
-        # Summed by hand: a matmul may be rounded to TF32.
-        pixels = (intrinsics * centers[:, None]).sum(-1)
-        parts = {
-            "labels": instances.labels,
-            "attributes": instances.attributes,
-            "speeds": instances.speeds.float(),
-            "rotation": quaternion_to_matrix(F.normalize(instances.quaternions.float(), dim=-1)),
-            "proj_ctr": pixels[:, :2] / pixels[:, 2:],
-            "depth": depth,
-            "wlh": instances.wlh.float(),
-            "inverse_intrinsics": torch.linalg.inv(intrinsics).expand(len(centers), -1, -1),
-        }
-        for name, part in parts.items():
-            joined.setdefault(name, []).append(part)
-    return {name: torch.cat(parts) for name, parts in joined.items()}
