@@ -149,8 +149,12 @@ def _restored(part: Any) -> Any:
             raise ValueError(f"unexpected {part.name}")
         return restore(part)
     if isinstance(part, dict):
-        for key, value in part.items():
-            part[key] = _restored(value)
+        # Keys too: mmdet3d's infos name a class by one of numpy's texts.
+        restored = [(_restored(key), _restored(value)) for key, value in part.items()]
+        part.clear()
+        # Not update(), which in a Counter adds up.
+        for key, value in restored:
+            part[key] = value
     elif isinstance(part, list):
         part[:] = map(_restored, part)
     elif type(part) is tuple:

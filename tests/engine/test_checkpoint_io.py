@@ -95,6 +95,7 @@ def test_restored_kinds(tmp_path):
     content = {
         "scalars": [np.float64(0.1), np.float32(2), np.int64(-3), np.uint8(7), np.bool_(True)],
         "text": np.str_("größe"),
+        "key": {np.str_("rack"): -1},
         "arrays": (
             np.arange(6).reshape(2, 3),
             np.asfortranarray(np.ones((2, 3))),
