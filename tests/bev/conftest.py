@@ -12,7 +12,7 @@ SIZE = (400, 225)
 
 @pytest.fixture(scope="session")
 def nuscenes_root(tmp_path_factory):
-    """Two scenes of five keyframes, one to train on and one to evaluate on."""
+    """Two scenes of six keyframes, one to train on and one to evaluate on."""
     root = tmp_path_factory.mktemp("nuscenes") / "set"
     tools = ROOT / "tools" / "data"
     # The tools need the package under test, wherever it was imported from.
