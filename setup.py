@@ -137,10 +137,6 @@ class BuildLibraries(build_ext):
         build = {CPU_LIBRARY: build_cpu_library, CUDA_LIBRARY: build_cuda_library}[ext.name]
         build(target, folder)
 
-    def copy_extensions_to_source(self) -> None:
-        Path("dcnv4_mm/lib").mkdir(exist_ok=True)
-        super().copy_extensions_to_source()
-
 
 def build_cpu_library(target: Path, folder: Path) -> None:
     """Builds the CPU library as ``target``; objects go to ``folder``."""

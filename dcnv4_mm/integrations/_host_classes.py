@@ -1,28 +1,54 @@
-"""Registers the classes that inherit from a host's; where it is missing, what says so instead."""
+"""Registers the classes that need a host; the host is imported when one of them is built.
 
+Importing a host takes seconds, and not every user has all of them.
+"""
+
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from dcnv4_mm.integrations._hosts import missing_host_message
-from dcnv4_mm.registry import MODELS
+from dcnv4_mm.integrations._hosts import installed_version, missing_host_message
+from dcnv4_mm.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-CLASSES = {"mmdet": ("DINO", "DINOHead")}
+# By registry: (host, module below this package) -> names of classes.
+CLASSES = {
+    MODELS: {
+        ("mmdet", "integrations._mmdet"): ("DINO", "DINOHead"),
+        ("mmseg", "integrations._mmseg"): ("Mask2FormerHead",),
+        ("mmpretrain", "integrations._mmpretrain"): ("FlashInternImageHead",),
+        ("mmdet3d", "bev.detector"): ("BEVFormerV2",),
+        ("mmdet3d", "bev.heads.bev_head"): ("BEVFormerV2Head",),
+        ("mmdet3d", "bev.heads.dd3d_head"): ("DD3DHead",),
+    },
+    DATASETS: {("mmdet3d", "bev.data.dataset"): ("BEVFormerV2NuScenesDataset",)},
+    METRICS: {("mmdet3d", "bev.data.metric"): ("StrictNuScenesMetric",)},
+    TRANSFORMS: {
+        ("mmseg", "integrations._mmseg"): ("LoadSegAnnotations",),
+        ("mmdet3d", "bev.data.transforms"): (
+            "BEVAugmentation",
+            "CropResizeFlip",
+            "LoadCameras",
+            "MonoTargets",
+            "PackBEVInputs",
+            "PhotometricDistortion",
+        ),
+    },
+}
 
 
-def _stub(host: str, name: str, reason: str) -> type:
-    """A class that cannot be built, and says why."""
+def _build_late(host: str, module: str, name: str) -> Callable[..., Any]:
+    """Makes a function that stands for a class and builds an object of it."""
 
-    def refuse(self, *args, **kwargs) -> None:
-        raise ImportError(f"dcnv4_mm.{name} needs {host}: {reason}")
+    def build(*args: Any, **kwargs: Any) -> Any:
+        if installed_version(host) is None:
+            raise ImportError(f"dcnv4_mm.{name} needs {host}: {missing_host_message(host)}")
+        return getattr(import_module(f"dcnv4_mm.{module}"), name)(*args, **kwargs)
 
-    return type(name, (), {"__init__": refuse, "__doc__": refuse.__doc__})
+    build.__name__ = build.__qualname__ = name
+    return build
 
 
-for _host, _names in CLASSES.items():
-    try:
-        import_module(f"dcnv4_mm.integrations._{_host}")
-    # A host that is there can still refuse, by an assertion on mmcv's version for one.
-    except Exception as _error:
-        _absent = isinstance(_error, ModuleNotFoundError) and _error.name == _host
-        _reason = missing_host_message(_host) if _absent else f"{type(_error).__name__}: {_error}"
+for _registry, _modules in CLASSES.items():
+    for (_host, _module), _names in _modules.items():
         for _name in _names:
-            MODELS.register_module(name=_name, module=_stub(_host, _name, _reason), force=True)
+            _registry.register_module(name=_name, module=_build_late(_host, _module, _name))

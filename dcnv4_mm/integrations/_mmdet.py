@@ -8,12 +8,10 @@ from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor
 
 from dcnv4_mm.engine import convert_on_load
-from dcnv4_mm.registry import MODELS
 
 __all__ = ["DINO", "DINOHead"]
 
 
-@MODELS.register_module()
 class DINO(_DINO):
     """mmdet's DINO, which understands the released names wherever it is loaded from.
 
@@ -26,7 +24,6 @@ class DINO(_DINO):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@MODELS.register_module()
 class DINOHead(_DINOHead):
     """mmdet's head of DINO, which keeps references as far from 0 and 1 as mmdet 2 does.
 

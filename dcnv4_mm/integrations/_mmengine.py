@@ -10,7 +10,6 @@ from torch import nn
 from dcnv4_mm import backbones, layers
 from dcnv4_mm.checkpoints import load_released
 from dcnv4_mm.engine import convert_on_load, rename_classifier
-from dcnv4_mm.integrations._hosts import build_late
 from dcnv4_mm.registry import MODELS
 
 __all__ = ["FlashInternImage"]
@@ -53,7 +52,3 @@ def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
 FlashInternImage = _as_base_module(backbones.FlashInternImage)
 MODELS.register_module(name="FlashInternImage", module=FlashInternImage)
 MODELS.register_module(name="LN2d", module=layers.LN2d)
-MODELS.register_module(
-    name="FlashInternImageHead",
-    module=build_late("mmpretrain", "dcnv4_mm.integrations._mmpretrain", "FlashInternImageHead"),
-)
