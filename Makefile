@@ -20,12 +20,20 @@ SOURCES := $(shell find dcnv4_mm csrc configs tools -name __pycache__ -prune -o 
 	setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE model-index.yml dataset-index.yml
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# `make gpu` works on any machine with a GPU, torch, nvcc and pytest: it needs no .venv.
+# `make gpu GPU_DEVICE=cpu` is a dry run on the processor, whose figures mean nothing.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+GPU_DEVICE ?= cuda
+GPU_ARGUMENTS ?=
+DRY := $(filter-out cuda,$(GPU_DEVICE))
+ON_GPU := PYTHONPATH=$(CURDIR)
+
 .PHONY: help install quickstart test test-mim test-mmpretrain check lint trials trial-classification \
-	trial-dino trial-ade20k bench gpu docs ext wheel clean
+	trial-dino trial-ade20k bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers docs ext wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
 
 install: $(VENV)/.installed ## make .venv: pinned packages, mmcv (built once), this project's wheel
 
@@ -67,8 +75,28 @@ trial-ade20k: install ## train a small UPerNet, and a small Mask2Former on eight
 bench: install ## measure the operators and the backbone
 	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py
 
-gpu: install ## run the tests that need a CUDA device; fails where there is none
-	$(PYTEST) -m gpu
+gpu: gpu-check gpu-sanitize gpu-bench gpu-peers ## check and measure the CUDA kernels, in stages
+
+gpu-build: ## build the libraries into the source tree, the CUDA one too
+	$(if $(DRY),,DCNV4_MM_REQUIRE_CUDA=1) $(GPU_PYTHON) setup.py --quiet build_ext --inplace
+
+gpu-check: gpu-build ## run the tests that need a CUDA device; fails where there is none
+	$(ON_GPU) $(GPU_PYTHON) -m pytest $(if $(DRY),-k on_host,-m gpu) tests/ops
+
+gpu-sanitize: gpu-build ## run small cases under compute-sanitizer, or the host's sanitizers
+ifdef DRY
+	$(ON_GPU) $(GPU_PYTHON) -m pytest -k sanitizers tests/ops
+else
+	for tool in memcheck racecheck initcheck; do $(ON_GPU) compute-sanitizer --tool $$tool \
+		--error-exitcode 1 $(GPU_PYTHON) -m pytest -m gpu -k recorded_results tests/ops || exit 1; done
+endif
+
+gpu-bench: gpu-build ## measure our kernels; goes on where it was cut short
+	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py bench --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
+
+gpu-peers: gpu-build ## measure what could stand in their place beside them
+	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py peers --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
+	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py modules --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
 
 docs: install ## check the links of the documentation
 	$(PYTEST) tests/test_docs.py
