@@ -88,3 +88,9 @@ STAGE_CASES = _cases(
     "16x128x128x4 2x200x336x4 2x100x168x8 2x50x84x16 2x25x42x32 16x56x56x7 16x7x7x56 16x7x7x80",
     channels=16,
 )
+
+
+def pixel_centers(height: int, width: int) -> Tensor:
+    """(H * W, 2) places (x, y) in units of the image."""
+    x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)

@@ -5,6 +5,7 @@ import itertools
 from dataclasses import dataclass
 
 import torch
+from cases import pixel_centers
 from dcnv4 import peer_dtype
 from measure import Record, interleaved, ratio
 from torch import Tensor
@@ -68,12 +69,6 @@ def make_inputs(case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
     # Beside a 16-bit value the points are float32, as under autocast.
     locations, logits = (tensor.to(peer_dtype(dtype)) for tensor in (locations, logits))
     return value.to(dtype), locations, logits, grad.to(dtype)
-
-
-def pixel_centers(height: int, width: int) -> Tensor:
-    """(H * W, 2) places (x, y) in units of the image."""
-    x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
 
 
 OURS = "ms_deform_attn"

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py bench      # our kernels: every shape, dtype, mode and direction
     python benchmarks/gpu.py peers      # ours and what could stand in their place, by turns
+    python benchmarks/gpu.py attention  # deformable attention, ours and the others'
     python benchmarks/gpu.py modules    # the paper's tables of whole layers
 
 A row is written as soon as it is measured; a run that was cut short goes on where it stopped.
@@ -15,9 +16,11 @@ import re
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import gpu_attention
 import gpu_figures
 import torch
 from cases import PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs, parse_case
@@ -244,57 +247,107 @@ def peers(table: Table, cases: list[Case], settings: Settings) -> None:
     """Ours and all others by turns, so that each sees the same state of the device."""
     for case in cases:
         for dtype in DTYPES:
-            inputs = draw(case, dtype, settings)
-            for measured, make in (("forward", forward_calls), ("backward", backward_calls)):
-                if table.has(str(case), measured, dtype, OURS):
-                    continue
-                _measure_peers(table, case, dtype, inputs, measured, make, settings)
+            value, offset_mask, _ = draw(case, dtype, settings)
+            contest = Contest(
+                case=str(case),
+                dtype=dtype,
+                ours=OURS,
+                builders={n: partial(f, case, value, offset_mask) for n, f in PEERS.items()},
+                error=partial(relative_error, case=case, value=value, offset_mask=offset_mask),
+                bytes=memory_bytes(case, value.element_size(), False),
+            )
+            contest.run(table, settings)
 
 
-def _measure_peers(
-    table: Table,
-    case: Case,
-    dtype: str,
-    inputs: tuple[Tensor, ...],
-    measured: str,
-    make: Callable[[Contender, int], list[Callable[[], object]]],
-    settings: Settings,
-) -> None:
-    sets = buffer_sets(memory_bytes(case, inputs[0].element_size(), False), settings.device)
-    timers: dict[str, Timer] = {}
-    eager: dict[str, tuple[float, float]] = {}
-    errors: dict[str, float] = {}
-    for name, build in PEERS.items():
-        try:
-            contender = build(case, *inputs[:2])
-            calls = make(contender, sets)
-            timers[name] = Timer(calls)
-            eager[name] = eager_microseconds(calls[0], settings.eager_calls)
-            if contender.same:
-                with torch.no_grad():
-                    output = contender.function(*contender.inputs)
-                errors[name] = relative_error(output.view_as(inputs[2]), case, *inputs[:2])
-        # A peer may fail in any way of its own; that is a line of the table, not our end.
-        except Exception as error:
-            timers.pop(name, None)
-            if name == OURS:
-                raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"{case!s:22} {measured:9} {dtype:9} {name:30} n/a: {reason}", flush=True)
-    times = interleave(timers, settings.repeats)
-    # Ours last: its row says that the others' are written.
-    for name in sorted(times, key=lambda name: name == OURS):
-        table.add(
-            case=case,
-            measured=measured,
-            dtype=dtype,
-            contender=name,
-            microseconds=statistics.median(times[name]),
-            spread_percent=spread_percent(times[name]),
-            eager_microseconds=eager[name][0],
-            host_microseconds=eager[name][1],
-            relative_error=errors.get(name, ""),
-        )
+def attention(table: Table, cases: list[gpu_attention.AttentionCase], settings: Settings) -> None:
+    """Deformable attention, ours and the others' by turns."""
+    if settings.device.type == "cpu":
+        # A dry run need not take minutes.
+        cases = [replace(case, levels=((10, 17), (5, 9))) for case in cases]
+    for case in cases:
+        for dtype in DTYPES:
+            inputs = gpu_attention.make_inputs(case, getattr(torch, dtype), settings.device)
+            contest = Contest(
+                case=str(case),
+                dtype=dtype,
+                ours=gpu_attention.OURS,
+                builders={
+                    name: partial(build, case, *inputs)
+                    for name, build in gpu_attention.CONTENDERS.items()
+                },
+                error=partial(gpu_attention.relative_error, case=case, inputs=inputs),
+                bytes=case.bytes(inputs[0].element_size()),
+            )
+            contest.run(table, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Several operators on one case.
+
+    Attributes:
+        case: How the table calls it.
+        dtype: Its dtype's name.
+        ours: Name of the contender that must not fail.
+        builders: What makes each contender; one may raise, for whatever reason of its own.
+        error: Gives the relative error of an output.
+        bytes: Size of the tensors of one call.
+    """
+
+    case: str
+    dtype: str
+    ours: str
+    builders: dict[str, Callable[[], Contender]]
+    error: Callable[[Tensor], float]
+    bytes: int
+
+    def run(self, table: Table, settings: Settings) -> None:
+        for measured, make in (("forward", forward_calls), ("backward", backward_calls)):
+            if not table.has(self.case, measured, self.dtype, self.ours):
+                self._measure(table, measured, make, settings)
+
+    def _measure(
+        self,
+        table: Table,
+        measured: str,
+        make: Callable[[Contender, int], list[Callable[[], object]]],
+        settings: Settings,
+    ) -> None:
+        sets = buffer_sets(self.bytes, settings.device)
+        timers: dict[str, Timer] = {}
+        eager: dict[str, tuple[float, float]] = {}
+        errors: dict[str, float] = {}
+        for name, build in self.builders.items():
+            try:
+                contender = build()
+                calls = make(contender, sets)
+                timer = Timer(calls)
+                eager[name] = eager_microseconds(calls[0], settings.eager_calls)
+                if contender.same:
+                    with torch.no_grad():
+                        errors[name] = self.error(contender.function(*contender.inputs))
+                timers[name] = timer
+            # A peer may fail in any way of its own; that is a line, not our end.
+            except Exception as error:
+                if name == self.ours:
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                row = f"{self.case:22} {measured:9} {self.dtype:9} {name:30}"
+                print(f"{row} n/a: {reason}", flush=True)
+        times = interleave(timers, settings.repeats)
+        # Ours last: its row says that the others' are written.
+        for name in sorted(times, key=lambda name: name == self.ours):
+            table.add(
+                case=self.case,
+                measured=measured,
+                dtype=self.dtype,
+                contender=name,
+                microseconds=statistics.median(times[name]),
+                spread_percent=spread_percent(times[name]),
+                eager_microseconds=eager[name][0],
+                host_microseconds=eager[name][1],
+                relative_error=errors.get(name, ""),
+            )
 
 
 def modules(table: Table, cases: list[Case], settings: Settings) -> None:
@@ -335,6 +388,7 @@ def case_argument(text: str) -> Case:
 STAGES = {
     "bench": (bench, [*PAPER_CASES, *WIDE_CASES, *STAGE_CASES]),
     "peers": (peers, [*PAPER_CASES, *WIDE_CASES]),
+    "attention": (attention, list(gpu_attention.CASES)),
     "modules": (modules, list(PAPER_CASES)),
 }
 
@@ -354,13 +408,17 @@ def main() -> None:
     parser.add_argument("--commit", default=commit(), help="what is measured, where git is not")
     arguments = parser.parse_args()
     if arguments.device == "cuda":
-        serving = backend_info()["dcnv4"]["cuda"]
+        operator = "ms_deform_attn" if arguments.stage == "attention" else "dcnv4"
+        serving = backend_info()[operator]["cuda"]
         if not torch.cuda.is_available():
             parser.error("no CUDA device is visible; --device cpu does a dry run")
         if not serving.startswith("compiled"):
-            parser.error(f"the CUDA kernels are not in use ({serving})")
+            parser.error(f"the CUDA kernels of {operator} are not in use ({serving})")
     function, cases = STAGES[arguments.stage]
-    cases = arguments.cases or cases
+    if arguments.cases:
+        if arguments.stage == "attention":
+            parser.error("--cases are DCNv4's; attention has its own")
+        cases = arguments.cases
     device = torch.device(arguments.device)
     dry_run = Path("work_dirs", "gpu-dry-run")
     folder = arguments.out or (RESULTS if device.type == "cuda" else dry_run)
