@@ -11,4 +11,7 @@ inline int32_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
+// The type of the arithmetic is float64 for float64, otherwise float32.
+inline int32_t real_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+
 }  // namespace dcnv4_mm

@@ -97,8 +97,9 @@ Tensor forward(const Tensor& value_in, const Tensor& offset_mask_in, const Ints&
 void backward_value_atomic(const Params& p, const Device& device, Tensor* grad_value) {
   const bool is_sum = p.dtype == DType::kFloat64 || p.dtype == DType::kFloat32;
   const Ints shape = {p.batch, p.height, p.width, p.groups * p.group_channels};
-  Tensor sums = is_sum ? torch::stable::zero_(*grad_value)
-                       : torch::stable::new_zeros(*grad_value, shape, ScalarType::Float);
+  Tensor sums =
+      is_sum ? torch::stable::zero_(*grad_value)
+             : torch::stable::new_zeros(*grad_value, shape, torch::headeronly::ScalarType::Float);
   with_storage(p.dtype, [&](auto storage) {
     cuda::backward_value_atomic<decltype(storage)>(p, sums.mutable_data_ptr(), device,
                                                    current_stream(device.index));

@@ -10,6 +10,11 @@
 
 namespace dcnv4_mm::dcnv4 {
 
+// Whether the kernels can index the pixels of value where they are.
+inline bool is_indexable(const Pitches& value, int64_t height) {
+  return value.pixel < (int64_t(1) << 31) && value.row / value.pixel < (int64_t(1) << 30) / height;
+}
+
 // Why the kernels' 32-bit indices inside one image do not suffice, or null.
 inline const char* why_too_large(const Params& p) {
   constexpr int64_t limit = (int64_t(1) << 31) - 1;
