@@ -4,221 +4,26 @@ import ctypes
 import math
 import mmap
 import os
-import random
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from flash_deform_attn_problems import (
+    DTYPES,
+    IDS,
+    check_against_reference,
+    make_problem,
+    random_problem,
+    run_kernels,
+)
 from helpers import ROOT
 
-from dcnv4_mm.ops.flash_deform_attn.layout import pack, read_spatial_shapes
-from dcnv4_mm.ops.flash_deform_attn.reference import (
-    flash_deform_attn_backward_reference,
-    flash_deform_attn_forward_reference,
-    ms_deform_attn_backward_reference,
-    ms_deform_attn_forward_reference,
-)
 from dcnv4_mm.ops.functional import backend_info
 
-# Types of value and of the points.
-DTYPES = [
-    (torch.float64, torch.float64),
-    (torch.float32, torch.float32),
-    (torch.float16, torch.float16),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float32),
-    (torch.bfloat16, torch.float32),
-]
-IDS = [f"{value}-{points}".replace("torch.", "") for value, points in DTYPES]
-
-# A kernel may err twice as much as the reference in the same dtype, plus this, relative to the
-# largest number of the result. 500 random problems for each instruction set needed 1.2e-15 in
-# float64, where the reference's own error is unknown, and 1.2e-7 in float32, where it is lucky now
-# and then with few numbers. 16 bits: rounding the result, half a unit in its last place.
-FLOOR = {
-    torch.float64: 5e-15,
-    torch.float32: 2.4e-7,
-    torch.float16: 4.9e-4,
-    torch.bfloat16: 3.9e-3,
-}
-
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
-
-
-class Problem(NamedTuple):
-    """Arguments of the raw operators; ``packed`` says which of the two."""
-
-    packed: bool
-    grad_output: torch.Tensor
-    value: torch.Tensor
-    locations: torch.Tensor
-    weights: torch.Tensor
-    level_sizes: list[int]
-
-    def to(self, dtype, points_dtype):
-        return self._replace(
-            grad_output=self.grad_output.to(dtype),
-            value=self.value.to(dtype),
-            locations=self.locations.to(points_dtype),
-            weights=self.weights.to(points_dtype),
-        )
-
-    @property
-    def name(self):
-        return "flash_deform_attn" if self.packed else "ms_deform_attn"
-
-    def inputs(self):
-        """Tensors and geometry of the raw forward."""
-        if self.packed:
-            points = pack(self.locations, self.weights)
-            return self.value, points, self.level_sizes, self.weights.shape[-1]
-        return self.value, self.locations, self.weights, self.level_sizes
-
-
-def make_problem(
-    *,
-    packed=False,
-    batch=2,
-    shapes=((6, 7), (3, 4)),
-    queries=9,
-    heads=2,
-    points=4,
-    width=16,
-    reach=0.2,
-    dtypes=DTYPES[0],
-    seed=0,
-):
-    """Normal numbers, and locations that go beyond the levels' borders by ``reach``."""
-    generator = torch.Generator().manual_seed(seed)
-    options = dict(generator=generator, dtype=torch.float64)
-    sizes = read_spatial_shapes(shapes)
-    pixels = sum(height * columns for height, columns in shapes)
-    shape = (batch, queries, heads, len(shapes), points)
-    return Problem(
-        packed,
-        torch.randn(batch, queries, heads * width, **options),
-        torch.randn(batch, pixels, heads, width, **options),
-        torch.rand(*shape, 2, **options) * (1 + 2 * reach) - reach,
-        torch.randn(shape, **options),
-        sizes,
-    ).to(*dtypes)
-
-
-def random_problem(seed):
-    """A problem of random shape, with extreme locations now and then."""
-    choose = random.Random(seed)
-    levels = choose.choice([1, 1, 2, 3, 4, 5])
-    problem = make_problem(
-        packed=choose.random() < 0.5,
-        batch=choose.choice([1, 1, 2, 3]),
-        shapes=[(choose.randint(1, 14), choose.randint(1, 14)) for _ in range(levels)],
-        queries=choose.randint(1, 40),
-        heads=choose.choice([1, 2, 3, 8]),
-        points=choose.choice([1, 2, 3, 4, 4, 8, 13]),
-        width=choose.choice([1, 3, 8, 16, 17, 31, 32, 64, 100, 150]),
-        reach=choose.choice([-0.2, 0.2, 2.0]),
-        seed=seed,
-    )
-    if choose.random() < 0.3:
-        # Multiples of a quarter: many points exactly on borders and pixels.
-        problem = problem._replace(locations=(4 * problem.locations).round() / 4)
-    if choose.random() < 0.3:
-        problem.locations.view(-1)[choose.randrange(problem.locations.numel())] = choose.choice(
-            [1e30, -1e30, math.inf, math.nan]
-        )
-    return problem.to(*choose.choice(DTYPES))
-
-
-def run(problem, forward, backward):
-    """Output, then the gradients of value and points."""
-    flags = False, True, True
-    inputs = problem.inputs()
-    return forward(*inputs), *backward(problem.grad_output, *inputs, *flags)
-
-
-def run_kernels(problem):
-    operators = torch.ops.dcnv4_mm
-    return run(
-        problem,
-        getattr(operators, f"{problem.name}_forward"),
-        getattr(operators, f"{problem.name}_backward"),
-    )
-
-
-def run_reference(problem):
-    if problem.packed:
-        functions = flash_deform_attn_forward_reference, flash_deform_attn_backward_reference
-    else:
-        functions = ms_deform_attn_forward_reference, ms_deform_attn_backward_reference
-    return run(problem, *functions)
-
-
-def split_logits(results, problem):
-    """The gradients of locations and logits apart: those of the locations are much larger."""
-    if not problem.packed:
-        return results
-    *others, points = results
-    locations = points.shape[-1] // 3 * 2
-    return *others, points[..., :locations], points[..., locations:]
-
-
-def scales(problem, exact):
-    """The numbers that errors are relative to: the largest ones of each result."""
-    largest = [result.abs().max().item() or 1.0 for result in exact]
-    if problem.packed:
-        # A gradient of a logit is a difference of gradients of shares, and may be much smaller.
-        sizes = problem.level_sizes
-        shares = problem.weights.flatten(-2).softmax(-1).view_as(problem.weights)
-        tensors = problem.grad_output, problem.value, problem.locations, shares
-        grad_shares = ms_deform_attn_backward_reference(*tensors, sizes)[2]
-        largest[3] = grad_shares.abs().max().item() or 1.0
-    return largest
-
-
-def rounding_of_sums(problem):
-    """What the additions to a pixel of grad_value may cost, relative to the largest result.
-
-    They grow with the square root of their number. A point at a border adds each of its corners
-    in two parts, so up to four parts to one pixel.
-    """
-    pixels = min(
-        map(math.prod, zip(problem.level_sizes[::2], problem.level_sizes[1::2], strict=True))
-    )
-    _, queries, _, _, points = problem.weights.shape
-    unit = 1.2e-16 if problem.value.dtype == torch.float64 else 6e-8
-    return unit * math.sqrt(4 * queries * points / pixels)
-
-
-def check_against_reference(problem):
-    value_dtype, points_dtype = problem.value.dtype, problem.weights.dtype
-    exact_problem = problem.to(*DTYPES[0])
-    kernels = run_kernels(problem)
-    assert all(result.is_contiguous() for result in kernels)
-    exact = split_logits(run_reference(exact_problem), problem)
-    results = zip(
-        ("output", "grad_value", "grad_locations", "grad_weights"),
-        (value_dtype, value_dtype, points_dtype, points_dtype),
-        split_logits(kernels, problem),
-        split_logits(run_reference(problem), problem),
-        exact,
-        scales(exact_problem, exact),
-        strict=True,
-    )
-    for name, dtype, kernel, same_dtype, expected, scale in results:
-        assert kernel.dtype == dtype
-        assert kernel.shape == expected.shape
-        error, usual = (
-            (result.double() - expected).abs().max().item() / scale
-            for result in (kernel, same_dtype)
-        )
-        budget = 2 * usual + FLOOR[dtype]
-        if name == "grad_value":
-            budget += rounding_of_sums(problem)
-        assert error <= budget, name
 
 
 def test_defect_13_kernels_are_built_and_loaded():
