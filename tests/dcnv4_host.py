@@ -16,12 +16,12 @@ FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unk
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-def compile_host(folder, *, sanitize=False):
+def compile_host(folder, *, source=SOURCE, sanitize=False):
     """Compiles the library into ``folder`` and returns its path."""
     target = folder / "host_run.so"
     compiler = os.environ.get("CXX", "g++")
     flags = [*FLAGS, "-Wall", "-Wextra", "-Werror", *(SANITIZERS if sanitize else [])]
-    command = [compiler, *flags, f"-I{ROOT / 'csrc'}", str(SOURCE), "-o", str(target)]
+    command = [compiler, *flags, f"-I{ROOT / 'csrc'}", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/bilinear.h"
 
@@ -12,6 +13,11 @@ struct DeviceLimits {
   int32_t multiprocessors;
   int32_t shared_per_multiprocessor;
   int32_t shared_per_block;  // the most that a kernel can ask for
+};
+
+struct Device {
+  int32_t index;
+  DeviceLimits limits;
 };
 
 constexpr int32_t kWarp = 32;
@@ -58,6 +64,16 @@ DCNV4_MM_HOST_DEVICE int32_t divide_off(int32_t* number, const Divisor& divisor)
   const int32_t quotient = divide(*number, divisor);
   *number -= quotient * divisor.value;
   return quotient;
+}
+
+template <int number>
+using Constant = std::integral_constant<int, number>;
+
+// Calls function(Constant<channels of a vector>) for `vector` channels, at most `widest`.
+template <int widest, typename Function>
+void with_vector(int32_t vector, Function function) {
+  if (vector == widest) return function(Constant<widest>{});
+  if constexpr (widest > 1) with_vector<widest / 2>(vector, function);
 }
 
 }  // namespace dcnv4_mm

@@ -1,0 +1,56 @@
+// The body of the forward kernel on the GPU. First the block's threads locate the sampling points,
+// each once per head, and make their weights; then each thread sums the samples of one vector of
+// channels.
+//
+// A body is a sequence of phases. `team.phase(f)` calls f(thread) for every thread of the block and
+// ends with a barrier, so no thread may read in a phase what another one writes in it.
+#pragma once
+
+#include "flash_deform_attn/tile.h"
+
+namespace dcnv4_mm::flash_deform_attn {
+namespace {
+
+// `vector` channels per thread.
+template <typename Storage, int vector, typename Team>
+DCNV4_MM_DEVICE void forward_block(const Params& p, const LevelTable& levels, const Tiling& t,
+                                   uint32_t block, Team& team) {
+  using Real = RealOf<Storage>;
+  const Tile tile = tile_of(p, t, block);
+  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
+  const Samples<Real> samples = samples_in<Real>(team.shared(), t.pairs, t.points);
+  typename Team::template PerThread<Sums<Real, vector>> all_sums(team);
+
+  sum_exponentials<Storage>(p, t.queries, tile, samples.shares, team);
+  for (int32_t first = 0; first < points; first += t.points) {
+    team.phase([&](int32_t thread) {
+      locate_tile<Storage>(p, levels, t, tile, samples.shares, thread, first, points,
+                           [&](int32_t slot, const Place& place, const Point<Real>& point) {
+                             samples.places[slot] = place;
+                             samples.weights[slot] = reading_weights(point);
+                           });
+    });
+    team.phase([&](int32_t thread) {
+      const Item item = item_of<vector>(t, tile, thread);
+      if (!item.exists) return;
+      const Pair pair = pair_of(t.queries, tile, item.pair_index);
+      const Storage* image = image_of<Storage>(p, pair) + item.channel;
+      Sums<Real, vector>& sums = all_sums[thread];
+      const int32_t slot = item.pair_index * sample_stride(t.points);
+      const int32_t count = smaller(t.points, points - first);
+#pragma unroll 4
+      for (int32_t k = 0; k < count; ++k) {
+        const Place place = samples.places[slot + k];
+        if (place.pixel == kOutside) continue;
+        const auto corners = corners_of(place, image, static_cast<int32_t>(p.value_pitches.row));
+        add_sample<Storage>(corners, samples.weights[slot + k], &sums);
+      }
+      if (first + t.points < points) return;
+      Storage* output = static_cast<Storage*>(p.output) + row_of(p, pair) * p.channels;
+      write<vector>(output + item.channel, sums.channel);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::flash_deform_attn

@@ -1,0 +1,32 @@
+// The forward kernel of deformable attention and its launch; included by one file for each storage
+// type.
+#pragma once
+
+#include "common/launch.cuh"
+#include "common/team.cuh"
+#include "flash_deform_attn/cuda.h"
+#include "flash_deform_attn/forward_body.h"
+
+namespace dcnv4_mm::flash_deform_attn::cuda {
+namespace {
+
+template <typename Storage, int vector>
+__global__ void __launch_bounds__(256, 4)
+    forward_kernel(const __grid_constant__ Params params, const __grid_constant__ LevelTable levels,
+                   const __grid_constant__ Tiling tiling) {
+  DeviceTeam team;
+  forward_block<Storage, vector>(params, levels, tiling, blockIdx.x, team);
+}
+
+}  // namespace
+
+template <typename Storage>
+void forward(const Params& params, const Device& device, cudaStream_t stream) {
+  with_vector<kWidestLoad / int(sizeof(Storage))>(vector_channels(params), [&](auto vector) {
+    const Tiling tiling = choose_tiling(params, vector, device.limits);
+    launch_kernel(forward_kernel<Storage, vector>, tiling, stream, params, level_table(params),
+                  tiling);
+  });
+}
+
+}  // namespace dcnv4_mm::flash_deform_attn::cuda

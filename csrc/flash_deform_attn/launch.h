@@ -1,0 +1,243 @@
+// How the GPU kernels of deformable attention divide a problem among blocks and threads: pure
+// functions of the problem and the device's limits. Any shape has a launch.
+//
+// A pair is one head of one query of an image. Pairs are counted with the queries of a head next to
+// each other: neighbours in an encoder sample the same pixels of the same channels.
+#pragma once
+
+#include <algorithm>
+
+#include "common/launch.h"
+#include "common/vectorized.h"
+#include "flash_deform_attn/params.h"
+
+namespace dcnv4_mm::flash_deform_attn {
+
+// The levels travel in the kernels' arguments: no memory of the device is needed for them.
+constexpr int32_t kMaxLevels = 256;
+
+struct LevelTable {
+  struct Entry {
+    int32_t height, width, start;
+  } entries[kMaxLevels];
+};
+
+inline LevelTable level_table(const Params& p) {
+  LevelTable table{};
+  for (int64_t i = 0; i < p.num_levels; ++i) {
+    const Level& level = p.levels[i];
+    table.entries[i] = {static_cast<int32_t>(level.height), static_cast<int32_t>(level.width),
+                        static_cast<int32_t>(level.start)};
+  }
+  return table;
+}
+
+// Why the kernels cannot index a problem, or null.
+inline const char* why_too_large(const Params& p) {
+  constexpr int64_t limit = int64_t(1) << 30;
+  if (p.num_levels > kMaxLevels) return "more than 256 levels";
+  if (p.num_points >= limit / p.num_levels) return "2^30 points of a query and head";
+  if (p.queries >= limit / p.heads) return "2^30 queries and heads of an image";
+  if (p.channels >= limit / p.heads) return "2^30 channels of a pixel";
+  return nullptr;
+}
+
+inline bool is_aligned(const void* data, const Pitches& pitches, int64_t batch, int64_t rows,
+                       int64_t heads, int32_t element, int32_t bytes) {
+  const auto fits = [=](int64_t size, int64_t pitch) {
+    return size == 1 || pitch * element % bytes == 0;
+  };
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0 && fits(batch, pitches.image) &&
+         fits(rows, pitches.row) && fits(heads, pitches.head);
+}
+
+// Channels that a thread loads at once: as many as the tensors' alignment allows, at most 16 bytes.
+inline int32_t vector_channels(const Params& p) {
+  const int32_t element = element_bytes(p.dtype);
+  int32_t bytes = kWidestLoad;
+  const auto fits = [&] {
+    return p.channels * element % bytes == 0 &&
+           (!p.value ||
+            is_aligned(p.value, p.value_pitches, p.batch, p.pixels, p.heads, element, bytes)) &&
+           (!p.grad_output || is_aligned(p.grad_output, p.grad_output_pitches, p.batch, p.queries,
+                                         p.heads, element, bytes));
+  };
+  while (bytes > element && !fits()) bytes /= 2;
+  return bytes / element;
+}
+
+// A sample in shared memory: four weights, and two words for its place.
+inline int32_t sample_bytes(DType dtype) { return 4 * real_bytes(dtype) + 8; }
+
+// Samples of neighbouring pairs are an odd number of samples apart: no bank conflicts.
+DCNV4_MM_HOST_DEVICE int32_t sample_stride(int32_t points) { return points | 1; }
+
+// A softmax over the points of a pair is summed in so many parts, by as many threads. The number is
+// the same for every launch, and so are the bits of the sum.
+constexpr int32_t kShareParts = 4;
+
+// A part's largest logit and sum of exponentials, and a part of the gradient's sum.
+inline int32_t share_bytes(const Params& p, int32_t numbers) {
+  return p.softmax ? kShareParts * numbers * real_bytes(p.dtype) : 0;
+}
+
+// A block owns a run of pairs of one image, and some vectors of channels of each of them.
+struct Tiling {
+  int32_t threads;
+  int32_t pairs;   // of a block
+  int32_t points;  // of each pair in shared memory at a time
+  int32_t shared_bytes;
+  int64_t blocks;
+  int32_t vectors;  // of a pair
+  Divisor tiles;    // of an image
+  Divisor vector_slices, tile_vectors, tile_points;
+  Divisor queries, level_points;
+};
+
+inline int64_t pairs_of(const Params& p) { return p.queries * p.heads; }
+
+inline void set_blocks(const Params& p, int64_t vector_slices, Tiling* t) {
+  const int64_t tiles = ceil_div<int64_t>(pairs_of(p), t->pairs);
+  t->blocks = tiles * vector_slices * p.batch;
+  t->tiles = divisor_of(std::max<int64_t>(1, tiles));
+  t->vector_slices = divisor_of(vector_slices);
+  t->tile_points = divisor_of(t->points);
+  t->queries = divisor_of(std::max<int64_t>(1, p.queries));
+  t->level_points = divisor_of(p.num_points);
+}
+
+// How many pairs of `vectors` threads a block takes, at most `most` and not much fewer: so many
+// that few threads are without work.
+inline int32_t choose_pairs(int64_t pairs, int32_t vectors, int32_t most) {
+  int32_t best = 1;
+  double best_use = 0;
+  for (int32_t count = most; count >= std::max(1, most / 2); --count) {
+    const double threads =
+        double(ceil_div<int64_t>(pairs, count)) * round_up(count * vectors, kWarp);
+    const double use = double(pairs) * vectors / threads;
+    if (use > best_use) best = count, best_use = use;
+  }
+  return best;
+}
+
+// For blocks of about `threads` threads, each of which takes `vector` channels of a pair.
+inline Tiling tiling_of_threads(const Params& p, int32_t vector, int32_t threads, int32_t budget) {
+  constexpr int32_t max_vectors = 256, min_points = 8;
+  const int64_t vectors = p.channels / vector;
+  const int64_t vector_slices = ceil_div<int64_t>(vectors, max_vectors);
+  const int32_t slice_vectors = static_cast<int32_t>(ceil_div(vectors, vector_slices));
+  const int64_t pairs = std::max<int64_t>(1, pairs_of(p));
+  const int64_t wanted = std::clamp<int64_t>(threads / slice_vectors, 1, pairs);
+
+  // Fewer points at a time rather than fewer pairs, as long as these are not few.
+  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
+  const int32_t sample = sample_bytes(p.dtype), shares = share_bytes(p, 2);
+  const int32_t fitting = static_cast<int32_t>((budget / wanted - shares) / sample - 1);
+  const int32_t most = std::clamp(fitting, smaller(points, min_points), points);
+  Tiling t{};
+  t.points = ceil_div(points, ceil_div(points, most));
+  const int32_t pair_bytes = sample_stride(t.points) * sample + shares;
+  t.pairs = choose_pairs(pairs, slice_vectors,
+                         static_cast<int32_t>(std::min<int64_t>(wanted, budget / pair_bytes)));
+  t.threads = round_up(t.pairs * slice_vectors, kWarp);
+  t.shared_bytes = t.pairs * pair_bytes;
+  t.vectors = static_cast<int32_t>(vectors);
+  t.tile_vectors = divisor_of(slice_vectors);
+  set_blocks(p, vector_slices, &t);
+  return t;
+}
+
+// Several blocks are to fit into a multiprocessor, and to leave room for the L1 cache.
+inline int32_t shared_budget(const DeviceLimits& limits) {
+  return std::min(kSharedByDefault, limits.shared_per_multiprocessor / 5);
+}
+
+// The share of a launch's threads that have work.
+inline double used_threads(const Params& p, const Tiling& t) {
+  return double(pairs_of(p)) * double(p.batch) * t.vectors / (double(t.blocks) * t.threads);
+}
+
+// `vector` channels are loaded at once. Large blocks unless they leave multiprocessors idle, and
+// smaller ones would not leave threads idle instead.
+inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
+  const int32_t budget = shared_budget(limits);
+  Tiling t = tiling_of_threads(p, vector, 256, budget);
+  for (int32_t threads : {128, 64, 32}) {
+    if (t.blocks >= 2 * limits.multiprocessors) break;
+    const Tiling small = tiling_of_threads(p, vector, threads, budget);
+    if (used_threads(p, small) >= 0.9 * used_threads(p, t)) t = small;
+  }
+  return t;
+}
+
+// For the gradients of locations and weights: a thread takes one point at a time, with all channels
+// of its head. With a softmax, a point has two numbers in shared memory.
+inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
+  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
+  const int32_t shares = share_bytes(p, 3);
+  const int32_t point_bytes = p.softmax ? 2 * real_bytes(p.dtype) : 0;
+  const int64_t pairs = std::max<int64_t>(1, pairs_of(p));
+  Tiling t{};
+  t.points = points;
+  if (p.softmax) t.points = smaller(points, (shared_budget(limits) - shares) / point_bytes);
+  for (int32_t threads : {256, 128, 64, 32}) {
+    t.pairs = static_cast<int32_t>(std::clamp<int64_t>(threads / points, 1, pairs));
+    t.threads = smaller(threads, round_up(t.pairs * t.points, kWarp));
+    set_blocks(p, 1, &t);
+    if (t.blocks >= 2 * limits.multiprocessors) break;
+  }
+  t.shared_bytes = t.pairs * (t.points * point_bytes + shares);
+  t.vectors = static_cast<int32_t>(p.channels / vector);
+  return t;
+}
+
+// How the blocks of the deterministic kernel own grad_value: each has some pixels, in sequence, of
+// some channels of one head of one image, sums their gradients in shared memory, and for that looks
+// at all points of the levels that the pixels are of. Every sum has one owner and one order.
+struct Ownership {
+  int32_t threads;
+  int32_t shared_bytes;
+  int64_t blocks;
+  int32_t pixels;        // of a block
+  int32_t owners;        // threads that divide the pixels of a channel among them
+  int32_t owner_pixels;  // of each of them
+  int32_t pairs;         // in shared memory at a time
+  int32_t points;        // of each pair, likewise
+  Divisor ranges;        // blocks that divide the pixels of an image among them
+  Divisor width;         // channels of a block
+  Divisor channel_slices, heads;
+  Divisor tile_points, queries, level_points;
+};
+
+inline Ownership choose_ownership(const Params& p, const DeviceLimits& limits) {
+  constexpr int32_t max_width = 16, max_samples = 128, max_pairs = 16, threads = 256;
+  const int32_t budget =
+      std::min(limits.shared_per_multiprocessor / 2 - 1024, limits.shared_per_block);
+  const int32_t real = real_bytes(p.dtype);
+  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
+  const int64_t channel_slices = ceil_div<int64_t>(p.channels, max_width);
+  const int32_t width = static_cast<int32_t>(ceil_div(p.channels, channel_slices));
+  Ownership o{};
+  o.points = smaller(points, max_samples);
+  o.pairs = std::clamp(max_samples / points, 1, max_pairs);
+  const int32_t fixed = o.pairs * (sample_stride(o.points) * sample_bytes(p.dtype) +
+                                   share_bytes(p, 2) + width * real);
+  const int64_t fitting = std::clamp<int64_t>((budget - fixed) / (width * real), 1, p.pixels);
+  o.pixels = static_cast<int32_t>(ceil_div(p.pixels, ceil_div(p.pixels, fitting)));
+  const int64_t ranges = ceil_div<int64_t>(p.pixels, o.pixels);
+  o.owners = std::min(threads / width, o.pixels);
+  o.owner_pixels = ceil_div(o.pixels, o.owners);
+  o.threads = std::max(64, round_up(o.owners * width, kWarp));
+  o.shared_bytes = fixed + o.pixels * width * real;
+  o.blocks = ranges * channel_slices * p.heads * p.batch;
+  o.ranges = divisor_of(ranges);
+  o.width = divisor_of(width);
+  o.channel_slices = divisor_of(channel_slices);
+  o.heads = divisor_of(p.heads);
+  o.tile_points = divisor_of(o.points);
+  o.queries = divisor_of(std::max<int64_t>(1, p.queries));
+  o.level_points = divisor_of(p.num_points);
+  return o;
+}
+
+}  // namespace dcnv4_mm::flash_deform_attn

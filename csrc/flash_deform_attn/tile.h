@@ -1,0 +1,229 @@
+// Which pairs a block of the GPU kernels has, and their sampling points: reading them, the softmax
+// of their weights, locating them.
+#pragma once
+
+#include <cmath>
+
+#include "common/gpu_samples.h"
+#include "flash_deform_attn/launch.h"
+
+namespace dcnv4_mm::flash_deform_attn {
+namespace {
+
+// A run of pairs of one image.
+struct Tile {
+  int64_t image;
+  int32_t first, count;
+  int32_t vector;  // the first of each pair
+};
+
+DCNV4_MM_DEVICE Tile tile_of(const Params& p, const Tiling& t, uint32_t block) {
+  int32_t rest = static_cast<int32_t>(block);
+  int32_t next = divide_off(&rest, t.tiles);
+  Tile tile;
+  tile.first = rest * t.pairs;
+  tile.count = smaller(t.pairs, static_cast<int32_t>(p.queries * p.heads) - tile.first);
+  tile.image = divide_off(&next, t.vector_slices);
+  tile.vector = next * t.tile_vectors.value;
+  return tile;
+}
+
+// One head of one query of one image.
+struct Pair {
+  int64_t image;
+  int32_t head, query;
+};
+
+DCNV4_MM_DEVICE Pair pair_of(const Divisor& queries, const Tile& tile, int32_t index) {
+  Pair pair;
+  pair.image = tile.image;
+  pair.query = tile.first + index;
+  pair.head = divide_off(&pair.query, queries);
+  return pair;
+}
+
+DCNV4_MM_DEVICE int64_t offset_of(const Pair& pair, const Pitches& pitches) {
+  return pair.image * pitches.image + pair.query * pitches.row + pair.head * pitches.head;
+}
+
+// The row of a pair in a contiguous tensor (N, Q, G).
+DCNV4_MM_DEVICE int64_t row_of(const Params& p, const Pair& pair) {
+  return (pair.image * p.queries + pair.query) * p.heads + pair.head;
+}
+
+// The channels of a pair in the gradient of the output.
+template <typename Storage>
+DCNV4_MM_DEVICE const Storage* grad_output_of(const Params& p, const Pair& pair) {
+  return static_cast<const Storage*>(p.grad_output) + offset_of(pair, p.grad_output_pitches);
+}
+
+// The first pixel of a pair's image and head in value.
+template <typename Storage>
+DCNV4_MM_DEVICE const Storage* image_of(const Params& p, const Pair& pair) {
+  return static_cast<const Storage*>(p.value) + pair.image * p.value_pitches.image +
+         pair.head * p.value_pitches.head;
+}
+
+// The numbers of locations or weights: in the storage type of value, or in float32.
+template <typename Storage>
+DCNV4_MM_DEVICE RealOf<Storage> read_number(const Params& p, const void* numbers, int64_t index) {
+  if (sizeof(Storage) == 2 && p.float32_points)
+    return read(static_cast<const float*>(numbers) + index);
+  return read(static_cast<const Storage*>(numbers) + index);
+}
+
+template <typename Storage>
+DCNV4_MM_DEVICE void write_number(const Params& p, void* numbers, int64_t index,
+                                  RealOf<Storage> number) {
+  if (sizeof(Storage) == 2 && p.float32_points) {
+    return write(static_cast<float*>(numbers) + index, static_cast<float>(number));
+  }
+  write(static_cast<Storage*>(numbers) + index, number);
+}
+
+// What a softmax needs of a pair's logits, or of a part of them.
+template <typename Real>
+struct Share {
+  Real largest;
+  Real sum;  // of e^(logit - largest)
+};
+
+// Sums the exponentials of the pairs of a tile, in `shares`: those of the pair with the index i are
+// in shares[i * kShareParts] then.
+template <typename Storage, typename Team>
+DCNV4_MM_DEVICE void sum_exponentials(const Params& p, const Divisor& queries, const Tile& tile,
+                                      Share<RealOf<Storage>>* shares, Team& team) {
+  using Real = RealOf<Storage>;
+  if (!p.softmax) return;
+  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < tile.count * kShareParts; i += team.threads()) {
+      const Pair pair = pair_of(queries, tile, i / kShareParts);
+      const int64_t logits = offset_of(pair, p.weight_pitches);
+      const int32_t first = i % kShareParts;
+      Share<Real> share{-Real(INFINITY), 0};
+      for (int32_t k = first; k < points; k += kShareParts) {
+        const Real logit = read_number<Storage>(p, p.weights, logits + k);
+        if (logit > share.largest) share.largest = logit;
+      }
+      // Where all logits are -Inf, their exponentials are 0; NaN comes through.
+      const Real base = share.largest > -Real(INFINITY) ? share.largest : Real(0);
+      for (int32_t k = first; k < points; k += kShareParts) {
+        share.sum += std::exp(read_number<Storage>(p, p.weights, logits + k) - base);
+      }
+      shares[i] = share;
+    }
+  });
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < tile.count; i += team.threads()) {
+      const Share<Real>* parts = shares + i * kShareParts;
+      Share<Real> all{-Real(INFINITY), 0};
+      for (int part = 0; part < kShareParts; ++part) {
+        if (parts[part].largest > all.largest) all.largest = parts[part].largest;
+      }
+      for (int part = 0; part < kShareParts; ++part) {
+        all.sum += parts[part].sum * std::exp(parts[part].largest - all.largest);
+      }
+      shares[i * kShareParts] = all;
+    }
+  });
+}
+
+// The point `k` of a pair.
+template <typename Storage>
+DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const LevelTable& levels,
+                                                    const Divisor& level_points, const Pair& pair,
+                                                    const Share<RealOf<Storage>>* share,
+                                                    int32_t k) {
+  using Real = RealOf<Storage>;
+  const LevelTable::Entry& level = levels.entries[divide(k, level_points)];
+  const Real height = Real(level.height), width = Real(level.width);
+  const int64_t location = offset_of(pair, p.location_pitches) + 2 * k;
+  const Real x = read_number<Storage>(p, p.locations, location) * width - Real(0.5);
+  const Real y = read_number<Storage>(p, p.locations, location + 1) * height - Real(0.5);
+  Real weight = read_number<Storage>(p, p.weights, offset_of(pair, p.weight_pitches) + k);
+  if (p.softmax) weight = std::exp(weight - share->largest) / share->sum;
+  return point_at(y, x, height, width, weight);
+}
+
+// Where the four pixels around a point are.
+struct alignas(8) Place {
+  uint32_t pixel;  // 2 * the first one's index in the image, plus 1 if there is a next column
+  int32_t down;    // pixels to the next row, or 0 if there is none
+};
+
+constexpr uint32_t kOutside = ~uint32_t(0);
+
+template <typename Real>
+DCNV4_MM_DEVICE Place place_of(const LevelTable& levels, const Divisor& level_points, int32_t k,
+                               const Point<Real>& point) {
+  if (!point.inside) return {kOutside, 0};
+  const LevelTable::Entry& level = levels.entries[divide(k, level_points)];
+  const int32_t row = static_cast<int32_t>(point.y.first);
+  const int32_t pixel = level.start + row * level.width + static_cast<int32_t>(point.x.first);
+  return {static_cast<uint32_t>(pixel) << 1 | static_cast<uint32_t>(point.x.step),
+          point.y.step ? level.width : 0};
+}
+
+// `pitch` is the distance of pixels in elements.
+template <typename Element>
+DCNV4_MM_DEVICE Corners<Element> corners_of(const Place& place, Element* image, int32_t pitch) {
+  // Multiplications of 32-bit numbers with a 64-bit product.
+  Element* first = image + static_cast<int64_t>(static_cast<int32_t>(place.pixel >> 1)) * pitch;
+  const int32_t right = place.pixel & 1 ? pitch : 0;
+  const int64_t down = static_cast<int64_t>(place.down) * pitch;
+  return {first, first + right, first + down, first + down + right};
+}
+
+// Samples in a block's shared memory, and after them what the softmax needs.
+template <typename Real>
+struct Samples {
+  Weights<Real>* weights;
+  Place* places;
+  Share<Real>* shares;
+};
+
+template <typename Real>
+DCNV4_MM_DEVICE Samples<Real> samples_in(void* shared, int32_t pairs, int32_t points) {
+  const int32_t capacity = pairs * sample_stride(points);
+  Weights<Real>* weights = static_cast<Weights<Real>*>(shared);
+  Place* places = reinterpret_cast<Place*>(weights + capacity);
+  return {weights, places, reinterpret_cast<Share<Real>*>(places + capacity)};
+}
+
+// Locates the points [first, end) of all pairs of a tile, at most `points` of each; `store(slot,
+// place, point)` keeps one.
+template <typename Storage, typename Launch, typename Store>
+DCNV4_MM_DEVICE void locate_tile(const Params& p, const LevelTable& levels, const Launch& launch,
+                                 const Tile& tile, const Share<RealOf<Storage>>* shares,
+                                 int32_t thread, int32_t first, int32_t end, Store store) {
+  for (int32_t i = thread; i < tile.count * launch.points; i += launch.threads) {
+    int32_t k = i;
+    const int32_t index = divide_off(&k, launch.tile_points);
+    if (first + k >= end) continue;
+    const auto point =
+        locate_point<Storage>(p, levels, launch.level_points, pair_of(launch.queries, tile, index),
+                              shares + index * kShareParts, first + k);
+    store(index * sample_stride(launch.points) + k,
+          place_of(levels, launch.level_points, first + k, point), point);
+  }
+}
+
+// The vector of a thread, in the pair with the given index in the tile.
+struct Item {
+  int32_t pair_index;
+  int32_t channel;  // the vector's first, of the pair's
+  bool exists;
+};
+
+template <int vector>
+DCNV4_MM_DEVICE Item item_of(const Tiling& t, const Tile& tile, int32_t thread) {
+  Item item;
+  item.pair_index = divide_off(&thread, t.tile_vectors);
+  item.channel = (tile.vector + thread) * vector;
+  item.exists = item.pair_index < tile.count && tile.vector + thread < t.vectors;
+  return item;
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::flash_deform_attn
