@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "common/bilinear.h"
 
@@ -64,16 +63,6 @@ DCNV4_MM_HOST_DEVICE int32_t divide_off(int32_t* number, const Divisor& divisor)
   const int32_t quotient = divide(*number, divisor);
   *number -= quotient * divisor.value;
   return quotient;
-}
-
-template <int number>
-using Constant = std::integral_constant<int, number>;
-
-// Calls function(Constant<channels of a vector>) for `vector` channels, at most `widest`.
-template <int widest, typename Function>
-void with_vector(int32_t vector, Function function) {
-  if (vector == widest) return function(Constant<widest>{});
-  if constexpr (widest > 1) with_vector<widest / 2>(vector, function);
 }
 
 }  // namespace dcnv4_mm

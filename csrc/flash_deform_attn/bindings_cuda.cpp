@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/cuda_bindings.h"
+#include "common/dispatch.h"
 #include "flash_deform_attn/cuda.h"
 #include "flash_deform_attn/operators.h"
 

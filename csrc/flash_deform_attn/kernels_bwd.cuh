@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "common/dispatch.h"
 #include "common/launch.cuh"
 #include "common/team.cuh"
 #include "flash_deform_attn/backward_body.h"

@@ -2,6 +2,7 @@
 // type.
 #pragma once
 
+#include "common/dispatch.h"
 #include "common/launch.cuh"
 #include "common/team.cuh"
 #include "flash_deform_attn/cuda.h"

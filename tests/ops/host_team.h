@@ -11,9 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "common/dtype.h"
-#include "common/storage.h"
-
 namespace dcnv4_mm {
 namespace {
 

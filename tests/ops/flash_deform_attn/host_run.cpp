@@ -1,6 +1,7 @@
 // The GPU kernels of deformable attention on the host, for tests.
 
 #include "../host_team.h"
+#include "common/dispatch.h"
 #include "flash_deform_attn/backward_body.h"
 #include "flash_deform_attn/forward_body.h"
 
