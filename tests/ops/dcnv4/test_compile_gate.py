@@ -5,15 +5,13 @@ Hazard 12 of the original operator: its build needs a GPU.
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
-import setuptools
 import torch
-from helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -23,74 +21,37 @@ MOST_INSTANCES = 60
 MOST_REGISTERS = 128
 
 
-def setup_functions(monkeypatch):
-    """The names in setup.py, without running setup()."""
-    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    monkeypatch.chdir(ROOT)
-    return runpy.run_path("setup.py")
+@pytest.fixture
+def kernels(cuda_build):
+    """A function of ``fwd`` or ``bwd``: name -> PTX of the kernels."""
+    return partial(cuda_build.kernels, "dcnv4")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The library, what the compiler said, and the folder with its PTX."""
-    folder = tmp_path_factory.mktemp("cuda")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("DCNV4_MM_CUDA_ARCHS", "90")
-        functions = setup_functions(monkeypatch)
-        if functions["find_nvcc"]() is None:
-            pytest.skip("needs nvcc")
-        ptx = folder / "ptx"
-        ptx.mkdir()
-        monkeypatch.setenv("NVCC_APPEND_FLAGS", f"-Xptxas=-v --keep --keep-dir={ptx}")
-        said = folder / "said"
-        library = folder / "libdcnv4_mm_cuda.so"
-        with said.open("w") as file:
-            run = subprocess.run
-            # Compilers write to the file; those that run at once must not mix their lines.
-            monkeypatch.setattr(
-                subprocess, "run", lambda *args, **kwargs: run(*args, **kwargs, stderr=file)
-            )
-            functions["build_cuda_library"](library, folder)
-    return library, said.read_text(), ptx
-
-
-def test_no_kernel_spills(built):
-    _, said, _ = built
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+def test_no_kernel_spills(cuda_build):
+    """Those of the other operators neither."""
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", cuda_build.said)
     assert frames
     assert set(frames) == {("0", "0")}
 
 
-def test_registers(built):
-    _, said, _ = built
-    registers = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
-    assert registers
-    assert max(registers) <= MOST_REGISTERS
-
-
-def kernels(built, direction):
-    """Name -> PTX of the kernels of ``fwd`` or ``bwd``."""
-    found = {}
-    for path in built[2].glob(f"kernels_{direction}_*.ptx"):
-        for body in path.read_text().split(".entry ")[1:]:
-            found[body.split("(")[0].strip()] = body
-    return found
+def test_registers(cuda_build, kernels):
+    assert max(cuda_build.registers([*kernels("fwd"), *kernels("bwd")])) <= MOST_REGISTERS
 
 
 @pytest.mark.parametrize(("direction", "kinds"), [("fwd", 1), ("bwd", 3)])
-def test_number_of_instances(built, direction, kinds):
-    names = kernels(built, direction)
+def test_number_of_instances(kernels, direction, kinds):
+    names = kernels(direction)
     kind = re.compile(r"forward_kernel|offset_mask_kernel|value_\w+?_kernel")
     counts = Counter(kind.search(name)[0] for name in names)
     assert len(counts) == kinds
     assert counts.total() <= MOST_INSTANCES
 
 
-def test_wide_loads(built):
+def test_wide_loads(kernels):
     """The 3x3 kernels load four pixels of a point in 16 bytes each, for 9 or 8 points."""
     special = re.compile(r"forward_kernelI\w*?Li(?:8|4)ELi(9|8)ELb[01]E")
     found = Counter()
-    for name, body in kernels(built, "fwd").items():
+    for name, body in kernels("fwd").items():
         if not (match := special.search(name)):
             continue
         points = int(match[1])
@@ -102,13 +63,13 @@ def test_wide_loads(built):
     assert found == {9: 4, 8: 4}
 
 
-def test_wide_atomic_additions(built):
-    bodies = [body for name, body in kernels(built, "bwd").items() if "atomic" in name]
+def test_wide_atomic_additions(kernels):
+    bodies = [body for name, body in kernels("bwd").items() if "atomic" in name]
     assert any("red.global.add.v4.f32" in body for body in bodies)
 
 
-def test_needs_only_the_stable_interface_of_torch(built):
-    library = built[0]
+def test_needs_only_the_stable_interface_of_torch(cuda_build):
+    library = cuda_build.library
     undefined = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)
     system = r"\w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+"
     weak = "_ITM_deregisterTMCloneTable|_ITM_registerTMCloneTable|__gmon_start__"
@@ -128,13 +89,17 @@ def test_needs_only_the_stable_interface_of_torch(built):
 REGISTERS = """
 import sys, torch
 import dcnv4_mm.ops.dcnv4.registration
+import dcnv4_mm.ops.flash_deform_attn.registration
 torch.ops.load_library(sys.argv[1])
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-print([has_kernel(f"dcnv4_mm::dcnv4_{name}", "CUDA") for name in ("forward", "backward")])
+for operator in ("dcnv4", "ms_deform_attn", "flash_deform_attn"):
+    for direction in ("forward", "backward"):
+        assert has_kernel(f"dcnv4_mm::{operator}_{direction}", "CUDA"), operator
+
 """
 
 
-def test_loads_and_registers_its_kernels(built, tmp_path):
+def test_loads_and_registers_its_kernels(cuda_build, tmp_path):
     environment = dict(os.environ)
     if torch.version.cuda is None:
         # What a CPU-only torch lacks; nothing calls it.
@@ -143,7 +108,6 @@ def test_loads_and_registers_its_kernels(built, tmp_path):
         compiler = [os.environ.get("CXX", "g++"), "-x", "c", "-", "-shared", "-fPIC"]
         subprocess.run([*compiler, "-o", stub], input=source, text=True, check=True)
         environment["LD_LIBRARY_PATH"] = str(tmp_path)
-    said = subprocess.check_output(
-        [sys.executable, "-c", REGISTERS, built[0]], text=True, env=environment, cwd=ROOT
+    subprocess.run(
+        [sys.executable, "-P", "-c", REGISTERS, cuda_build.library], text=True, env=environment
     )
-    assert said.strip() == "[True, True]"

@@ -1,0 +1,64 @@
+"""The CUDA library, built once for one architecture, for what its build tells without a GPU."""
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import setuptools
+from helpers import ROOT
+
+
+class CudaBuild(NamedTuple):
+    """The library, what the compiler said of it, and a folder of PTX for every operator."""
+
+    library: Path
+    said: str
+    ptx: Path
+
+    def kernels(self, operator, direction):
+        """Name -> PTX of the kernels of ``fwd`` or ``bwd``."""
+        found = {}
+        for path in (self.ptx / operator).glob(f"kernels_{direction}_*.ptx"):
+            for body in path.read_text().split(".entry ")[1:]:
+                found[body.split("(")[0].strip()] = body
+        return found
+
+    def registers(self, names):
+        """Registers of the named kernels."""
+        used = r"Compiling entry function '(\w+)'.*?Used (\d+) registers"
+        found = {name: int(count) for name, count in re.findall(used, self.said, re.S)}
+        return [found[name] for name in names]
+
+
+@pytest.fixture(scope="session")
+def cuda_build(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cuda")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("DCNV4_MM_CUDA_ARCHS", "90")
+        functions = runpy.run_path("setup.py")
+        if functions["find_nvcc"]() is None:
+            pytest.skip("needs nvcc")
+        build = functions["build_cuda_library"]
+        sources = functions["cuda_sources"]()
+        for source, flags in sources.items():
+            # Files of two operators have the same names.
+            kept = folder / Path(source).parent.name
+            kept.mkdir(exist_ok=True)
+            if source.endswith(".cu"):
+                flags += ["-Xptxas=-v", "--keep", f"--keep-dir={kept}"]
+        monkeypatch.setitem(build.__globals__, "cuda_sources", lambda: sources)
+        said = folder / "said"
+        library = folder / "libdcnv4_mm_cuda.so"
+        with said.open("w") as file:
+            run = subprocess.run
+            # Compilers write to the file; those that run at once must not mix their lines.
+            monkeypatch.setattr(
+                subprocess, "run", lambda *args, **kwargs: run(*args, **kwargs, stderr=file)
+            )
+            build(library, folder)
+    return CudaBuild(library, said.read_text(), folder)
