@@ -138,6 +138,9 @@ def main() -> None:
             stop(f"{path} does not exist")
     from mmengine.config import Config
 
+    # Makes mmengine accept `dcnv4_mm::...` as a base.
+    import dcnv4_mm.registry  # noqa: F401
+
     cfg = Config.fromfile(args.config)
     host = cfg.get("default_scope", "mmdet")
     if host not in PAINTERS:
