@@ -6,33 +6,6 @@
 namespace dcnv4_mm::dcnv4 {
 namespace {
 
-// Dot products of the four pixels around a point and the output's gradient.
-template <typename Storage, int vector>
-DCNV4_MM_DEVICE Weights<RealOf<Storage>> corner_dots(const Corners<const Storage>& corners,
-                                                     const Storage* grad_output, int32_t vectors) {
-  using Real = RealOf<Storage>;
-  // Sums of sums of a few vectors each: short sums have small errors.
-  Weights<Real> dots{}, part{};
-  for (int32_t v = 0; v < vectors; ++v) {
-    Words<Storage, vector> loaded[4];
-    for (int c = 0; c < 4; ++c) loaded[c] = load_words<vector>(corners.corner[c] + v * vector);
-    Real grad[vector], pixel[vector];
-    read<vector>(grad_output + v * vector, grad);
-    for (int c = 0; c < 4; ++c) {
-      unpack(loaded[c], pixel);
-      Real halves[2] = {};
-      for (int i = 0; i < vector; ++i) {
-        halves[i % 2] = multiply_add(pixel[i], grad[i], halves[i % 2]);
-      }
-      part.corner[c] += halves[0] + halves[1];
-    }
-    if (v % 8 < 7 && v + 1 < vectors) continue;
-    for (int c = 0; c < 4; ++c) dots.corner[c] += part.corner[c];
-    part = {};
-  }
-  return dots;
-}
-
 // Address of a row of grad_offset_mask.
 template <typename Storage>
 DCNV4_MM_DEVICE Storage* result_row(const Params& p, int64_t image, int32_t row, int32_t column) {
@@ -82,28 +55,22 @@ DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t
           pixel_at(offset_mask, p.offset_mask_pitches, tile.image, pair.row, pair.column);
       const Point<Real> point =
           locate_point<special>(p, t.kernel_rows, source + group_row, pair.row, pair.column, k);
-      Real grad_x = 0, grad_y = 0, grad_mask = 0;
+      PointGrad<Real> grad{};
       if (point.inside) {
         const int64_t channel = pair.group * p.group_channels;
         const auto corners = corners_of(place_of(point, row_pixels), value + channel,
                                         p.value_pitches.pixel, p.value_pitches.row);
-        const Storage* grad =
+        const Storage* output =
             pixel_at(grad_output, p.grad_output_pitches, tile.image, pair.row, pair.column);
-        const auto &x = point.x, &y = point.y;
-        const auto dots = corner_dots<Storage, vector>(corners, grad + channel, t.vectors);
-        const Real top = x.weight_first * dots.corner[0] + x.weight_second * dots.corner[1];
-        const Real bottom = x.weight_first * dots.corner[2] + x.weight_second * dots.corner[3];
-        const Real left = y.weight_first * dots.corner[0] + y.weight_second * dots.corner[2];
-        const Real right = y.weight_first * dots.corner[1] + y.weight_second * dots.corner[3];
-        const Real factor = Real(p.offset_scale) * point.mask;
-        grad_x = factor * (x.slope_first * left + x.slope_second * right);
-        grad_y = factor * (y.slope_first * top + y.slope_second * bottom);
-        grad_mask = y.weight_first * top + y.weight_second * bottom;
+        const auto dots = corner_dots<Storage, vector>(corners, output + channel, t.vectors);
+        grad = differentiate(point, dots);
+        grad.x *= Real(p.offset_scale);
+        grad.y *= Real(p.offset_scale);
       }
       Storage* result = result_row<Storage>(p, tile.image, pair.row, pair.column) + group_row;
-      write(result + 2 * k, grad_x);
-      write(result + 2 * k + 1, grad_y);
-      write(result + 2 * points + k, grad_mask);
+      write(result + 2 * k, grad.x);
+      write(result + 2 * k + 1, grad.y);
+      write(result + 2 * points + k, grad.factor);
     }
     if (tile.group == 0) clear_padding<Storage>(p, t, tile, thread, team.threads());
   });

@@ -3,65 +3,18 @@
 // Nothing here waits for the device or reads from it, and all memory is torch's, so that calls can
 // be captured in CUDA graphs.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <array>
-#include <mutex>
-
+#include "common/cuda_bindings.h"
+#include "common/dispatch.h"
 #include "dcnv4/cuda.h"
 #include "dcnv4/problem.h"
 
 namespace dcnv4_mm::dcnv4 {
 namespace {
 
-using cuda::Device;
-
 constexpr DeviceType kCuda = DeviceType::CUDA;
-
-int32_t attribute(cudaDeviceAttr name, int32_t device) {
-  int value = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&value, name, device);
-  check(error == cudaSuccess, "dcnv4_mm: CUDA: ", cudaGetErrorString(error));
-  return value;
-}
-
-// The limits of a device, asked for once.
-Device device_at(int32_t index) {
-  constexpr int32_t most = 64;
-  static std::array<Device, most> devices;
-  static std::array<std::once_flag, most> asked;
-  check(index >= 0 && index < most, "dcnv4: device ", index, " is beyond the supported ", most);
-  std::call_once(asked[index], [index] {
-    devices[index] = {index,
-                      {attribute(cudaDevAttrMultiProcessorCount, index),
-                       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index),
-                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index)}};
-  });
-  return devices[index];
-}
-
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-// Calls function with a number of the storage type, for its type alone.
-template <typename Function>
-void with_storage(DType dtype, Function function) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return function(double{});
-    case DType::kFloat32:
-      return function(float{});
-    case DType::kFloat16:
-      return function(Half{});
-    case DType::kBFloat16:
-      return function(BFloat16{});
-  }
-}
 
 void check_size(const Params& p) {
   const char* reason = why_too_large(p);

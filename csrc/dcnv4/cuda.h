@@ -8,11 +8,6 @@
 
 namespace dcnv4_mm::dcnv4::cuda {
 
-struct Device {
-  int32_t index;
-  DeviceLimits limits;
-};
-
 // Every function needs `device` to be the current one, and only enqueues. All throw
 // std::runtime_error if a launch fails. There is one instance per storage type.
 

@@ -10,27 +10,6 @@
 namespace dcnv4_mm::dcnv4 {
 namespace {
 
-template <typename Real, int vector>
-struct Sums {
-  Real channel[vector] = {};
-};
-
-// Adds one sample of `vector` channels, in the type of the arithmetic.
-template <typename Storage, int vector>
-DCNV4_MM_DEVICE void add_sample(const Corners<const Storage>& corners,
-                                const Weights<RealOf<Storage>>& weights,
-                                Sums<RealOf<Storage>, vector>* sums) {
-  Words<Storage, vector> loaded[4];
-  for (int c = 0; c < 4; ++c) loaded[c] = load_words<vector>(corners.corner[c]);
-  for (int c = 0; c < 4; ++c) {
-    RealOf<Storage> pixel[vector];
-    unpack(loaded[c], pixel);
-    for (int i = 0; i < vector; ++i) {
-      sums->channel[i] = multiply_add(weights.corner[c], pixel[i], sums->channel[i]);
-    }
-  }
-}
-
 // The fast way of float16 keeps other numbers in the weights' place: two words with the four
 // bilinear weights in float16, and the mask.
 struct FastWeights {
@@ -39,8 +18,8 @@ struct FastWeights {
 };
 
 DCNV4_MM_DEVICE Weights<float> fast_weights(Point<float> point) {
-  const float mask = point.mask;
-  point.mask = 1;
+  const float mask = point.factor;
+  point.factor = 1;
   const Weights<float> weights = reading_weights(point);
   Words<Half, 4> halves;
   pack(weights.corner, &halves);

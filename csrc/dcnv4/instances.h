@@ -4,19 +4,10 @@
 
 #include <type_traits>
 
+#include "common/dispatch.h"
 #include "dcnv4/launch.h"
 
 namespace dcnv4_mm::dcnv4 {
-
-template <int number>
-using Constant = std::integral_constant<int, number>;
-
-// Calls function(Constant<channels of a vector>) for `vector` channels, at most `widest`.
-template <int widest, typename Function>
-void with_vector(int32_t vector, Function function) {
-  if (vector == widest) return function(Constant<widest>{});
-  if constexpr (widest > 1) with_vector<widest / 2>(vector, function);
-}
 
 // Calls function(vector, special) with constants; there is code of its own for the 3x3 kernel where
 // the vectors are of the full width.

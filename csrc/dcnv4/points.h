@@ -2,22 +2,11 @@
 // same arithmetic in vectors of points.
 #pragma once
 
-#include "common/bilinear.h"
-#include "common/vectorized.h"
+#include "common/gpu_samples.h"
 #include "dcnv4/launch.h"
 
 namespace dcnv4_mm::dcnv4 {
 namespace {
-
-// A point's geometry.
-template <typename Real>
-struct Point {
-  using Int = decltype(truncate(Real{}));
-
-  bool inside;  // whether the point counts
-  Neighbours<Real, Int> x, y;
-  Real mask;
-};
 
 // K, known to the compiler where `special`, as special_points() gives it, is not 0.
 template <int special>
@@ -63,14 +52,8 @@ DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const Divis
   const Real offset_x = read(source + 2 * k), offset_y = read(source + 2 * k + 1);
   const Real x = coordinate<special>(p, 1, column, kernel_column, offset_x);
   const Real y = coordinate<special>(p, 0, row, kernel_row, offset_y);
-  const Real height = Real(p.height), width = Real(p.width);
-
-  Point<Real> point;
-  point.inside = is_inside(y, x, height, width);
-  point.x = neighbours(point.inside ? x : Real(0), width);
-  point.y = neighbours(point.inside ? y : Real(0), height);
-  point.mask = read(source + 2 * point_count<special>(p) + k);
-  return point;
+  const Real mask = read(source + 2 * point_count<special>(p) + k);
+  return point_at(y, x, Real(p.height), Real(p.width), mask);
 }
 
 // Where the four pixels around a point are, in one word: 4 * the first one's index in the image,
@@ -83,29 +66,6 @@ DCNV4_MM_DEVICE uint32_t place_of(const Point<Real>& point, int32_t row_pixels) 
   const int32_t pixel = static_cast<int32_t>(point.y.first) * row_pixels + point.x.first;
   return static_cast<uint32_t>(pixel) << 2 | static_cast<uint32_t>(point.y.step) << 1 |
          static_cast<uint32_t>(point.x.step);
-}
-
-// Weights of the four pixels: top left, top right, bottom left, bottom right.
-template <typename Real>
-struct alignas(4 * sizeof(Real)) Weights {
-  Real corner[4];
-};
-
-// For reading: where there is no next row or column, both weights are for the one pixel there is.
-template <typename Real>
-DCNV4_MM_DEVICE Weights<Real> reading_weights(const Point<Real>& point) {
-  const Real top = point.y.weight_first * point.mask, bottom = point.y.weight_second * point.mask;
-  return {top * point.x.weight_first, top * point.x.weight_second, bottom * point.x.weight_first,
-          bottom * point.x.weight_second};
-}
-
-// For adding: the one pixel that there is has the sum of both weights, so that no pixel is added to
-// twice.
-template <typename Real>
-DCNV4_MM_DEVICE Weights<Real> adding_weights(Point<Real> point) {
-  if (!point.x.step) point.x.weight_first += point.x.weight_second;
-  if (!point.y.step) point.y.weight_first += point.y.weight_second;
-  return reading_weights(point);
 }
 
 // Samples in a block's shared memory.
@@ -123,12 +83,7 @@ DCNV4_MM_DEVICE Samples<Real> samples_in(void* shared, int32_t capacity) {
   return {weights, reinterpret_cast<uint32_t*>(weights + capacity)};
 }
 
-// Addresses of the four pixels of a place that counts, in the order of the weights.
-template <typename Element>
-struct Corners {
-  Element* corner[4];
-};
-
+// Addresses of the four pixels of a place that counts.
 template <typename Element>
 DCNV4_MM_DEVICE Corners<Element> corners_of(uint32_t place, Element* image, int64_t pixel_pitch,
                                             int64_t row_pitch) {
