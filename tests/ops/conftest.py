@@ -50,7 +50,7 @@ def cuda_build(tmp_path_factory):
             kept = folder / Path(source).parent.name
             kept.mkdir(exist_ok=True)
             if source.endswith(".cu"):
-                flags += ["-Xptxas=-v", "--keep", f"--keep-dir={kept}"]
+                sources[source] = [*flags, "-Xptxas=-v", "--keep", f"--keep-dir={kept}"]
         monkeypatch.setitem(build.__globals__, "cuda_sources", lambda: sources)
         said = folder / "said"
         library = folder / "libdcnv4_mm_cuda.so"
