@@ -78,8 +78,9 @@ def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
         flat = (tmp_path / f"{model['Name']}.py").read_text()
         assert "_base_" not in flat
         assert "dcnv4_mm." in flat
-    weights = [model["Weights"] for model in here if "Original Config" in model["Metadata"]]
-    assert weights
+    # Nothing is released of the models that learn generated sets, or for BEVFormer v2.
+    weights = [model["Weights"] for model in here if model["Weights"] != [""]]
+    assert len(weights) == 12 + 8
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
 
 
