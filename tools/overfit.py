@@ -50,7 +50,7 @@ def main() -> None:
         short = ("max_epochs=1", "val_interval=1")
         options = ["--cfg-options", *(f"train_cfg.{option}" for option in short)]
         options += ["train_dataloader.dataset.times=1"]
-    prepare_folder(folder, fingerprint(config, data, options))
+    prepare_folder(folder, fingerprint(config, data / "mini_coco.json", options))
     train(config, folder, work_dir, options, epochs)
     curve = _figures.read_curves(folder)
     plot = _figures.plot_curves({"DINO": curve}, work_dir / "curves.png")
