@@ -28,8 +28,8 @@ GPU_ARGUMENTS ?=
 DRY := $(filter-out cuda,$(GPU_DEVICE))
 ON_GPU := PYTHONPATH=$(CURDIR)
 
-.PHONY: help install quickstart test test-mim test-mmpretrain check lint trials trial-classification \
-	trial-dino trial-ade20k bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers docs ext wheel clean
+.PHONY: help install quickstart test test-mim test-mmpretrain check lint trials bench \
+	gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers docs ext wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -60,16 +60,15 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-trials: quickstart trial-classification trial-dino trial-ade20k ## the learning targets (minutes each)
+TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former
 
-trial-classification: $(LANE)/.installed ## train and evaluate a small classifier through mim
-	$(LANE)/bin/python tools/trial_classification.py
+trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino
 
-trial-dino: install ## let a small DINO learn eight generated pictures by heart
-	$(BIN)/python tools/overfit.py
+trial-classifier: $(LANE)/.installed
+	$(LANE)/bin/python tools/trials.py classifier
 
-trial-ade20k: install ## train a small UPerNet, and a small Mask2Former on eight pictures
-	$(BIN)/python tools/trials.py
+trial-%: install
+	$(BIN)/python tools/trials.py $*
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
 bench: install ## measure the operators and the backbone

@@ -1,4 +1,4 @@
-"""The curves and pictures of quickstart.py and overfit.py."""
+"""The curves and pictures of quickstart.py and trials.py."""
 
 import csv
 import json
@@ -8,22 +8,27 @@ from pathlib import Path
 Curve = list[tuple[int, str, float]]
 
 
-def read_curves(folder: Path) -> Curve:
-    """Training losses and mAPs from all runs in a work folder, by iteration.
+def read_curves(folder: Path, metrics: dict[str, str]) -> Curve:
+    """Training losses and results from all runs in a work folder, by iteration.
 
     A run that was interrupted and went on has logged twice what it did twice: the later counts.
+
+    Args:
+        folder: A work folder.
+        metrics: Name of a result -> its key in mmengine's log.
     """
     points: dict[tuple[int, str], float] = {}
-    per_epoch = 0
+    # Results are logged by epoch where training counts epochs.
+    per_epoch = 1
     for path in sorted(folder.glob("*/vis_data/scalars.json")):
         for record in map(json.loads, path.read_text().splitlines()):
             if "loss" in record:
                 points[record["step"], "loss"] = record["loss"]
-                per_epoch = max(per_epoch, round(record["step"] / record["epoch"]))
-            for kind in ("bbox", "segm"):
-                if f"coco/{kind}_mAP" in record:
-                    step = record["step"] * per_epoch
-                    points[step, f"{kind} mAP"] = record[f"coco/{kind}_mAP"]
+                if "epoch" in record:
+                    per_epoch = max(per_epoch, round(record["step"] / record["epoch"]))
+            for name, key in metrics.items():
+                if key in record:
+                    points[record["step"] * per_epoch, name] = record[key]
     return [(step, name, value) for (step, name), value in sorted(points.items())]
 
 
@@ -39,14 +44,18 @@ def training_minutes(folder: Path) -> float:
 
 
 def plot_curves(curves: dict[str, Curve], path: Path) -> Path:
-    """Draws loss and mAP over the iterations, one colour for each run."""
+    """Draws loss and results over the iterations, one colour for each run."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    styles = {"loss": (left, "-"), "bbox mAP": (right, "-"), "segm mAP": (right, "--")}
+    metrics = {name: None for curve in curves.values() for _, name, _ in curve if name != "loss"}
+    styles = {
+        "loss": (left, "-"),
+        **{name: (right, style) for name, style in zip(metrics, ("-", "--", ":"), strict=False)},
+    }
     for color, (row, curve) in zip(("C0", "C1", "C2"), curves.items(), strict=False):
         for name, (axes, style) in styles.items():
             points = [(step, value) for step, kind, value in curve if kind == name]
@@ -54,7 +63,7 @@ def plot_curves(curves: dict[str, Curve], path: Path) -> Path:
                 continue
             label = row if name == "loss" else f"{name}, {row}"
             axes.plot(*zip(*points, strict=True), style, color=color, label=label)
-    for axes, title in ((left, "training loss"), (right, "mAP")):
+    for axes, title in ((left, "training loss"), (right, ", ".join(metrics))):
         axes.set(title=title, xlabel="iteration")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
@@ -78,7 +87,7 @@ def picture_grid(folder: Path, path: Path, *, count: int = 12, columns: int = 3)
     import cv2
     import numpy as np
 
-    painted = sorted(folder.glob("*/pictures/*"))[:count]
+    painted = sorted(p for p in folder.rglob("*") if p.suffix in {".jpg", ".png"})[:count]
     if not painted:
         raise FileNotFoundError(f"no painted pictures below {folder}")
     pictures = [cv2.imread(str(p)) for p in painted]

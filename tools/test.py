@@ -44,6 +44,8 @@ def show_predictions(cfg, args: argparse.Namespace) -> None:
     host = cfg.get("default_scope")
     hook["enable" if host == "mmpretrain" else "draw"] = True
     hook["show"], hook["wait_time"] = args.show, args.wait_time
+    # mmseg and mmpretrain would paint every 50th and every 5000th.
+    hook["interval"] = 1
     if args.show_dir and host == "mmseg":
         cfg.visualizer["save_dir"] = args.show_dir
     elif args.show_dir:

@@ -1,22 +1,20 @@
-"""Trains small models on generated pictures through mim, and checks what they have learned.
+"""Trains small models on generated data through mim, and checks what they have learned.
 
-    python tools/trials.py [upernet] [mask2former] [--record DIR]
+    python tools/trials.py dino [upernet] [mask2former] [--quick] [--record DIR]
+    python tools/trials.py classifier       # where mmpretrain is installed
 
-Needs the installed package with its hosts and openmim. A trial that is finished is not done again;
-an interrupted one goes on.
+What is finished is not done again; an interrupted training goes on. Needs the installed package
+with its hosts and openmim. ``make trials`` runs all, ``make trial-dino`` one.
 """
 
 import argparse
-import csv
-import json
 import shutil
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import _figures
+from _mim import ROOT, evaluate, find_config, prepare_folder, resolve, train, write_data
 from _running import stop
-from quickstart import ROOT, find_config, mim, run
 
 
 @dataclass(frozen=True)
@@ -25,126 +23,144 @@ class Trial:
 
     Args:
         config: Name of a quickstart config.
-        data: Script that writes its data set; also the name of the set.
-        pictures: Folder of the set whose pictures are painted.
-        metric: Key of the result.
-        target: The least result, as the host reports it.
+        data: Generator of its data set, of tools/data.
+        sizes: Options of the generator.
+        metrics: What is printed of the result, and plotted -> the host's name of it.
+        target: The least that the first of them has to reach.
         minutes: What the training may take on two cores.
+        tested_on: The pictures of the test.
+        quick_sizes: Options of the generator, and
+        quick: settings of the config, for a run of a few iterations.
     """
 
     config: str
     data: str
-    pictures: str
-    metric: str
+    metrics: dict[str, str]
     target: float
     minutes: float
+    tested_on: str = "held-out pictures"
+    sizes: tuple[str, ...] = ()
+    quick_sizes: tuple[str, ...] = ("--num-train", "8", "--num-val", "2")
+    quick: tuple[str, ...] = ()
 
 
+TWO_STEPS = (
+    *("train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=2"),
+    *("default_hooks.checkpoint.interval=2", "default_hooks.logger.interval=1"),
+)
+EIGHT = ("--num-train", "8", "--num-val", "2")
 TRIALS = {
+    "dino": Trial(
+        config="dino-4scale_flash-internimage-nano_1xb2-9e_mini-coco",
+        data="mini_coco",
+        sizes=EIGHT,
+        metrics={"bbox mAP": "coco/bbox_mAP"},
+        target=0.5,
+        minutes=20,
+        tested_on="the eight pictures it has learned",
+        quick=("train_cfg.max_epochs=1", "train_dataloader.dataset.times=1"),
+    ),
     "upernet": Trial(
         config="upernet_flash-internimage-nano_1xb8-800it_mini-ade20k",
         data="mini_ade20k",
-        pictures="images/validation",
-        metric="mIoU",
+        metrics={"mIoU": "mIoU"},
         target=60,
         minutes=10,
+        quick=TWO_STEPS,
     ),
-    # Tested on the eight pictures that it has learned.
     "mask2former": Trial(
         config="mask2former_flash-internimage-nano_1xb4-300it_mini-ade20k",
         data="mini_ade20k",
-        pictures="images/training",
-        metric="mIoU",
+        sizes=EIGHT,
+        metrics={"mIoU": "mIoU"},
         target=70,
         minutes=20,
+        tested_on="the eight pictures it has learned",
+        quick=TWO_STEPS,
+    ),
+    "classifier": Trial(
+        config="flash-internimage-nano_1xb32-40e_mini-imagenet",
+        data="mini_imagenet",
+        metrics={"top-1": "accuracy/top1", "top-5": "accuracy/top5"},
+        target=80,
+        minutes=10,
+        quick_sizes=("--num-train", "4", "--num-val", "1"),
+        quick=("train_cfg.max_epochs=1", "train_cfg.val_interval=1"),
     ),
 }
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train small models and check their results.")
-    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"of {', '.join(TRIALS)}; all")
-    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "trials")
-    parser.add_argument("--record", type=Path, metavar="DIR", help="also write the figures here")
+    parser.add_argument("trials", nargs="+", choices=TRIALS, help="what to try")
+    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/trials[-quick]")
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="also write the figures to a folder of each here"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few iterations, to see that everything runs; it learns nothing",
+    )
     args = parser.parse_args()
-    if unknown := set(args.trials) - set(TRIALS):
-        parser.error(f"there is no trial {', '.join(unknown)}; there are {', '.join(TRIALS)}")
+    if args.work_dir is None:
+        args.work_dir = ROOT / "work_dirs" / ("trials-quick" if args.quick else "trials")
     return args
 
 
-def train(trial: Trial, config: Path, folder: Path, work_dir: Path) -> Path:
-    """Trains through mim unless that is done; gives the last checkpoint."""
-    from mmengine.config import Config
+def attempt(name: str, work_dir: Path, record: Path | None, *, quick: bool) -> bool:
+    """Trains and tests one model, and shows what came out.
 
-    last = folder / f"iter_{Config.fromfile(config).train_cfg.max_iters}.pth"
-    if not last.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = mim("train", "dcnv4_mm", config.name, "--work-dir", str(folder), "--resume")
-        started = time.monotonic()
-        run(command, work_dir, folder / "train.log")
-        with (folder / "seconds.txt").open("a") as file:
-            print(round(time.monotonic() - started), file=file)
-    return last
+    Args:
+        name: A key of ``TRIALS``.
+        work_dir: Folder of its data set, checkpoints and figures.
+        record: Folder for copies of the figures.
+        quick: Whether to do a few iterations only.
 
-
-def evaluate(trial: Trial, config: Path, checkpoint: Path, work_dir: Path) -> float:
-    """Tests through mim and paints the pictures; gives the result."""
-    folder = checkpoint.parent
-    shutil.rmtree(folder / "test", ignore_errors=True)
-    command = mim("test", "dcnv4_mm", config.name, "--checkpoint", str(checkpoint))
-    run([*command, "--work-dir", str(folder / "test")], work_dir, folder / "test.log")
-    (written,) = (folder / "test").glob("*/*.json")
-    demo = [sys.executable, str(Path(__file__).with_name("demo.py"))]
-    pictures = work_dir / "data" / trial.data / trial.pictures
-    options = ["--out-dir", str(folder / "demo")]
-    run(
-        [*demo, str(pictures), str(config), str(checkpoint), *options],
-        work_dir,
-        folder / "demo.log",
+    Returns:
+        Whether the target was reached, in the time it has.
+    """
+    trial, folder = TRIALS[name], work_dir / "run"
+    stamp = write_data(trial.data, list(trial.quick_sizes if quick else trial.sizes), work_dir)
+    config, options = find_config(trial.config), list(trial.quick if quick else ())
+    prepare_folder(folder, resolve(config, options), stamp)
+    checkpoint = train(config, folder, work_dir, options)
+    pictures = ("--show-dir", str(folder / "pictures"))
+    found = evaluate(config, checkpoint, folder, work_dir, *pictures)
+    results = {metric: found[key] for metric, key in trial.metrics.items()}
+    minutes = _figures.training_minutes(folder)
+    first = next(iter(results))
+    summary = (
+        f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in results.items())} on "
+        f"{trial.tested_on} (target {first} {trial.target:g}), "
+        f"after {minutes:.1f} min of training (target {trial.minutes:g})"
     )
-    return json.loads(written.read_text())[trial.metric]
-
-
-def curve(trial: Trial, folder: Path) -> list[tuple[int, str, float]]:
-    """Training losses and results by iteration, from mmengine's logs."""
-    points = {}
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        for record in map(json.loads, path.read_text().splitlines()):
-            for name in ("loss", trial.metric):
-                if name in record:
-                    points[record["step"], name] = record[name]
-    return [(step, name, value) for (step, name), value in sorted(points.items())]
+    curves = {name: _figures.read_curves(folder, trial.metrics)}
+    plot = _figures.plot_curves(curves, work_dir / "curves.png")
+    grid = _figures.picture_grid(folder / "pictures", work_dir / "predictions.jpg")
+    if record:
+        record.mkdir(parents=True, exist_ok=True)
+        _figures.write_curves(curves, record / "curves.csv")
+        for path in (plot, grid):
+            shutil.copy(path, record)
+        (record / "summary.txt").write_text(f"{summary}\n")
+    print(f"{summary}\nloss and results: {plot}\npredictions: {grid}")
+    return results[first] >= trial.target and minutes <= trial.minutes
 
 
 def main() -> None:
     args = parse_args()
-    work_dir = args.work_dir.resolve()
-    (work_dir / "data").mkdir(parents=True, exist_ok=True)
-    missed = []
-    for name in args.trials or TRIALS:
-        trial, folder = TRIALS[name], work_dir / name
-        script = Path(__file__).parent / "data" / f"{trial.data}.py"
-        data = work_dir / "data" / trial.data
-        run([sys.executable, str(script), str(data)], work_dir, work_dir / "data.log")
-        config = find_config(trial.config)
-        checkpoint = train(trial, config, folder, work_dir)
-        result = evaluate(trial, config, checkpoint, work_dir)
-        minutes = sum(map(int, (folder / "seconds.txt").read_text().split())) / 60
-        summary = (
-            f"{name}: {trial.metric} {result:.1f} (target {trial.target:g}), "
-            f"trained in {minutes:.1f} min (target {trial.minutes:g})"
+    missed = [
+        name
+        for name in args.trials
+        if not attempt(
+            name,
+            (args.work_dir / name).resolve(),
+            args.record and args.record / name,
+            quick=args.quick,
         )
-        print(f"{summary}\npictures: {folder / 'demo' / 'vis'}")
-        if args.record:
-            args.record.mkdir(parents=True, exist_ok=True)
-            with (args.record / f"{name}.csv").open("w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(("iteration", "name", "value"))
-                writer.writerows((s, n, f"{v:.4f}") for s, n, v in curve(trial, folder))
-            (args.record / f"{name}.txt").write_text(f"{summary}\n")
-        if result < trial.target or minutes > trial.minutes:
-            missed.append(name)
-    if missed:
+    ]
+    if missed and not args.quick:
         stop(f"missed their targets: {', '.join(missed)}")
 
 

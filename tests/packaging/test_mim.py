@@ -1,6 +1,5 @@
 """mim's commands, run by hand as it were: from another folder, on the installed wheel."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -34,14 +33,11 @@ def models() -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
+def data_root(tmp_path_factory, run) -> Path:
     """The mini COCO set, with few pictures."""
-    spec = importlib.util.spec_from_file_location("mini_coco", ROOT / "tools/data/mini_coco.py")
-    mini_coco = importlib.util.module_from_spec(spec)
-    sys.modules["mini_coco"] = mini_coco
-    spec.loader.exec_module(mini_coco)
     folder = tmp_path_factory.mktemp("data") / "mini_coco"
-    mini_coco.generate(folder, num_train=8, num_val=4)
+    generator = (sys.executable, ROOT / "tools/data/mini_coco.py")
+    run(*generator, folder, "--num-train", 8, "--num-val", 4, cwd=folder.parent)
     return folder
 
 

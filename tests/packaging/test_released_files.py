@@ -1,6 +1,5 @@
 """Files as the original project wrote them, evaluated by mim without any preparatory step."""
 
-import importlib.util
 import json
 import pickle
 import sys
@@ -30,14 +29,11 @@ SIZES = {MASK_RCNN: (256, 192), CASCADE: (160, 128), DINO: (384, 288)}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, run):
     """A folder with a mini COCO at the place and in the names of COCO."""
-    spec = importlib.util.spec_from_file_location("mini_coco", ROOT / "tools/data/mini_coco.py")
-    mini_coco = importlib.util.module_from_spec(spec)
-    sys.modules["mini_coco"] = mini_coco
-    spec.loader.exec_module(mini_coco)
     folder = tmp_path_factory.mktemp("released")
-    mini_coco.generate(folder / "data" / "coco", num_train=2, num_val=3, as_coco=True)
+    generator = (sys.executable, ROOT / "tools/data/mini_coco.py", "data/coco", "--as-coco")
+    run(*generator, "--num-train", 2, "--num-val", 3, cwd=folder)
     return folder
 
 

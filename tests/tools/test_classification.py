@@ -145,13 +145,6 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_trial_runs_through_mim(tmp_path):
-    said = run(TOOLS / "trial_classification.py", "--quick", "--work-dir", tmp_path, cwd=tmp_path)
-    assert "Epoch(train)" in said
-    assert "accuracy/top1:" in said
-    assert re.search(r"held-out pictures: top-1 [\d.]+ %, top-5 [\d.]+ %", said)
-
-
 def test_fine_tuning_example(pictures, released):
     shutil.copy(EXAMPLE, pictures)
     options = [*no_workers("train", "val"), "train_cfg.max_epochs=1", f"load_from={released}"]

@@ -55,7 +55,7 @@ def data(tmp_path_factory):
     "tool",
     [
         *("train.py", "test.py", "demo.py", "convert.py", "offsets.py", "quickstart.py"),
-        *("overfit.py", "trial_classification.py"),
+        "trials.py",
         *("data/mini_coco.py", "data/check_coco.py"),
         *("data/mini_imagenet.py", "data/check_imagenet.py"),
     ],

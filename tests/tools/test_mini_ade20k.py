@@ -134,7 +134,7 @@ def test_check_reads_labels_on_request(copy):
     assert "ADE_train_00000004.png or its picture is damaged" in lines[3]
 
 
-@pytest.mark.parametrize("tool", ["mini_ade20k.py", "check_ade20k.py", "../trials.py"])
+@pytest.mark.parametrize("tool", ["mini_ade20k.py", "check_ade20k.py"])
 def test_help(tool):
     result = run(tool, "-h")
     assert result.returncode == 0, result.stderr

@@ -173,7 +173,7 @@ def test_a_finished_set_is_kept_and_foreign_folders_are_refused(mini_coco_module
         mini_coco_module.generate(folder, num_train=2, num_val=2, seed=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("keep")
-    with pytest.raises(ValueError, match="no mini COCO set"):
+    with pytest.raises(ValueError, match="no mini_coco set"):
         mini_coco_module.generate(tmp_path / "other", num_train=2, num_val=2)
     assert (tmp_path / "other" / "precious.txt").read_text() == "keep"
 

@@ -11,17 +11,19 @@ import pytest
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
+from mmengine.config import Config
+
 pytestmark = pytest.mark.mmdet
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 @pytest.fixture
-def quickstart(monkeypatch):
+def running(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    import quickstart
+    import _mim
 
-    return quickstart
+    return _mim
 
 
 @pytest.fixture
@@ -71,14 +73,21 @@ def test_all_of_it_through_mim(tmp_path):
     assert written == {p: p.stat().st_mtime_ns for p in work_dir.rglob("*.pth")}
 
 
-def test_settings_decide_whether_a_folder_is_kept(quickstart, tmp_path):
-    folder = tmp_path / "run"
-    quickstart.prepare_folder(folder, "a")
+def test_settings_decide_whether_a_folder_is_kept(running, tmp_path):
+    folder, stamp = tmp_path / "run", tmp_path / "stamp.json"
+    stamp.write_text("a set")
+
+    def prepare(**settings):
+        running.prepare_folder(folder, Config(settings), stamp)
+        return [p.name for p in folder.iterdir()]
+
+    prepare(lr=1)
     (folder / "epoch_1.pth").write_text("weights")
-    quickstart.prepare_folder(folder, "a")
-    assert (folder / "epoch_1.pth").is_file()
-    quickstart.prepare_folder(folder, "b")
-    assert [p.name for p in folder.iterdir()] == ["settings.txt"]
+    assert len(prepare(lr=1)) == 2
+    assert prepare(lr=2) == ["settings.txt"]
+    (folder / "epoch_1.pth").write_text("weights")
+    stamp.write_text("another set")
+    assert prepare(lr=2) == ["settings.txt"]
 
 
 @pytest.mark.parametrize(
@@ -91,33 +100,34 @@ def test_settings_decide_whether_a_folder_is_kept(quickstart, tmp_path):
     ],
 )
 def test_what_becomes_of_an_interrupted_training(
-    files, pointer, expected, quickstart, tmp_path, monkeypatch
+    files, pointer, expected, running, tmp_path, monkeypatch
 ):
     commands = []
-    monkeypatch.setattr(quickstart, "run", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(running, "run", lambda command, *_: commands.append(command))
     for name in files:
         (tmp_path / name).write_text("weights")
     if pointer:
         (tmp_path / "last_checkpoint").write_text(str(tmp_path / pointer))
-    config = Path("config.py")
-    assert quickstart.train(config, tmp_path, tmp_path, [], 2) == tmp_path / "epoch_2.pth"
+    config = tmp_path / "config.py"
+    config.write_text("train_cfg = dict(max_epochs=2)")
+    assert running.train(config, tmp_path, tmp_path, []) == tmp_path / "epoch_2.pth"
     assert bool(commands) == (expected != "done")
     assert all("--resume" in command for command in commands)
     assert (tmp_path / "last_checkpoint").is_file() == (expected != "starts anew")
 
 
-def test_a_failing_command_shows_the_end_of_its_log(quickstart, tmp_path):
+def test_a_failing_command_shows_the_end_of_its_log(running, tmp_path):
     command = [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"]
     with pytest.raises(SystemExit, match=r"(?s)error: .*the reason"):
-        quickstart.run(command, tmp_path, tmp_path / "log")
+        running.run(command, tmp_path, tmp_path / "log")
 
 
-def test_progress_keeps_what_tells(quickstart):
+def test_progress_keeps_what_tells(running):
     line = (
         "11/20 13:09:06 - mmengine - INFO - Epoch(train)  [1][40/60]  lr: 8.6980e-04  "
         "eta: 0:00:22  time: 1.4719  grad_norm: 5.4482  loss: 2.4965  loss_rpn_cls: 0.3944"
     )
-    shown = quickstart.progress(line)
+    shown = running.progress(line)
     assert shown.split() == ["Epoch(train)", "[1][40/60]", "eta:", "0:00:22", "loss:", "2.4965"]
 
 
@@ -133,7 +143,7 @@ def test_curves_of_a_run_that_was_interrupted(figures, tmp_path):
     first_epoch = {"coco/bbox_mAP": 0.1, "coco/segm_mAP": 0.2, "step": 1}
     log("1", step(5, 1, 3.0), step(10, 1, 2.0), first_epoch, step(15, 2, 9.0))
     log("2", step(15, 2, 1.5), step(20, 2, 1.0), {**first_epoch, "step": 2})
-    curve = figures.read_curves(tmp_path)
+    curve = figures.read_curves(tmp_path, {"segm mAP": "coco/segm_mAP"})
     assert [(s, v) for s, name, v in curve if name == "loss"] == [
         (5, 3.0),
         (10, 2.0),

@@ -185,7 +185,8 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
     name = f"{original}-{copies}"
     command = ["--work-dir", name, "--out", f"{name}.pkl", *(["--tta"] if copies else [])]
     command += ["--cfg-options", *SMALL, *texts]
-    run(TOOLS / "test.py", config_of(original), path, *command, cwd=folder)
+    mim = ("-m", "mim", "test", "dcnv4_mm", config_of(original).name, "--checkpoint", path)
+    run(*mim, *command, cwd=folder)
     found = pickle.loads((folder / f"{name}.pkl").read_bytes())
     (log,) = (folder / name).glob("*/*.json")
     metrics = json.loads(log.read_text())

@@ -7,15 +7,12 @@ with many tiny objects), 1 is the ground, and a class for each kind of shape fol
 """
 
 import argparse
-import json
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+from _whole import write_whole
 from mini_coco import CLASSES as SHAPES
 from mini_coco import FINE, Instance, draw_image
 from PIL import Image
@@ -29,7 +26,6 @@ PALETTE = (
 )
 # Folder -> what ADE20K's file names in it begin with.
 SPLITS = {"training": "ADE_train", "validation": "ADE_val"}
-STAMP = "mini_ade20k.json"
 
 
 def label_map(instances: list[Instance], shape: tuple[int, int]) -> np.ndarray:
@@ -69,24 +65,6 @@ def write_split(folder: Path, split: str, seed: int, count: int) -> None:
         labels.save(annotations / f"{name}.png")
 
 
-def is_finished(out_dir: Path, settings: dict) -> bool:
-    """Whether ``out_dir`` already holds exactly this set.
-
-    Raises:
-        ValueError: The folder holds something else.
-    """
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
-        return False
-    stamp = out_dir / STAMP
-    found = json.loads(stamp.read_text()) if stamp.is_file() else "no mini ADE20K set"
-    if found != settings:
-        raise ValueError(
-            f"{out_dir} holds {found}, asked for was {settings}: give another folder, or remove "
-            "this one first"
-        )
-    return True
-
-
 def generate(
     out_dir: str | Path, *, seed: int = 0, num_train: int = 240, num_val: int = 60
 ) -> bool:
@@ -112,23 +90,14 @@ def generate(
         raise ValueError(f"each split needs at least 2 pictures, got {num_train} and {num_val}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative, got {seed}")
-    out_dir = Path(out_dir)
-    settings = {"format": FORMAT, "seed": seed, "training": num_train, "validation": num_val}
-    if is_finished(out_dir, settings):
-        return False
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
+    settings = {"name": "mini_ade20k", "format": FORMAT, "seed": seed}
+    settings |= {"training": num_train, "validation": num_val}
+
+    def write(folder: Path) -> None:
         for split in SPLITS:
-            write_split(temporary, split, seed, settings[split])
-        (temporary / STAMP).write_text(json.dumps(settings))
-        # mkdtemp makes a folder for its owner alone.
-        temporary.chmod(0o755)
-        os.replace(temporary, out_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return True
+            write_split(folder, split, seed, settings[split])
+
+    return write_whole(out_dir, settings, write)
 
 
 def main() -> int:

@@ -12,22 +12,19 @@ import argparse
 import colorsys
 import json
 import math
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from _whole import write_whole
 from pycocotools import mask as coco_mask
 
 FORMAT = 1
 CLASSES = ("disk", "ring", "triangle", "box", "star")
 SPLITS = ("train", "val")
-STAMP = "mini_coco.json"
 SIDE_RANGE = (160, 256)
 # Outlines are drawn on a grid this many times finer than the picture: smooth edges and polygons.
 FINE = 4
@@ -309,24 +306,6 @@ def make_like_coco(folder: Path) -> None:
         (folder / split).rename(folder / f"{split}2017")
 
 
-def is_finished(out_dir: Path, settings: dict) -> bool:
-    """Whether ``out_dir`` already holds exactly this set.
-
-    Raises:
-        ValueError: The folder holds something else.
-    """
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
-        return False
-    stamp = out_dir / STAMP
-    found = json.loads(stamp.read_text()) if stamp.is_file() else "no mini COCO set"
-    if found != settings:
-        raise ValueError(
-            f"{out_dir} holds {found}, asked for was {settings}: give another folder, or remove "
-            "this one first"
-        )
-    return True
-
-
 def generate(
     out_dir: str | Path,
     *,
@@ -359,36 +338,29 @@ def generate(
         raise ValueError(f"each split needs at least 2 pictures, got {num_train} and {num_val}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative, got {seed}")
-    out_dir = Path(out_dir)
-    settings = {"format": FORMAT, "seed": seed, "train": num_train, "val": num_val}
+    settings = {"name": "mini_coco", "format": FORMAT, "seed": seed}
+    settings |= {"train": num_train, "val": num_val}
     if as_coco:
         settings["as_coco"] = True
-    if is_finished(out_dir, settings):
-        return False
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
-        (temporary / "annotations").mkdir()
+
+    def write(folder: Path) -> None:
+        (folder / "annotations").mkdir()
         done, total = 0, num_train + num_val
-        for split, count in zip(SPLITS, (num_train, num_val), strict=True):
-            for _ in write_split(temporary, split, seed, count):
+        for split in SPLITS:
+            for _ in write_split(folder, split, seed, settings[split]):
                 done += 1
                 if progress and sys.stderr.isatty():
+                    end = "\n" if done == total else ""
                     print(
-                        f"\rmini COCO: {done}/{total} pictures", end="", file=sys.stderr, flush=True
+                        f"\rmini COCO: {done}/{total} pictures",
+                        end=end,
+                        file=sys.stderr,
+                        flush=True,
                     )
-        if progress and sys.stderr.isatty():
-            print(file=sys.stderr)
         if as_coco:
-            make_like_coco(temporary)
-        (temporary / STAMP).write_text(json.dumps(settings))
-        # mkdtemp makes a folder for its owner alone.
-        temporary.chmod(0o755)
-        os.replace(temporary, out_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return True
+            make_like_coco(folder)
+
+    return write_whole(out_dir, settings, write)
 
 
 def main() -> int:

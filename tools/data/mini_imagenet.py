@@ -6,15 +6,12 @@ Ten classes, the outlines of mini COCO in warm and in cold colours; a folder for
 """
 
 import argparse
-import json
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+from _whole import write_whole
 from mini_coco import CLASSES as OUTLINES
 from mini_coco import color, draw_outline, texture
 
@@ -23,7 +20,6 @@ FORMAT = 1
 HUES = {"cold": (0.45, 0.7), "warm": (-0.05, 0.17)}
 CLASSES = tuple(f"{warmth}_{outline}" for warmth in HUES for outline in sorted(OUTLINES))
 SPLITS = ("train", "val")
-STAMP = "mini_imagenet.json"
 SIDE_RANGE = (80, 128)
 
 
@@ -80,30 +76,14 @@ def generate(
         raise ValueError(f"each class needs at least 1 picture, got {num_train} and {num_val}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative, got {seed}")
-    out_dir = Path(out_dir)
-    settings = {"format": FORMAT, "seed": seed, "train": num_train, "val": num_val}
-    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
-        stamp = out_dir / STAMP
-        found = json.loads(stamp.read_text()) if stamp.is_file() else "no mini ImageNet set"
-        if found != settings:
-            raise ValueError(
-                f"{out_dir} holds {found}, asked for was {settings}: give another folder, or "
-                "remove this one first"
-            )
-        return False
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
-        for split, count in zip(SPLITS, (num_train, num_val), strict=True):
-            write_split(temporary, split, seed, count)
-        (temporary / STAMP).write_text(json.dumps(settings))
-        # mkdtemp makes a folder for its owner alone.
-        temporary.chmod(0o755)
-        os.replace(temporary, out_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return True
+    settings = {"name": "mini_imagenet", "format": FORMAT, "seed": seed}
+    settings |= {"train": num_train, "val": num_val}
+
+    def write(folder: Path) -> None:
+        for split in SPLITS:
+            write_split(folder, split, seed, settings[split])
+
+    return write_whole(out_dir, settings, write)
 
 
 def main() -> int:
