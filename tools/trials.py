@@ -61,7 +61,7 @@ TRIALS = {
         quick=("train_cfg.max_epochs=1", "train_dataloader.dataset.times=1"),
     ),
     "upernet": Trial(
-        config="upernet_flash-internimage-nano_1xb8-800it_mini-ade20k",
+        config="upernet_flash-internimage-nano_1xb8-500it_mini-ade20k",
         data="mini_ade20k",
         metrics={"mIoU": "mIoU"},
         target=60,

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 QUICKSTART = ROOT / "configs" / "quickstart"
-UPERNET = QUICKSTART / "upernet_flash-internimage-nano_1xb8-800it_mini-ade20k.py"
+UPERNET = QUICKSTART / "upernet_flash-internimage-nano_1xb8-500it_mini-ade20k.py"
 MASK2FORMER = QUICKSTART / "mask2former_flash-internimage-nano_1xb4-300it_mini-ade20k.py"
 # No worker processes, and a log line for every step.
 SMALL = [

@@ -36,8 +36,8 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=1, dataset=dict(**_base_.mini_ade20k, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_iters = 800
-train_cfg = dict(max_iters=max_iters, val_interval=200)
+max_iters = 500
+train_cfg = dict(max_iters=max_iters, val_interval=100)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(
@@ -49,5 +49,5 @@ param_scheduler = [
     )
 ]
 randomness = dict(seed=0)
-default_hooks = dict(checkpoint=dict(interval=200), logger=dict(interval=20))
+default_hooks = dict(checkpoint=dict(interval=100), logger=dict(interval=20))
 auto_scale_lr = dict(base_batch_size=8)
