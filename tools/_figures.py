@@ -83,11 +83,12 @@ def write_curves(curves: dict[str, Curve], path: Path) -> None:
 
 
 def picture_grid(folder: Path, path: Path, *, count: int = 12, columns: int = 3) -> Path:
-    """Puts the first painted pictures below a folder into one."""
+    """Puts painted pictures from all over a folder into one."""
     import cv2
     import numpy as np
 
-    painted = sorted(p for p in folder.rglob("*") if p.suffix in {".jpg", ".png"})[:count]
+    painted = sorted(p for p in folder.rglob("*") if p.suffix in {".jpg", ".png"})
+    painted = painted[:: max(1, len(painted) // count)][:count]
     if not painted:
         raise FileNotFoundError(f"no painted pictures below {folder}")
     pictures = [cv2.imread(str(p)) for p in painted]
