@@ -18,6 +18,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet
 # Folders are listed too: their time changes when a file in them is deleted.
 SOURCES := $(shell find dcnv4_mm csrc configs tools -name __pycache__ -prune -o -path dcnv4_mm/lib -prune -o -print) \
 	setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE model-index.yml dataset-index.yml
+DIST ?= dist
+# Where setup.py looks for it.
+NVCC = $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # `make gpu` works on any machine with a GPU, torch, nvcc and pytest: it needs no .venv.
@@ -104,8 +107,12 @@ docs: install ## check the links of the documentation
 ext: $(VENV)/.complete ## build the kernel library into the source tree, for PYTHONPATH=. runs
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
-wheel: $(VENV)/.complete ## build the wheel into dist/
-	DCNV4_MM_REQUIRE_EXT=1 $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+# The tag of the oldest Linux that the libraries run on; torch brings its own libraries.
+wheel: $(VENV)/.complete ## build the wheel into dist/, with CUDA kernels where there is nvcc
+	rm -rf build/wheel
+	DCNV4_MM_REQUIRE_EXT=1 $(if $(NVCC),DCNV4_MM_REQUIRE_CUDA=1) $(BIN)/python -m pip wheel --no-deps \
+		--no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/auditwheel repair --patcher none --exclude 'libtorch_*.so' --wheel-dir $(DIST) build/wheel/*.whl
 
 clean: ## remove what was built; .venv and the cached mmcv wheel stay
 	rm -rf build dist *.egg-info dcnv4_mm/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

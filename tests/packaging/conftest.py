@@ -74,6 +74,16 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def release_wheel(tmp_path_factory) -> Path:
+    """The wheel to pass on, by `make wheel`; its CUDA kernels are for one architecture."""
+    folder = tmp_path_factory.mktemp("release_wheel")
+    # Whatever environment runs the tests is complete.
+    options = ("-o", ".venv/.complete", f"BIN={Path(sys.executable).parent}", f"DIST={folder}")
+    run_command("make", *options, "wheel", cwd=ROOT, DCNV4_MM_CUDA_ARCHS="90")
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
 def sdist(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"

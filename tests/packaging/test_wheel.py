@@ -1,6 +1,8 @@
 """What the distributions hold, and that they work where little else is installed."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -44,6 +46,19 @@ def names_in(wheel: Path) -> set[str]:
 def test_wheel_serves_every_python_of_one_platform(wheel):
     assert re.fullmatch(r"dcnv4_mm-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
     assert LIBRARY in names_in(wheel)
+
+
+def test_release_wheel_promises_what_its_libraries_hold(release_wheel, run, tmp_path):
+    """Its tag names the oldest glibc that has all symbols that the libraries ask for."""
+    tag = re.fullmatch(r"dcnv4_mm-[\d.]+-py3-none-(manylinux_2_(\d+)_\w+)\.whl", release_wheel.name)
+    audited = run(sys.executable, "-m", "auditwheel", "show", "--json", release_wheel, cwd=tmp_path)
+    assert json.loads(audited)["sym_tag"] == tag[1]
+    libraries = LIBRARIES if shutil.which("nvcc") else {LIBRARY}
+    assert libraries <= names_in(release_wheel)
+    with zipfile.ZipFile(release_wheel) as archive:
+        paths = [archive.extract(name, tmp_path) for name in libraries]
+    symbols = subprocess.check_output(["nm", "-D", "--undefined-only", *paths], text=True)
+    assert max(map(int, re.findall(r"@GLIBC_2\.(\d+)", symbols))) <= int(tag[2])
 
 
 def test_wheel_holds_the_package_and_what_mim_looks_for(wheel):
@@ -94,9 +109,11 @@ def test_library_needs_only_the_stable_interface_of_torch(wheel, tmp_path):
     assert "RUNPATH" not in dynamic
 
 
-def test_wheel_works_with_torch_alone(wheel, make_environment, run, tmp_path):
+@pytest.mark.parametrize("kind", ["wheel", "release_wheel"])
+def test_wheel_works_with_torch_alone(kind, request, make_environment, run, tmp_path):
     python = make_environment("torch")
-    run(*PIP, f"--python={python}", "install", "--no-deps", wheel, cwd=tmp_path)
+    path = request.getfixturevalue(kind)
+    run(*PIP, f"--python={python}", "install", "--no-deps", path, cwd=tmp_path)
     said = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
     assert re.search("SERVED BY compiled.*\nCPU KERNEL True", said)
 
