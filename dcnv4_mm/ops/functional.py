@@ -3,10 +3,11 @@
 import torch
 
 from dcnv4_mm.ops._extension import load_library
+from dcnv4_mm.ops.bev_cross_attn.functional import bev_cross_attn
 from dcnv4_mm.ops.dcnv4.functional import dcnv4
 from dcnv4_mm.ops.flash_deform_attn.functional import flash_deform_attn, ms_deform_attn
 
-__all__ = ["backend_info", "dcnv4", "flash_deform_attn", "ms_deform_attn"]
+__all__ = ["backend_info", "bev_cross_attn", "dcnv4", "flash_deform_attn", "ms_deform_attn"]
 
 
 def backend_info() -> dict[str, dict[str, str]]:
@@ -22,7 +23,7 @@ def backend_info() -> dict[str, dict[str, str]]:
     """
     return {
         name: {device_type: _serving(name, device_type) for device_type in ("cpu", "cuda")}
-        for name in ("dcnv4", "flash_deform_attn", "ms_deform_attn")
+        for name in ("dcnv4", "flash_deform_attn", "ms_deform_attn", "bev_cross_attn")
     }
 
 

@@ -1,0 +1,1 @@
+"""Deformable attention of BEV queries to cameras: schema, references and the public function."""

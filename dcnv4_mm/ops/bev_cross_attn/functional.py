@@ -1,0 +1,213 @@
+"""The public function: checks, autocast and differentiation around the raw operator."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dcnv4_mm.ops._bilinear import accumulation_dtype
+from dcnv4_mm.ops._extension import load_library
+from dcnv4_mm.ops.bev_cross_attn import flops, registration  # noqa: F401  (define the operators)
+from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
+
+__all__ = ["bev_cross_attn"]
+
+for _device_type in ("cpu", "cuda"):
+    load_library(_device_type)
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class _BEVCrossAttnFunction(torch.autograd.Function):
+    """Connects the raw forward and backward; entered only when a gradient is needed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        geometry: tuple[Any, ...],
+        value: Tensor,
+        offsets_logits: Tensor,
+        references: Tensor,
+        hits: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(value, offsets_logits, references, hits)
+        ctx.geometry = geometry
+        return torch.ops.dcnv4_mm.bev_cross_attn_forward(
+            value, offsets_logits, references, hits, *geometry
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:3]
+        gradients = torch.ops.dcnv4_mm.bev_cross_attn_backward(
+            grad_output,
+            *ctx.saved_tensors,
+            *ctx.geometry,
+            torch.are_deterministic_algorithms_enabled(),
+            *needs,
+        )
+        needed = (grad if need else None for grad, need in zip(gradients, needs, strict=True))
+        return None, *needed, None, None
+
+
+def bev_cross_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+    offsets_logits: Tensor,
+    references: Tensor,
+    hits: Tensor,
+    *,
+    num_points: int,
+) -> Tensor:
+    """Deformable attention of BEV queries to the cameras that see them.
+
+    A query is a pillar of Z points, which lie somewhere in the pictures. In every camera that sees
+    it, each head samples ``num_points`` places on each level and sums what it finds, weighted by
+    the softmax of the logits over all places of all levels. Point ``p`` of a level lies at
+
+        reference point p mod Z * (W_l, H_l) + offset
+
+    in pixels of the level, 0 being the outer edge of the first one. The result is the mean over
+    the cameras that see the query, and 0 for one that no camera sees. Offsets and logits are
+    those of the query, the same in every camera.
+
+    A point on or beyond half a pixel outside its level contributes nothing and has no gradient,
+    neither has one that is not finite; it keeps its share of the softmax. What belongs to a query
+    and a camera that does not see it is not read.
+
+    All four floating-point types work, on every device; softmax, positions and sums are float32
+    (float64 for float64). Under autocast ``value`` is cast to the autocast type, float32 offsets
+    and logits stay as they are.
+
+    Args:
+        value: (B, N, S, G, D) float64, float32, float16 or bfloat16: the pixels of all L levels of
+            a camera one after the other, S = sum(H_l * W_l), for G heads of D channels. It is
+            copied unless the pixels of all samples and cameras are equally far apart.
+        spatial_shapes: (H, W) for every level, the same in all N cameras, or an (L, 2) integer
+            tensor. A tensor on a GPU is read once per call, which waits for the device; pairs of
+            ints avoid that.
+        offsets_logits: (B, Q, G, 3 * L * P) in the dtype of ``value``, or float32 beside a 16-bit
+            ``value``. Packed as locations and logits are in
+            :mod:`dcnv4_mm.ops.flash_deform_attn.layout`, but with offsets (x, y) in pixels.
+        references: (B, N, Q, Z, 2) float32, or float64 beside a float64 ``value``: the points
+            (x, y) of a query's pillar in units of a camera's picture, 0 to 1 from edge to edge.
+        hits: (B, N, Q) bool: whether a camera sees a query.
+        num_points: Number of points per level P.
+
+    Returns:
+        (B, Q, G * D), contiguous, in the dtype of ``value`` (under autocast, the autocast type).
+
+    Raises:
+        TypeError: A dtype is not supported or does not fit the others.
+        ValueError: A shape, a device or an argument does not fit, or the references require a
+            gradient; the message says what does.
+
+    Note:
+        Differentiable once, with respect to ``value`` and ``offsets_logits``.
+
+    Source:
+        Li et al., "BEVFormer", ECCV 2022, section 3.3, without the projections.
+
+    Example:
+        >>> value = torch.randn(1, 6, 8 * 8 + 4 * 4, 4, 16)
+        >>> offsets_logits = torch.randn(1, 100, 4, 3 * 2 * 8)  # 2 levels * 8 points * 3
+        >>> references = torch.rand(1, 6, 100, 4, 2)  # 4 points of each pillar
+        >>> hits = torch.rand(1, 6, 100) < 0.2
+        >>> shapes = [(8, 8), (4, 4)]
+        >>> bev_cross_attn(value, shapes, offsets_logits, references, hits, num_points=8).shape
+        torch.Size([1, 100, 64])
+    """
+    level_sizes = read_spatial_shapes(spatial_shapes)
+    _check_value(value, level_sizes)
+    if num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    _check_dtype("offsets_logits", offsets_logits)
+    batch, cameras, _, heads, _ = value.shape
+    queries = offsets_logits.shape[1] if offsets_logits.dim() == 4 else 0
+    numbers = 3 * (len(level_sizes) // 2) * num_points
+    shape: tuple[int, ...] = (batch, queries, heads, numbers)
+    _check_beside("offsets_logits", offsets_logits, "(B, Q, G, 3 * L * P)", shape, value)
+    pillar = references.shape[3] if references.dim() == 5 else 1
+    if pillar < 1:
+        raise ValueError("references must have at least one point of each pillar, got none")
+    shape = (batch, cameras, queries, pillar, 2)
+    _check_beside("references", references, "(B, N, Q, Z, 2)", shape, value)
+    _check_beside("hits", hits, "(B, N, Q)", (batch, cameras, queries), value)
+    if hits.dtype != torch.bool:
+        raise TypeError(f"hits must be bool, got {hits.dtype}")
+    if references.requires_grad:
+        raise ValueError("references have no gradient: pass references.detach()")
+    value, offsets_logits, references = _fitting(value, offsets_logits, references)
+    tensors, geometry = (value, offsets_logits, references, hits), (level_sizes, num_points)
+    if torch.is_grad_enabled() and (value.requires_grad or offsets_logits.requires_grad):
+        return _BEVCrossAttnFunction.apply(geometry, *tensors)
+    return torch.ops.dcnv4_mm.bev_cross_attn_forward(*tensors, *geometry)
+
+
+def _fitting(
+    value: Tensor, offsets_logits: Tensor, references: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Brings the tensors to dtypes that the raw operator takes."""
+    autocast = torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64
+    if autocast:
+        value = value.to(torch.get_autocast_dtype(value.device.type))
+    accepted = {value.dtype}
+    if value.dtype.itemsize == 2:
+        accepted |= {torch.float32, torch.float16, torch.bfloat16} if autocast else {torch.float32}
+    if offsets_logits.dtype not in accepted:
+        raise TypeError(
+            "offsets_logits must have the dtype of value, or float32 beside a 16-bit value, got "
+            f"{offsets_logits.dtype} beside {value.dtype}: convert one with .to()"
+        )
+    if offsets_logits.dtype != value.dtype:
+        offsets_logits = offsets_logits.float()
+    wide = accumulation_dtype(value.dtype)
+    if references.dtype not in (torch.float32, wide):
+        raise TypeError(
+            "references must be float32, or float64 beside a float64 value, got "
+            f"{references.dtype} beside {value.dtype}: convert them with .to()"
+        )
+    return value, offsets_logits, references.to(wide)
+
+
+def _check_dtype(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
+
+
+def _check_value(value: Tensor, level_sizes: list[int]) -> None:
+    if value.dim() != 5:
+        raise ValueError(
+            f"value must have five axes (B, N, S, G, D), got the shape {tuple(value.shape)}"
+        )
+    _check_dtype("value", value)
+    _, cameras, pixels, heads, channels = value.shape
+    if cameras < 1 or heads < 1 or channels < 1:
+        raise ValueError(
+            "value must have at least one camera, head and channel, got "
+            f"{cameras}, {heads}, {channels}"
+        )
+    if pixels != num_pixels(level_sizes):
+        sizes = list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
+        raise ValueError(
+            f"value must have one row for every pixel of the levels {sizes}, "
+            f"{num_pixels(level_sizes)} rows, got {pixels}"
+        )
+
+
+def _check_beside(
+    name: str, tensor: Tensor, axes: str, shape: tuple[int, ...], value: Tensor
+) -> None:
+    """Checks the shape and the device of a tensor that goes with value."""
+    if tensor.dim() != len(shape):
+        raise ValueError(f"{name} must have the axes {axes}, got the shape {tuple(tensor.shape)}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have the shape {axes} = {shape}, got {tuple(tensor.shape)}")
+    if tensor.device != value.device:
+        raise ValueError(
+            f"value and {name} must be on one device, got {value.device} and {tensor.device}: "
+            "move one with .to()"
+        )

@@ -1,0 +1,163 @@
+"""Attention of BEV queries to cameras in plain PyTorch: its meaning, and its kernel elsewhere.
+
+Clarity comes first here: one camera, one sampling point and one corner at a time.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcnv4_mm.ops._bilinear import accumulation_dtype, corners, gather
+from dcnv4_mm.ops.flash_deform_attn.layout import pack, unpack
+
+__all__ = ["bev_cross_attn_backward_reference", "bev_cross_attn_forward_reference"]
+
+
+class _Point(NamedTuple):
+    """One point of every head of every query in one camera, and its level."""
+
+    y: Tensor  # row and column in pixels of the level, -1 where no camera looks: (B, Q, G)
+    x: Tensor
+    camera: int
+    level: int
+    number: int  # among the points of its level
+    height: int
+    width: int
+    pixels: slice  # of the level in the axis of all pixels
+
+
+def _sampling_points(
+    offsets: Tensor, references: Tensor, hits: Tensor, level_sizes: list[int]
+) -> Iterator[_Point]:
+    for camera in range(hits.shape[1]):
+        # [B, Q, 1]: the same for all heads.
+        hit = hits[:, camera].unsqueeze(-1)
+        start = 0
+        sizes = zip(level_sizes[::2], level_sizes[1::2], strict=True)
+        for level, (height, width) in enumerate(sizes):
+            pixels = slice(start, start + height * width)
+            start = pixels.stop
+            for p in range(offsets.shape[-2]):
+                pillar = references[:, camera, :, p % references.shape[3]].unsqueeze(-2)
+                x = pillar[..., 0] * width + offsets[..., level, p, 0] - 0.5
+                y = pillar[..., 1] * height + offsets[..., level, p, 1] - 0.5
+                x, y = torch.where(hit, x, -1.0), torch.where(hit, y, -1.0)
+                yield _Point(y, x, camera, level, p, height, width, pixels)
+
+
+def bev_cross_attn_forward_reference(
+    value: Tensor,
+    offsets_logits: Tensor,
+    references: Tensor,
+    hits: Tensor,
+    level_sizes: list[int],
+    num_points: int,
+) -> Tensor:
+    """Computes what the raw operator ``dcnv4_mm::bev_cross_attn_forward`` does, on any device.
+
+    Args:
+        value: (B, N, S, G, D), floating point.
+        offsets_logits: (B, Q, G, 3 * L * P): offsets (x, y) in pixels of the level and logits, in
+            the layout of :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
+        references: (B, N, Q, Z, 2), float64 beside a float64 ``value``, otherwise float32: where
+            the points (x, y) of a query's pillar lie in the cameras' pictures, 0 to 1.
+        hits: (B, N, Q), bool: whether a camera sees a query.
+        level_sizes: [H_0, W_0, H_1, W_1, ...] of each camera.
+        num_points: Number of points per level P. Point p goes out from point p mod Z of the pillar.
+
+    Returns:
+        (B, Q, G * D), contiguous, in the dtype of ``value``: the mean over the cameras that see a
+        query, or 0 if none does.
+    """
+    pixels = value.to(accumulation_dtype(value.dtype))
+    offsets, _, weights = _weights(value, offsets_logits, hits, level_sizes, num_points)
+    output = pixels.new_zeros(*offsets.shape[:3], value.shape[-1])
+    for point in _sampling_points(offsets, references, hits, level_sizes):
+        image = pixels[:, point.camera, point.pixels]
+        point_weight = weights[..., point.level, point.number]
+        for corner in corners(point.y, point.x, point.height, point.width):
+            weight = torch.where(corner.valid, corner.weight * point_weight, 0.0)
+            output = output + weight.unsqueeze(-1) * gather(image, corner)
+    return output.flatten(-2).to(value.dtype)
+
+
+def bev_cross_attn_backward_reference(
+    grad_output: Tensor,
+    value: Tensor,
+    offsets_logits: Tensor,
+    references: Tensor,
+    hits: Tensor,
+    level_sizes: list[int],
+    num_points: int,
+    deterministic: bool = True,
+    need_value_grad: bool = True,
+    need_points_grad: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Computes the gradients as ``dcnv4_mm::bev_cross_attn_backward`` does, on any device.
+
+    The bilinear weights have the one-sided derivative of ``floor``: towards the larger coordinate.
+
+    Args:
+        grad_output: (B, Q, G * D), gradient of the output.
+        value: As in :func:`bev_cross_attn_forward_reference`; so are the next five.
+        offsets_logits: See there.
+        references: See there; they have no gradient.
+        hits: See there.
+        level_sizes: See there.
+        num_points: See there.
+        deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
+        need_value_grad: Whether the gradient of ``value`` is wanted.
+        need_points_grad: Whether the gradient of ``offsets_logits`` is wanted.
+
+    Returns:
+        Gradients of ``value`` and ``offsets_logits`` in their shapes and dtypes; one that is not
+        wanted is an empty tensor of shape (0,).
+    """
+    pixels = value.to(accumulation_dtype(value.dtype))
+    offsets, shares, weights = _weights(value, offsets_logits, hits, level_sizes, num_points)
+    # [B, Q, G, D]
+    grad = grad_output.to(pixels.dtype).unflatten(-1, value.shape[3:])
+    grad_value = torch.zeros_like(pixels)
+    grad_offsets, grad_weights = torch.zeros_like(offsets), torch.zeros_like(weights)
+    for point in _sampling_points(offsets, references, hits, level_sizes):
+        image = pixels[:, point.camera, point.pixels]
+        point_weight = weights[..., point.level, point.number]
+        for corner in corners(point.y, point.x, point.height, point.width):
+            if need_value_grad:
+                weight = torch.where(corner.valid, corner.weight * point_weight, 0.0)
+                index = corner.pixel.unsqueeze(-1).expand_as(grad)
+                grad_image = grad_value[:, point.camera, point.pixels]
+                grad_image.scatter_add_(1, index, weight.unsqueeze(-1) * grad)
+            if need_points_grad:
+                # [B, Q, G]: how much the output's loss asks for this pixel.
+                dot = (gather(image, corner) * grad).sum(-1)
+                weighted = torch.where(corner.valid, point_weight * dot, 0.0)
+                by_offset = torch.stack([corner.weight_dx, corner.weight_dy], dim=-1)
+                by_offset = weighted.unsqueeze(-1) * by_offset
+                grad_offsets[..., point.level, point.number, :] += by_offset
+                by_share = torch.where(corner.valid, dot * corner.weight, 0.0)
+                grad_weights[..., point.level, point.number] += by_share
+    if not need_value_grad:
+        grad_value = pixels.new_empty(0)
+    if not need_points_grad:
+        return grad_value.to(value.dtype), offsets_logits.new_empty(0)
+    # A change of one logit changes the shares of all points, those outside the picture too.
+    common = (shares * grad_weights).sum((-2, -1), keepdim=True)
+    seen = hits.any(1)[..., None, None, None]
+    grad_logits = torch.where(seen, weights * (grad_weights - common), 0.0)
+    grad_points = pack(grad_offsets, grad_logits).to(offsets_logits.dtype)
+    return grad_value.to(value.dtype), grad_points
+
+
+def _weights(
+    value: Tensor, offsets_logits: Tensor, hits: Tensor, level_sizes: list[int], num_points: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets (B, Q, G, L, P, 2), softmaxed logits (B, Q, G, L, P), and these per hit."""
+    levels = len(level_sizes) // 2
+    wide = offsets_logits.to(accumulation_dtype(value.dtype))
+    offsets, logits = unpack(wide, levels, num_points)
+    shares = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
+    counts = hits.sum(1).clamp(min=1)
+    return offsets, shares, shares / counts[..., None, None, None]
