@@ -1,81 +1,20 @@
-"""FlashInternImage: a convolutional pyramid whose spatial mixing is DCNv4."""
+"""FlashInternImage: a convolutional pyramid whose spatial mixing is DCNv4, or DCNv3."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcnv4_mm.layers import DCNv4, DropPath
+from dcnv4_mm.backbones.archs import Arch, read_arch
+from dcnv4_mm.backbones.heads import AttentionPoolingHead, ClassificationHead
+from dcnv4_mm.layers import DCNv3, DCNv4, DropPath
 
-__all__ = ["ARCHS", "Arch", "FlashInternImage"]
+__all__ = ["FlashInternImage"]
 
 _NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arch:
-    """The numbers that tell one FlashInternImage from another.
-
-    Attributes:
-        channels: Channels after the stem; they double from stage to stage.
-        depths: Blocks of the four stages.
-        groups: DCNv4 groups of the four stages.
-        offset_scale: See :class:`~dcnv4_mm.layers.DCNv4`.
-        post_norm: Norms behind the branches (S, B, L), or in front of them and behind each
-            stage (T).
-        dw_kernel_size: See :class:`~dcnv4_mm.layers.DCNv4`.
-        dcn_output_bias: Whether DCNv4's output projection has a bias.
-        mlp_fc2_bias: Whether the MLP's second layer has a bias.
-        mlp_ratio: Width of the MLP by that of the stage.
-        center_feature_scale: See :class:`~dcnv4_mm.layers.DCNv4`.
-    """
-
-    channels: int
-    depths: Sequence[int]
-    groups: Sequence[int]
-    offset_scale: float = 1.0
-    post_norm: bool = False
-    dw_kernel_size: int | None = None
-    dcn_output_bias: bool = False
-    mlp_fc2_bias: bool = False
-    mlp_ratio: float = 4.0
-    center_feature_scale: bool = False
-
-
-ARCHS: Mapping[str, Arch] = {
-    # Small enough to learn on two processor cores; not a model of the paper.
-    "nano": Arch(channels=32, depths=(1, 1, 2, 1), groups=(2, 4, 8, 16)),
-    "t": Arch(channels=64, depths=(4, 4, 18, 4), groups=(4, 8, 16, 32)),
-    "s": Arch(
-        channels=80,
-        depths=(4, 4, 21, 4),
-        groups=(5, 10, 20, 40),
-        post_norm=True,
-        dw_kernel_size=3,
-    ),
-    "b": Arch(
-        channels=112,
-        depths=(4, 4, 21, 4),
-        groups=(7, 14, 28, 56),
-        offset_scale=0.5,
-        post_norm=True,
-        dw_kernel_size=3,
-    ),
-    "l": Arch(
-        channels=160,
-        depths=(5, 5, 22, 5),
-        groups=(10, 20, 40, 80),
-        offset_scale=2.0,
-        post_norm=True,
-        dw_kernel_size=3,
-        dcn_output_bias=True,
-        mlp_fc2_bias=True,
-    ),
-}
 
 
 class Stem(nn.Module):
@@ -124,7 +63,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A DCNv4 branch and an MLP branch around maps (N, H, W, C)."""
+    """A deformable branch and an MLP branch around maps (N, H, W, C)."""
 
     gamma1: nn.Parameter | None
     gamma2: nn.Parameter | None
@@ -134,6 +73,7 @@ class Block(nn.Module):
         channels: int,
         groups: int,
         arch: Arch,
+        core_op: str,
         *,
         drop_path_rate: float,
         layer_scale: float | None,
@@ -141,22 +81,34 @@ class Block(nn.Module):
         super().__init__()
         self.post_norm = arch.post_norm
         self.norm1 = nn.LayerNorm(channels, eps=_NORM_EPS)
-        self.dcn = DCNv4(
-            channels,
+        arguments: dict[str, Any] = dict(
             groups=groups,
             offset_scale=arch.offset_scale,
             dw_kernel_size=arch.dw_kernel_size,
             center_feature_scale=arch.center_feature_scale,
-            output_bias=arch.dcn_output_bias,
+            remove_center=arch.remove_center,
+        )
+        self.dcn: nn.Module = (
+            DCNv4(channels, **arguments, output_bias=arch.dcn_output_bias)
+            if core_op == "DCNv4"
+            else DCNv3(channels, **arguments)
         )
         self.norm2 = nn.LayerNorm(channels, eps=_NORM_EPS)
-        self.mlp = MLP(channels, int(channels * arch.mlp_ratio), fc2_bias=arch.mlp_fc2_bias)
+        fc2_bias = arch.mlp_fc2_bias or core_op == "DCNv3"
+        self.mlp = MLP(channels, int(channels * arch.mlp_ratio), fc2_bias=fc2_bias)
+        self.res_post_norm = arch.res_post_norm and not arch.post_norm and layer_scale is None
+        if arch.res_post_norm:
+            self.res_post_norm1 = nn.LayerNorm(channels, eps=_NORM_EPS)
+            self.res_post_norm2 = nn.LayerNorm(channels, eps=_NORM_EPS)
         self.drop_path = DropPath(drop_path_rate)
         for name in ("gamma1", "gamma2"):
             scale = None if layer_scale is None else torch.full((channels,), layer_scale)
             self.register_parameter(name, None if scale is None else nn.Parameter(scale))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.res_post_norm:
+            x = x + self.drop_path(self.res_post_norm1(self.dcn(self.norm1(x))))
+            return x + self.drop_path(self.res_post_norm2(self.mlp(self.norm2(x))))
         x = x + self._branch(x, self.dcn, self.norm1, self.gamma1)
         return x + self._branch(x, self.mlp, self.norm2, self.gamma2)
 
@@ -166,53 +118,52 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks, a norm where the architecture has one, and the way down to the next stage."""
+    """Blocks, norms where the architecture has them, and the way down to the next stage."""
 
-    def __init__(self, blocks: Sequence[Block], channels: int, *, norm: bool, down: bool) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        channels: int,
+        *,
+        norm: bool,
+        extra_norms: Sequence[int],
+        down: bool,
+    ) -> None:
         super().__init__()
+        self.extra_norms = tuple(extra_norms)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(channels, eps=_NORM_EPS) if norm else nn.Identity()
+        self.post_norms = nn.ModuleList(
+            nn.LayerNorm(channels, eps=_NORM_EPS) for _ in self.extra_norms
+        )
         self.downsample = Downsample(channels) if down else nn.Identity()
 
     def forward(self, x: Tensor, *, with_cp: bool) -> tuple[Tensor, Tensor]:
         """From maps (N, H, W, C), the stage's own of that shape, and the next stage's input."""
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             if with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
+            if index in self.extra_norms:
+                x = self.post_norms[self.extra_norms.index(index)](x)
         x = self.norm(x)
         return x, self.downsample(x)
-
-
-class ClassificationHead(nn.Module):
-    """1x1 convolution, batch norm, GELU, mean over the image, linear classifier."""
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        hidden_channels = int(1.5 * channels)
-        self.conv = nn.Conv2d(channels, hidden_channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(hidden_channels)
-        self.act = nn.GELU()
-        self.fc = nn.Linear(hidden_channels, num_classes)
-        nn.init.trunc_normal_(self.fc.weight, std=0.02)
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to logits (N, num_classes)."""
-        return self.fc(self.act(self.norm(self.conv(x))).mean((2, 3)))
 
 
 class FlashInternImage(nn.Module):
     """FlashInternImage as a feature pyramid, or as a classifier if ``num_classes`` is given.
 
     Args:
-        arch: Name in :data:`ARCHS`, or a mapping of :class:`Arch`'s fields.
+        arch: Name of a published network, or a mapping of the fields of
+            :class:`~dcnv4_mm.backbones.archs.Arch`. With DCNv4 the names are nano (not
+            published), t, s, b, l; with DCNv3 xl, h and g too.
+        core_op: ``"DCNv4"``, or ``"DCNv3"`` for InternImage.
         in_channels: Channels of the images.
         out_indices: Stages whose maps are put out, ascending, in 0..3.
         layer_scale: Start of the learned scale of each branch, or ``None`` for no such
             parameters. The released dense models have 1.0; as classifiers, T has none and
-            S, B and L start at 1e-5.
+            S, B, L and XL start at 1e-5. H and G have none anywhere.
         drop_path_rate: Rate of the last block, in [0, 1); it grows linearly from 0 at the first.
         with_cp: Recomputes each block in the backward pass, to save memory.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
@@ -222,8 +173,9 @@ class FlashInternImage(nn.Module):
         ValueError: An argument is out of its range, or ``arch`` is unknown.
 
     Source:
-        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 4.1. Other than in the
-        original, offset layers always start at zero and ``center_feature_scale`` reaches DCNv4.
+        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 4.1; with DCNv3 Wang et
+        al., "InternImage", CVPR 2023. Other than in the original, offset layers always start at
+        zero and ``center_feature_scale`` reaches DCNv4.
 
     Example:
         >>> backbone = FlashInternImage("nano")
@@ -235,6 +187,7 @@ class FlashInternImage(nn.Module):
         self,
         arch: str | Mapping[str, Any] = "t",
         *,
+        core_op: str = "DCNv4",
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         layer_scale: float | None = 1.0,
@@ -244,7 +197,7 @@ class FlashInternImage(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.arch = _read_arch(arch)
+        self.arch = read_arch(arch, core_op)
         stages = len(self.arch.depths)
         if not set(out_indices) <= set(range(stages)):
             raise ValueError(f"out_indices must be in 0..{stages - 1}, got {tuple(out_indices)}")
@@ -266,6 +219,7 @@ class FlashInternImage(nn.Module):
                         channels,
                         groups,
                         self.arch,
+                        core_op,
                         drop_path_rate=next(next_rate),
                         layer_scale=layer_scale,
                     )
@@ -273,15 +227,15 @@ class FlashInternImage(nn.Module):
                 ],
                 channels,
                 norm=not self.arch.post_norm or self.arch.center_feature_scale,
+                extra_norms=self.arch.extra_norms if stage == 2 else (),
                 down=stage < stages - 1,
             )
             for stage, (channels, depth, groups) in enumerate(
                 zip(self.out_channels, self.arch.depths, self.arch.groups, strict=True)
             )
         )
-        self.head = (
-            None if num_classes is None else ClassificationHead(self.out_channels[-1], num_classes)
-        )
+        head = AttentionPoolingHead if self.arch.attention_pooling else ClassificationHead
+        self.head = None if num_classes is None else head(self.out_channels[-1], num_classes)
         self._freeze()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
@@ -296,14 +250,17 @@ class FlashInternImage(nn.Module):
         """
         x = self.patch_embed(images)
         maps = []
-        for index, stage in enumerate(self.levels):
+        for stage in self.levels:
             output, x = stage(x, with_cp=self.with_cp)
-            if index in self.out_indices and self.head is None:
-                # Contiguous because mmcv's RoIAlign is silently wrong on the CPU otherwise.
-                maps.append(output.permute(0, 3, 1, 2).contiguous())
+            maps.append(output)
         if self.head is not None:
-            return self.head(x.permute(0, 3, 1, 2))
-        return tuple(maps)
+            return self.head(maps)
+        # Contiguous because mmcv's RoIAlign is silently wrong on the CPU otherwise.
+        return tuple(
+            stage_maps.permute(0, 3, 1, 2).contiguous()
+            for index, stage_maps in enumerate(maps)
+            if index in self.out_indices
+        )
 
     def train(self, mode: bool = True) -> "FlashInternImage":
         """Sets the training mode; frozen stages stay in evaluation mode."""
@@ -322,7 +279,8 @@ class FlashInternImage(nn.Module):
         """Depth of a parameter for layer-wise learning-rate decay, as the originals count it.
 
         The stem is layer 0, then every block is a layer. A stage's norm and downsampling belong
-        to the first block of the next stage (the last stage's norm to its own first block).
+        to the first block of the next stage (the last stage's norm to its own first block), an
+        extra norm to the block in front of it.
 
         Args:
             param_name: Name of the parameter in the model.
@@ -341,20 +299,9 @@ class FlashInternImage(nn.Module):
         if block := re.match(r"levels\.(\d+)\.blocks\.(\d+)\.", name):
             stage, index = int(block[1]), int(block[2])
             return 1 + sum(depths[:stage]) + index, num_layers
+        if extra := re.match(r"levels\.2\.post_norms\.(\d+)\.", name):
+            return 1 + sum(depths[:2]) + self.arch.extra_norms[int(extra[1])], num_layers
         if between := re.match(r"levels\.(\d+)\.(?:norm|downsample)\.", name):
             stage = min(int(between[1]) + 1, len(depths) - 1)
             return 1 + sum(depths[:stage]), num_layers
         return num_layers - 1, num_layers
-
-
-def _read_arch(arch: str | Mapping[str, Any]) -> Arch:
-    if isinstance(arch, str):
-        if arch.lower() not in ARCHS:
-            raise ValueError(f"arch must be one of {sorted(ARCHS)} or a mapping, got {arch!r}")
-        return ARCHS[arch.lower()]
-    known = Arch.__dataclass_fields__
-    if unknown := sorted(set(arch) - set(known)):
-        raise ValueError(f"arch has the unknown fields {unknown}; known are {sorted(known)}")
-    if missing := sorted({"channels", "depths", "groups"} - set(arch)):
-        raise ValueError(f"arch lacks the fields {missing}")
-    return Arch(**arch)

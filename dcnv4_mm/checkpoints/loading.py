@@ -13,6 +13,7 @@ from dcnv4_mm.checkpoints.files import read_file
 from dcnv4_mm.checkpoints.flash_intern_image import (
     RULES,
     find_backbones,
+    is_dcnv3,
     is_head,
     is_layer_scale,
 )
@@ -20,9 +21,11 @@ from dcnv4_mm.checkpoints.rules import ConversionReport, convert
 
 __all__ = ["fit", "load_released", "select_entry", "to_released"]
 
-# The parts of a file that may hold weights, in the order in which the original looks for them:
-# downstream it prefers the averaged weights, but it evaluates a classifier with the plain ones.
+# The parts of a file that may hold weights, in the order in which the originals look for them:
+# downstream DCNv4's prefers the averaged weights, InternImage does not; both evaluate a classifier
+# with the plain ones.
 _ENTRIES = ("state_dict", "model_ema", "model")
+_DCNV3_ENTRIES = ("state_dict", "model", "model_ema")
 _CLASSIFIER_ENTRIES = ("model", "model_ema", "state_dict")
 
 
@@ -34,8 +37,8 @@ def load_released(
 ) -> ConversionReport:
     """Fills a model with weights that the original project published.
 
-    The model is a FlashInternImage or contains one. A backbone takes a classification file or a
-    whole detector's. A file in this package's spelling fits too.
+    The model is a FlashInternImage, with DCNv4 or DCNv3, or contains one. A backbone takes a
+    classification file or a whole detector's. A file in this package's spelling fits too.
 
     Args:
         model: The model, filled in place.
@@ -107,7 +110,9 @@ def fit(
         raise TypeError(f"allow must be a sequence of texts, got the text {allow!r}")
     own: dict[str, Tensor] = model.state_dict()
     backbones, families = find_backbones(own), find_families(own)
-    entry, weights = select_entry(checkpoint, classifier=_is_classifier(own))
+    entry, weights = select_entry(
+        checkpoint, classifier=_is_classifier(own), dcnv3=any(map(is_dcnv3, own))
+    )
     stripped, dropped = _strip(weights, own, families)
     converted = stripped
     for prefix in backbones:
@@ -132,12 +137,15 @@ def fit(
     return filled, report
 
 
-def select_entry(checkpoint: Any, *, classifier: bool) -> tuple[str, dict[str, Tensor]]:
+def select_entry(
+    checkpoint: Any, *, classifier: bool, dcnv3: bool = False
+) -> tuple[str, dict[str, Tensor]]:
     """Finds the weights in a checkpoint.
 
     Args:
         checkpoint: What was in a file.
         classifier: Whether they are for a classifier, which prefers the plain weights.
+        dcnv3: Whether they are for InternImage, which prefers the plain weights too.
 
     Returns:
         Name of the part that holds them, empty for the checkpoint itself, and the weights.
@@ -147,7 +155,8 @@ def select_entry(checkpoint: Any, *, classifier: bool) -> tuple[str, dict[str, T
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"a checkpoint must be a dictionary, got {type(checkpoint).__name__}")
-    for entry in _CLASSIFIER_ENTRIES if classifier else _ENTRIES:
+    entries = _DCNV3_ENTRIES if dcnv3 else _ENTRIES
+    for entry in _CLASSIFIER_ENTRIES if classifier else entries:
         if isinstance(checkpoint.get(entry), Mapping):
             return entry, _checked(checkpoint[entry])
     return "", _checked(checkpoint)

@@ -5,7 +5,7 @@ from typing import Any
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor, nn
 
-from dcnv4_mm.backbones.flash_intern_image import ClassificationHead
+from dcnv4_mm.backbones.heads import ClassificationHead
 
 __all__ = ["FlashInternImageHead"]
 

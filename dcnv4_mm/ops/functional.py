@@ -4,10 +4,18 @@ import torch
 
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.bev_cross_attn.functional import bev_cross_attn
+from dcnv4_mm.ops.dcnv3 import dcnv3
 from dcnv4_mm.ops.dcnv4.functional import dcnv4
 from dcnv4_mm.ops.flash_deform_attn.functional import flash_deform_attn, ms_deform_attn
 
-__all__ = ["backend_info", "bev_cross_attn", "dcnv4", "flash_deform_attn", "ms_deform_attn"]
+__all__ = [
+    "backend_info",
+    "bev_cross_attn",
+    "dcnv3",
+    "dcnv4",
+    "flash_deform_attn",
+    "ms_deform_attn",
+]
 
 
 def backend_info() -> dict[str, dict[str, str]]:

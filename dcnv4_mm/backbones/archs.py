@@ -1,0 +1,149 @@
+"""The published networks, by operator and name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ARCHS", "DCNV3_ARCHS", "Arch", "read_arch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arch:
+    """The numbers that tell one FlashInternImage, or InternImage, from another.
+
+    Attributes:
+        channels: Channels after the stem; they double from stage to stage.
+        depths: Blocks of the four stages.
+        groups: Groups of the operator in the four stages.
+        offset_scale: See :class:`~dcnv4_mm.layers.DCNv4`.
+        post_norm: Norms behind the branches (S, B, L), or in front of them and behind each
+            stage (T).
+        dw_kernel_size: See :class:`~dcnv4_mm.layers.DCNv4` and ``DCNv3``.
+        dcn_output_bias: Whether DCNv4's output projection has a bias; DCNv3's always has one.
+        mlp_fc2_bias: Whether the MLP's second layer has a bias; it always has one with DCNv3.
+        mlp_ratio: Width of the MLP by that of the stage.
+        center_feature_scale: See :class:`~dcnv4_mm.layers.DCNv4`.
+        remove_center: See :class:`~dcnv4_mm.layers.DCNv4`.
+        res_post_norm: Norms in front of the branches and behind them; without effect where
+            ``post_norm`` or layer scale is on, although the parameters are there.
+        extra_norms: Blocks of the third stage behind which the maps themselves are normed.
+        attention_pooling: The classifier pools the last two stages by attention.
+    """
+
+    channels: int
+    depths: Sequence[int]
+    groups: Sequence[int]
+    offset_scale: float = 1.0
+    post_norm: bool = False
+    dw_kernel_size: int | None = None
+    dcn_output_bias: bool = False
+    mlp_fc2_bias: bool = False
+    mlp_ratio: float = 4.0
+    center_feature_scale: bool = False
+    remove_center: bool = False
+    res_post_norm: bool = False
+    extra_norms: Sequence[int] = ()
+    attention_pooling: bool = False
+
+
+ARCHS: Mapping[str, Arch] = {
+    # Small enough to learn on two processor cores; not a model of the paper.
+    "nano": Arch(channels=32, depths=(1, 1, 2, 1), groups=(2, 4, 8, 16)),
+    "t": Arch(channels=64, depths=(4, 4, 18, 4), groups=(4, 8, 16, 32)),
+    "s": Arch(
+        channels=80,
+        depths=(4, 4, 21, 4),
+        groups=(5, 10, 20, 40),
+        post_norm=True,
+        dw_kernel_size=3,
+    ),
+    "b": Arch(
+        channels=112,
+        depths=(4, 4, 21, 4),
+        groups=(7, 14, 28, 56),
+        offset_scale=0.5,
+        post_norm=True,
+        dw_kernel_size=3,
+    ),
+    "l": Arch(
+        channels=160,
+        depths=(5, 5, 22, 5),
+        groups=(10, 20, 40, 80),
+        offset_scale=2.0,
+        post_norm=True,
+        dw_kernel_size=3,
+        dcn_output_bias=True,
+        mlp_fc2_bias=True,
+    ),
+}
+
+# InternImage's. Its T, S and L have the numbers of FlashInternImage's, its B another offset_scale.
+DCNV3_ARCHS: Mapping[str, Arch] = {
+    "nano": ARCHS["nano"],
+    "t": ARCHS["t"],
+    "s": Arch(channels=80, depths=(4, 4, 21, 4), groups=(5, 10, 20, 40), post_norm=True),
+    "b": Arch(channels=112, depths=(4, 4, 21, 4), groups=(7, 14, 28, 56), post_norm=True),
+    "l": Arch(
+        channels=160,
+        depths=(5, 5, 22, 5),
+        groups=(10, 20, 40, 80),
+        offset_scale=2.0,
+        post_norm=True,
+    ),
+    "xl": Arch(
+        channels=192,
+        depths=(5, 5, 24, 5),
+        groups=(12, 24, 48, 96),
+        offset_scale=2.0,
+        post_norm=True,
+    ),
+    "h": Arch(
+        channels=320,
+        depths=(6, 6, 32, 6),
+        groups=(10, 20, 40, 80),
+        dw_kernel_size=5,
+        center_feature_scale=True,
+        res_post_norm=True,
+        extra_norms=(5, 11, 17, 23, 29),
+        attention_pooling=True,
+    ),
+    "g": Arch(
+        channels=512,
+        depths=(2, 2, 48, 4),
+        groups=(16, 32, 64, 128),
+        post_norm=True,
+        dw_kernel_size=5,
+        center_feature_scale=True,
+        extra_norms=(5, 11, 17, 23, 29, 35, 41, 47),
+        attention_pooling=True,
+    ),
+}
+
+_TABLES = {"DCNv4": ARCHS, "DCNv3": DCNV3_ARCHS}
+
+
+def read_arch(arch: str | Mapping[str, Any], core_op: str) -> Arch:
+    """Looks an architecture up, or makes one of its fields.
+
+    Args:
+        arch: Name in the table of the operator, or a mapping of :class:`Arch`'s fields.
+        core_op: ``"DCNv4"`` or ``"DCNv3"``.
+
+    Raises:
+        ValueError: There is no such operator, name or field, or a field is missing.
+    """
+    if core_op not in _TABLES:
+        raise ValueError(f"core_op must be one of {sorted(_TABLES)}, got {core_op!r}")
+    if isinstance(arch, str):
+        table = _TABLES[core_op]
+        if arch.lower() not in table:
+            raise ValueError(
+                f"arch must be one of {sorted(table)} for {core_op} or a mapping, got {arch!r}"
+            )
+        return table[arch.lower()]
+    known = Arch.__dataclass_fields__
+    if unknown := sorted(set(arch) - set(known)):
+        raise ValueError(f"arch has the unknown fields {unknown}; known are {sorted(known)}")
+    if missing := sorted({"channels", "depths", "groups"} - set(arch)):
+        raise ValueError(f"arch lacks the fields {missing}")
+    return Arch(**arch)

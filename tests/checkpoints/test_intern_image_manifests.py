@@ -1,0 +1,80 @@
+"""Names and shapes of every released InternImage against this package's, both ways."""
+
+import pytest
+import torch
+from internimage import backbone_arguments, build, manifest, models, numbered
+
+from dcnv4_mm.backbones import DCNV3_ARCHS, FlashInternImage
+from dcnv4_mm.backbones.archs import Arch
+from dcnv4_mm.checkpoints import convert, to_released
+from dcnv4_mm.checkpoints.families import find_families
+from dcnv4_mm.checkpoints.flash_intern_image import RULES
+from dcnv4_mm.checkpoints.loading import fit
+
+ALONE = [(kind, stem) for kind in ("classification", "backbone") for stem in models(kind)]
+WHOLE = [(kind, stem) for kind in ("detection", "segmentation") for stem in models(kind)]
+
+
+def shapes_of(state_dict):
+    return {name: list(tensor.shape) for name, tensor in state_dict.items()}
+
+
+def assert_places(model, released, buffers=()):
+    """Every tensor of a file gets to the place that leads back to its own name."""
+    weights, report = fit(model, {"model": numbered(released, buffers)})
+    assert not report.dropped
+    assert not report.kept
+    spelled = dict(zip(to_released(model), weights.values(), strict=True))
+    for index, name in enumerate(released):
+        # One number, of those that share its memory.
+        assert spelled[name][(0,) * spelled[name].dim()] == index, name
+
+
+@pytest.mark.parametrize(("kind", "stem"), ALONE)
+def test_classifiers_and_backbones(kind, stem):
+    released, facts = manifest(kind, stem), models(kind)[stem]
+    with torch.device("meta"):
+        model = build(facts["kwargs"], num_classes=1000 if kind == "classification" else None)
+    assert convert(released, RULES) == shapes_of(model.state_dict())
+    assert released == shapes_of(to_released(model))
+    assert facts["num_parameters"] == sum(p.numel() for p in model.parameters())
+    if not model.arch.attention_pooling:
+        assert list(released) == list(to_released(model))
+    assert_places(model, released, facts["buffers"])
+
+
+@pytest.mark.parametrize("stem", [stem for stem in models("classification") if "_like" not in stem])
+def test_arch_table_says_the_same(stem):
+    arguments = backbone_arguments(models("classification")[stem]["kwargs"])
+    if stem == "rc":
+        assert Arch(**arguments["arch"]) not in DCNV3_ARCHS.values()
+        return
+    assert Arch(**arguments["arch"]) == DCNV3_ARCHS[stem.split("_")[1]]
+
+
+@pytest.mark.parametrize(("kind", "stem"), WHOLE)
+def test_backbones_of_detectors_and_segmentors(kind, stem):
+    (arch,) = (name for name in DCNV3_ARCHS if f"_internimage_{name}_" in stem)
+    whole = manifest(kind, stem)
+    released = {n.removeprefix("backbone."): s for n, s in whole.items() if "backbone." in n}
+    layer_scale = None if arch in ("h", "g") else 1.0
+    with torch.device("meta"):
+        model = FlashInternImage(
+            arch, core_op="DCNv3", layer_scale=layer_scale, out_indices=(0, 1, 2, 3)
+        )
+    assert list(released.items()) == list(shapes_of(to_released(model)).items())
+    weights, report = fit(model, {"state_dict": numbered(whole)})
+    assert len(weights) == len(released)
+    assert set(report.dropped) == {name for name in whole if not name.startswith("backbone.")}
+
+
+def test_families_know_their_heads():
+    """The heads around InternImage are spelled as around FlashInternImage."""
+    found = {
+        stem: [f.name for f in find_families(manifest(*case), released=True)]
+        for case in WHOLE
+        for stem in case[1:]
+    }
+    for stem, families in found.items():
+        expected = [name for name in ("DINO", "Mask2Former") if stem.startswith(name.lower())]
+        assert families == expected, stem
