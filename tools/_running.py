@@ -1,4 +1,4 @@
-"""What train.py and test.py share: arguments, checks before anything starts, process groups."""
+"""What the tools share: arguments, checks before anything starts, process groups."""
 
 import argparse
 import difflib
@@ -26,6 +26,14 @@ def stop(message: str) -> NoReturn:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that training and testing have in common."""
     parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    add_cfg_options(parser)
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="job launcher")
+    # torch.distributed.launch passes the second spelling, older launchers the first.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that changes settings of a config."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -33,9 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help='settings to change in the config, e.g. train_dataloader.batch_size=4 or key="[1,2]"',
     )
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="job launcher")
-    # torch.distributed.launch passes the second spelling, older launchers the first.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def load_config(args: argparse.Namespace) -> "Config":
@@ -48,9 +53,31 @@ def load_config(args: argparse.Namespace) -> "Config":
         The config, with ``launcher`` and ``work_dir`` set.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    path = Path(args.config)
+    cfg = read_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    folder = str(Path("work_dirs", Path(args.config).stem))
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or folder
+    return cfg
+
+
+def read_config(name: str, options: list[str]) -> "Config":
+    """Reads a config and merges ``KEY=VALUE`` options into it; stops if its host is missing.
+
+    Args:
+        name: Path of the config or, for one of this package, its file name alone.
+        options: Settings to change.
+
+    Returns:
+        The config.
+    """
+    path = Path(name)
     if not path.is_file():
-        stop(f"the config {path} does not exist{nearest_config(path)}")
+        known = {p.stem: p for p in (Path(__file__).resolve().parents[1] / "configs").rglob("*.py")}
+        path = known.get(name.removesuffix(".py"))
+        if path is None:
+            close = difflib.get_close_matches(Path(name).stem, known, n=1)
+            hint = f"; did you mean {known[close[0]]}?" if close else ""
+            stop(f"the config {name} does not exist{hint}")
     from mmengine.config import Config
 
     # Makes mmengine accept `dcnv4_mm::...` as a base.
@@ -63,23 +90,14 @@ def load_config(args: argparse.Namespace) -> "Config":
     # A config is a program: it can fail in any way.
     except Exception as error:
         stop(f"{path} cannot be read: {type(error).__name__}: {error}")
-    apply_options(cfg, args.cfg_options)
+    apply_options(cfg, options)
     host = cfg.get("default_scope")
     if host and find_spec(host) is None:
         stop(f"{path} is a config of {host}, which is not installed ({ENV_HINT})")
-    cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs", path.stem))
     return cfg
 
 
 ENV_HINT = "python -m dcnv4_mm.env says what to install"
-
-
-def nearest_config(path: Path) -> str:
-    """Names the config that was probably meant, of those next to these tools."""
-    configs = {p.stem: p for p in (Path(__file__).resolve().parents[1] / "configs").rglob("*.py")}
-    close = difflib.get_close_matches(path.stem, configs, n=1)
-    return f"; did you mean {configs[close[0]]}?" if close else ""
 
 
 def apply_options(cfg: "Config", pairs: list[str]) -> None:

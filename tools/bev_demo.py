@@ -29,8 +29,6 @@ def main() -> None:
     from mmdet3d.utils import register_all_modules
     from mmengine.config import Config, DictAction
 
-    from dcnv4_mm.bev.drawing import draw_bev, draw_boxes
-
     register_all_modules(init_default_scope=True)
     config = Config.fromfile(args.config)
     options = DictAction(option_strings=["--cfg-options"], dest="cfg_options")
@@ -39,15 +37,37 @@ def main() -> None:
     config.merge_from_dict(namespace.cfg_options)
     data = DATASETS.build(config.test_dataloader.dataset)
     sample = data[args.index]
-    packed = sample["data_samples"]
-    frames, current = packed.frames, packed.frames.index(0)
     if args.ground_truth:
-        annotations = data.parse_ann_info(data.get_data_info(args.index))
-        kept = annotations["gt_labels_3d"] >= 0
-        boxes, labels = annotations["gt_bboxes_3d"][kept], annotations["gt_labels_3d"][kept]
+        boxes, labels = ground_truth(data, args.index)
     else:
         boxes, labels = predict(config, args, sample)
-    cameras = sample["inputs"]["img"].unflatten(0, (len(frames), -1))[current]
+    cv2.imwrite(str(args.out), draw_sample(sample, boxes, labels))
+    print(f"{args.out}: {len(labels)} boxes")
+
+
+def ground_truth(dataset, index: int) -> tuple:
+    """Boxes and labels of a sample's annotations."""
+    annotations = dataset.parse_ann_info(dataset.get_data_info(index))
+    kept = annotations["gt_labels_3d"] >= 0
+    return annotations["gt_bboxes_3d"][kept], annotations["gt_labels_3d"][kept]
+
+
+def draw_sample(sample: dict, boxes, labels) -> np.ndarray:
+    """Boxes in the six pictures of a sample's present moment, and beside them from above.
+
+    Args:
+        sample: Of the data set: ``inputs`` and ``data_samples``.
+        boxes: mmdet3d's boxes in the LiDAR frame.
+        labels: One per box.
+
+    Returns:
+        The picture, BGR.
+    """
+    from dcnv4_mm.bev.drawing import draw_bev, draw_boxes
+
+    packed = sample["data_samples"]
+    current = packed.frames.index(0)
+    cameras = sample["inputs"]["img"].unflatten(0, (len(packed.frames), -1))[current]
     pictures = [
         draw_boxes(image.permute(1, 2, 0).numpy(), boxes, labels, matrix)
         for image, matrix in zip(cameras, packed.lidar2img[current], strict=True)
@@ -55,9 +75,7 @@ def main() -> None:
     # In the order in which one looks around: left, middle, right.
     rows = [np.hstack([pictures[i] for i in row]) for row in ((2, 0, 1), (5, 3, 4))]
     around = np.vstack(rows)
-    above = draw_bev(boxes, labels, size=around.shape[0])
-    cv2.imwrite(str(args.out), np.hstack((around, above)))
-    print(f"{args.out}: {len(labels)} boxes")
+    return np.hstack((around, draw_bev(boxes, labels, size=around.shape[0])))
 
 
 def predict(config, args: argparse.Namespace, sample: dict):

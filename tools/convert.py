@@ -80,7 +80,7 @@ def leave_out(weights: dict) -> tuple[dict, dict]:
     return {name: value for name, value in weights.items() if name not in dropped}, dropped
 
 
-def write(weights: dict, target: Path) -> Path:
+def write(checkpoint: dict, target: Path) -> Path:
     """Writes the file, and gives it its name, with the checksum, only when it is complete."""
     import torch
 
@@ -89,7 +89,7 @@ def write(weights: dict, target: Path) -> Path:
     try:
         # Through a file object: else torch would note the random name in it.
         with open(temporary, "wb") as file:
-            torch.save({"state_dict": weights}, file)
+            torch.save(checkpoint, file)
         # mkstemp makes a file for its owner alone.
         os.chmod(temporary, 0o644)
         checksum = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()[:8]
@@ -118,7 +118,7 @@ def main() -> None:
         entry, weights = select_weights(read_file(args.source), args.entry)
         weights, dropped = leave_out(weights)
         renamed = rename(weights, to_released=args.to_released)
-        path = write(renamed, args.target)
+        path = write({"state_dict": renamed}, args.target)
     except (ValueError, OSError) as error:
         stop(str(error))
     changes = {old: new for old, new in zip(weights, renamed, strict=True) if old != new}

@@ -4,6 +4,9 @@
 
 The config may be of any host: only its FlashInternImage is built. A circle is a point of one group;
 the larger, the larger its mask; red for positive masks, blue for negative ones.
+
+With --receptive-field a second row shows what the pixel depends on through all layers up to there:
+the brighter, the steeper the gradient of its features by the picture.
 """
 
 import argparse
@@ -29,6 +32,9 @@ def parse_args() -> argparse.Namespace:
         metavar=("X", "Y"),
         help="the pixel, as shares of width and height in [0, 1]; default: the middle",
     )
+    parser.add_argument(
+        "--receptive-field", action="store_true", help="add the gradients by the picture"
+    )
     parser.add_argument("--out", type=Path, default=Path("offsets.jpg"), help="picture to write")
     args = parser.parse_args()
     if not all(0 <= share <= 1 for share in args.at):
@@ -52,7 +58,8 @@ def build_backbone(config: Path, checkpoint: Path):
         stop(f"{config} has no model.backbone")
     if settings.type != "dcnv4_mm.FlashInternImage":
         stop(f"{config} has the backbone {settings.type}; this draws dcnv4_mm.FlashInternImage")
-    backbone = MODELS.build({**settings, "init_cfg": None}).eval()
+    everything = {"init_cfg": None, "out_indices": (0, 1, 2, 3)}
+    backbone = MODELS.build({**settings, **everything}).eval()
     try:
         load_released(backbone, checkpoint)
     except (ValueError, OSError) as error:
@@ -100,8 +107,38 @@ def sampling_points(backbone, image, at: tuple[float, float]) -> list[tuple]:
     return stages
 
 
-def draw(picture, stages: list[tuple], path: Path) -> None:
-    """Writes the picture once for every stage, side by side, with its points."""
+def receptive_fields(backbone, image, at: tuple[float, float]) -> list:
+    """What one pixel of every stage depends on, through all layers up to there.
+
+    Args:
+        backbone: A FlashInternImage that gives the maps of all stages.
+        image: (1, 3, H, W), normalised.
+        at: The pixel, as shares of width and height.
+
+    Returns:
+        For every stage a map (H, W): the size of the derivative of the pixel's features by each
+        pixel of the picture, estimated by four random directions among the channels. (Their sum
+        would say nothing: behind a norm it is constant.)
+    """
+    import torch
+
+    image = image.clone().requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    fields = []
+    for features in backbone(image):
+        height, width = features.shape[2:]
+        row, column = min(int(at[1] * height), height - 1), min(int(at[0] * width), width - 1)
+        of_pixel = features[0, :, row, column]
+        squares = torch.zeros(image.shape[2:])
+        for direction in torch.randn(4, len(of_pixel), generator=generator):
+            (gradient,) = torch.autograd.grad(of_pixel, image, direction, retain_graph=True)
+            squares += gradient[0].square().sum(0) / 4
+        fields.append(squares.sqrt())
+    return fields
+
+
+def point_panels(picture, stages: list[tuple]) -> list:
+    """The picture once for every stage, with its points."""
     import cv2
     import numpy as np
 
@@ -120,8 +157,22 @@ def draw(picture, stages: list[tuple], path: Path) -> None:
         cross = (255, 255, 255), cv2.MARKER_CROSS, round(8 * unit), max(1, round(unit))
         cv2.drawMarker(panel, (x, y), *cross)
         panels.append(panel)
-    if not cv2.imwrite(str(path), np.hstack(panels)):
-        stop(f"cannot write {path}")
+    return panels
+
+
+def field_panels(picture, fields: list) -> list:
+    """The picture once for every stage, dark where the gradient is small."""
+    import cv2
+    import numpy as np
+
+    panels = []
+    for field in fields:
+        # A few pixels have gradients far above all others; the root shows the small ones too.
+        top = max(float(np.quantile(field.numpy(), 0.999)), 1e-12)
+        shares = (field / top).clamp(max=1).sqrt().numpy()
+        heat = cv2.applyColorMap((255 * shares).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        panels.append(cv2.addWeighted(picture, 0.3, heat, 0.7, 0))
+    return panels
 
 
 def main() -> None:
@@ -140,7 +191,11 @@ def main() -> None:
     backbone = build_backbone(args.config, args.checkpoint)
     red_first = torch.from_numpy(picture[..., ::-1].copy()).float()
     image = ((red_first - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)[None]
-    draw(picture, sampling_points(backbone, image, args.at), args.out)
+    rows = [point_panels(picture, sampling_points(backbone, image, args.at))]
+    if args.receptive_field:
+        rows.append(field_panels(picture, receptive_fields(backbone, image, args.at)))
+    if not cv2.imwrite(str(args.out), cv2.vconcat([cv2.hconcat(row) for row in rows])):
+        stop(f"cannot write {args.out}")
     print(args.out)
 
 

@@ -27,6 +27,7 @@ def run_tool(monkeypatch, capsys):
 
     def run(tool, *arguments, cwd):
         monkeypatch.chdir(cwd)
+        monkeypatch.syspath_prepend(str((TOOLS / tool).parent))
         monkeypatch.setattr(sys, "argv", [str(TOOLS / tool), *map(str, arguments)])
         message = None
         try:

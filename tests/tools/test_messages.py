@@ -56,6 +56,8 @@ def data(tmp_path_factory):
     [
         *("train.py", "test.py", "demo.py", "convert.py", "offsets.py", "quickstart.py"),
         "trials.py",
+        *("analyze_logs.py", "benchmark.py", "browse_dataset.py", "get_flops.py"),
+        *("print_config.py", "publish_checkpoint.py"),
         *("data/mini_coco.py", "data/check_coco.py"),
         *("data/mini_imagenet.py", "data/check_imagenet.py"),
     ],

@@ -78,6 +78,37 @@ def test_picture_shows_every_stage(run_tool, files, tmp_path):
         assert 0 < changed.sum() < changed.size / 2
 
 
+def test_receptive_fields_are_the_gradients(offsets):
+    """Of all features by one pixel, which is the norm of differences; none far outside."""
+    torch.manual_seed(0)
+    backbone = FlashInternImage("nano").eval().double()
+    image = torch.randn(1, 3, 64, 96).double()
+    fields = offsets.receptive_fields(backbone, image, (0.5, 0.5))
+    assert [field.shape for field in fields] == 4 * [(64, 96)]
+    first = fields[0]
+    row, column = divmod(int(first.argmax()), 96)
+    assert abs(row - 32) <= 8
+    assert abs(column - 48) <= 8
+    assert not first[:8].any()
+    # Each stage sees more than the one before it.
+    shares = [(field > 0).float().mean().item() for field in fields]
+    assert shares == sorted(shares)
+    squares = 0
+    for color in range(3):
+        moved = image.clone()
+        moved[0, color, row, column] += 1e-6
+        difference = backbone(moved)[0][0, :, 8, 12] - backbone(image)[0][0, :, 8, 12]
+        squares += (difference / 1e-6).square().sum().item()
+    # Four random directions estimate the square to within a third or so.
+    assert first.max().item() ** 2 == pytest.approx(squares, rel=1)
+
+
+def test_receptive_fields_are_a_second_row(run_tool, files, tmp_path):
+    result = run_tool("offsets.py", *files, "--receptive-field", "--out", "out.png", cwd=tmp_path)
+    assert result.message is None
+    assert cv2.imread(str(tmp_path / "out.png")).shape == (2 * 64, 4 * 96, 3)
+
+
 def test_bad_input(run_tool, files, tmp_path):
     _, config, checkpoint = files
 

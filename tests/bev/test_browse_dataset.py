@@ -1,0 +1,32 @@
+"""The tool that paints samples, on those of several cameras and frames."""
+
+import os
+import subprocess
+import sys
+
+import cv2
+import pytest
+from helpers import ROOT
+
+pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
+
+pytestmark = pytest.mark.mmdet3d
+
+CONFIG = "bevformerv2_r18_fpn_1xb2-12e-bi3_synthetic-nus-3d"
+
+
+def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):
+    option = f"train_dataloader.dataset.data_root={nuscenes_root}/"
+    arguments = (CONFIG, "--count", "2", "--cfg-options", option)
+    result = subprocess.run(
+        [sys.executable, ROOT / "tools" / "browse_dataset.py", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    for index in range(2):
+        picture = cv2.imread(str(tmp_path / "browsed" / f"{index:05}.jpg"))
+        # Two rows of cameras 160 pixels high, and the map beside them.
+        assert picture.shape[0] == 320

@@ -1,0 +1,78 @@
+"""benchmark.py: it times what it is asked to, and writes the figures down."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+
+pytestmark = pytest.mark.mmdet
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+NANO = "mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import benchmark
+
+    yield benchmark
+    del sys.modules["benchmark"]
+
+
+def test_time_and_memory_of_a_call(benchmark):
+    held = 64 * 2**20
+
+    def call():
+        memory = torch.ones(held, dtype=torch.uint8)
+        time.sleep(0.02)
+        return memory[0]
+
+    def nothing():
+        time.sleep(0.01)
+
+    times, with_memory = benchmark.measure(call, "cpu", 0.1)
+    assert len(times) >= 3
+    # A busy machine makes it longer, never shorter.
+    assert min(times) >= 0.02
+    _, without = benchmark.measure(nothing, "cpu", 0.05)
+    assert with_memory - without == pytest.approx(64, abs=8)
+
+
+def test_figures_of_every_batch_size(run_tool, tmp_path):
+    options = ("--size", 64, 96, "--seconds", 0.01, "--batch-sizes", 1, 3, "--out", "speed.csv")
+    result = run_tool("benchmark.py", NANO, *options, cwd=tmp_path)
+    assert result.message is None
+    rows = list(csv.DictReader((tmp_path / "speed.csv").open()))
+    assert [(row["config"], row["batch_size"]) for row in rows] == [(NANO, "1"), (NANO, "3")]
+    for row in rows:
+        assert int(row["calls"]) >= 3
+        rate = 1e3 * int(row["batch_size"]) / float(row["milliseconds"])
+        assert float(row["per_second"]) == pytest.approx(rate, rel=1e-2)
+        assert float(row["slowest_milliseconds"]) >= float(row["milliseconds"])
+        assert float(row["memory_mib"]) > 100
+
+
+def test_samples_of_the_test_set(run_tool, tmp_path):
+    arguments = (NANO, "--from-dataset", "--seconds", 0.01)
+    message = run_tool("benchmark.py", *arguments, cwd=tmp_path).message
+    assert "data/mini_coco does not exist" in message
+    made = run_tool("data/mini_coco.py", "data/mini_coco", "--num-train=2", "--num-val=2",
+                    cwd=tmp_path)  # fmt: skip
+    assert made.message is None
+    assert "per_second" in run_tool("benchmark.py", *arguments, cwd=tmp_path).stdout
+
+
+def test_bad_arguments(run_tool, tmp_path):
+    def refusal(*arguments):
+        return str(run_tool("benchmark.py", *arguments, cwd=tmp_path).message)
+
+    assert refusal(NANO, "--batch-sizes", 0) == "2"
+    assert refusal(NANO, "--out", "nowhere/speed.csv") == "2"
+    assert "nope.pth" in refusal(NANO, "--checkpoint", "nope.pth")
+    assert "did you mean" in refusal(NANO[:-2])
