@@ -93,7 +93,10 @@ def test_the_published_detectors():
     found = {
         m["Metadata"]["Original Config"]: m
         for m in MODELS.values()
-        if "Original Config" in m["Metadata"] and m["Results"][0]["Dataset"] == "COCO"
+        if "Original Config" in m["Metadata"]
+        and m["Results"][0]["Dataset"] == "COCO"
+        # InternImage's have a test of their own.
+        and not m["Config"].startswith("configs/internimage/")
     }
     assert set(found) == set(PUBLISHED)
     tables = [json.loads(path.read_text()) for path in DATA.glob("*_hyperparameters.json")]

@@ -1,0 +1,13 @@
+# Reproduces cascade_internimage_l_fpn_1x_coco of the original project.
+_base_ = "../cascade_mask_rcnn/cascade-mask-rcnn_flash-internimage-l_fpn_8xb2-1x_coco.py"
+
+model = dict(
+    backbone=dict(
+        core_op="DCNv3",
+        init_cfg=dict(
+            checkpoint="https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_l_22k_192to384.pth"
+        ),
+    ),
+    # A plain feature pyramid.
+    neck=dict(norm_cfg=None),
+)
