@@ -46,7 +46,7 @@ quickstart: install ## train and evaluate a small Mask R-CNN on generated pictur
 test: install ## run the tests against the installed wheel
 	$(PYTEST) -m "not mim"
 
-test-mim: install ## build wheels, install them in empty environments, drive mim
+test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in empty environments, drive mim
 	$(PYTEST) -m mim
 
 # First what ring 1 promises, by the library that the other torch built, then the host.
@@ -119,8 +119,7 @@ clean: ## remove what was built; .venv and the cached mmcv wheel stay
 
 # The stamp is the last thing written and lies inside the environment: one that was interrupted, or
 # whose pins have changed, is made anew.
-$(VENV)/.complete: $(filter-out requirements/mmpretrain.txt,$(wildcard requirements/*.txt)) \
-		requirements/mmcv_wheel.py
+$(VENV)/.complete: $(patsubst %,requirements/%.txt,build main dev no-deps) requirements/mmcv_wheel.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) --requirement requirements/build.txt
 	$(PIP_INSTALL) --requirement requirements/main.txt --requirement requirements/dev.txt
@@ -130,6 +129,11 @@ $(VENV)/.complete: $(filter-out requirements/mmpretrain.txt,$(wildcard requireme
 
 $(VENV)/.installed: $(VENV)/.complete $(SOURCES)
 	DCNV4_MM_REQUIRE_EXT=1 $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+$(VENV)/lowest-setuptools: requirements/lowest.txt $(VENV)/.complete
+	rm -rf $@
+	$(PIP_INSTALL) --no-deps --target $@ --requirement $<
 	touch $@
 
 $(LANE)/.complete: requirements/build.txt requirements/dev.txt requirements/mmpretrain.txt

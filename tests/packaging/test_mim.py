@@ -1,5 +1,7 @@
 """mim's commands, run by hand as it were: from another folder, on the installed wheel."""
 
+import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ pytestmark = [pytest.mark.mim, pytest.mark.mmdet]
 
 ROOT = Path(__file__).resolve().parents[2]
 MIM = Path(sys.executable).with_name("mim")
+# The oldest setuptools that mim's own dependencies ask for; `make test-mim` puts it there.
+LOWEST_SETUPTOOLS = Path(sys.prefix, "lowest-setuptools")
 QUICKSTART = next(ROOT.glob("configs/quickstart/mask-rcnn*.py")).name
 
 # mim with its download of weights replaced: tests do not reach the network.
@@ -22,6 +26,23 @@ from pathlib import Path
 download = import_module("mim.commands.download")
 download.download_from_file = lambda url, path, **_: Path(path).write_text(url)
 download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
+"""
+
+# `odl get NAME -d FOLDER`, with files as OpenDataLab has them.
+ARCHIVES = f"""#!{sys.executable}
+import sys, zipfile
+from pathlib import Path
+command, name, _, folder = sys.argv[1:]
+assert (command, name) == ("get", "OpenDataLab/COCO_2017")
+folder = Path(folder, "OpenDataLab___COCO_2017", "raw")
+folder.mkdir(parents=True)
+for archive, file in (
+    ("annotations_trainval2017", "annotations/instances_val2017.json"),
+    ("train2017", "train2017/1.jpg"),
+    ("val2017", "val2017/1.jpg"),
+):
+    with zipfile.ZipFile(folder / (archive + ".zip"), "w") as file_of:
+        file_of.writestr(file, "")
 """
 
 
@@ -80,6 +101,56 @@ def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
 
 
+def test_download_fetches_and_unpacks_a_data_set(run, tmp_path):
+    """With OpenDataLab's client replaced by one that writes small archives."""
+    client = tmp_path / "bin" / "odl"
+    client.parent.mkdir()
+    client.write_text(ARCHIVES)
+    client.chmod(0o755)
+    path = f"{client.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.defpath}"
+    run(MIM, "download", "dcnv4_mm", "--dataset", "coco2017", cwd=tmp_path, PATH=path)
+    found = {str(file.relative_to(tmp_path)) for file in (tmp_path / "data/coco").rglob("*.*")}
+    parts = ("train2017/1.jpg", "val2017/1.jpg", "annotations/instances_val2017.json")
+    assert found == {f"data/coco/{part}" for part in parts}
+
+
+def test_run_finds_the_tools(run, tmp_path):
+    said = run(MIM, "run", "dcnv4_mm", "print_config", QUICKSTART, cwd=tmp_path)
+    assert "type='MaskRCNN'" in said
+    assert "The script finished successfully" in said
+
+
+def test_gridsearch_trains_with_every_value(run, tmp_path, data_root):
+    rates = (0.0001, 0.0002)
+    search = f"--optim_wrapper.optimizer.lr {rates[0]} {rates[1]}"
+    command = ["gridsearch", "dcnv4_mm", QUICKSTART, "--gpus", "0", "--work-dir", tmp_path / "work"]
+    options = [*data_options(data_root), "train_cfg.max_epochs=1", "train_cfg.val_interval=5"]
+    run(MIM, *command, "--search-args", search, "--cfg-options", *options, cwd=tmp_path)
+    for rate in rates:
+        (folder,) = tmp_path.glob(f"work_search_*lr_{rate}")
+        (log,) = folder.glob("*/vis_data/scalars.json")
+        first = json.loads(log.read_text().splitlines()[0])
+        assert first["lr"] <= rate
+        assert (folder / "epoch_1.pth").is_file()
+
+
+def test_lowest_setuptools(run, tmp_path):
+    """The highest is what all other tests run on."""
+    old = {"PYTHONPATH": str(LOWEST_SETUPTOOLS)}
+    version = "import pkg_resources, setuptools; print('VERSION', setuptools.__version__)"
+    said = run(sys.executable, "-c", version, cwd=tmp_path, **old)
+    (pinned,) = (ROOT / "requirements" / "lowest.txt").read_text().splitlines()[-1:]
+    assert f"VERSION {pinned.removeprefix('setuptools==')}\n" in said
+    assert re.search(r"^dcnv4[-_]mm +\d", run(MIM, "list", cwd=tmp_path, **old), re.MULTILINE)
+    name = QUICKSTART.removesuffix(".py")
+    assert f"config id: {name}" in run(
+        MIM, "search", "dcnv4_mm", "--config", name, cwd=tmp_path, **old
+    )
+    # Its bases are mmdet's, which mmengine finds by pkg_resources.
+    said = run(MIM, "run", "dcnv4_mm", "print_config", QUICKSTART, cwd=tmp_path, **old)
+    assert "type='MaskRCNN'" in said
+
+
 def test_train_then_test_by_config_name(run, tmp_path, data_root):
     options = ["--cfg-options", *data_options(data_root)]
     train = ["train", "dcnv4_mm", QUICKSTART, "--gpus", "0", "--work-dir", tmp_path / "work"]
@@ -88,9 +159,20 @@ def test_train_then_test_by_config_name(run, tmp_path, data_root):
     checkpoint = tmp_path / "work/epoch_1.pth"
 
     test = ["test", "dcnv4_mm", QUICKSTART, "--checkpoint", checkpoint, "--gpus", "0"]
-    said = run(MIM, *test, "--work-dir", tmp_path / "work", *options, cwd=tmp_path)
+    output = ["--work-dir", tmp_path / "work", "--out", tmp_path / "found.pkl"]
+    options += ["test_evaluator.outfile_prefix=found"]
+    said = run(MIM, *test, *output, *options, cwd=tmp_path)
     assert "coco/segm_mAP" in said
     assert "Testing finished successfully" in said
+
+    # What docs/tools.md says of the host's own plots.
+    (config,) = ROOT.glob(f"configs/quickstart/{QUICKSTART}")
+    plot = ["run", "mmdet", "confusion_matrix", config, tmp_path / "found.pkl", tmp_path / "matrix"]
+    run(MIM, *plot, *options, cwd=tmp_path)
+    assert (tmp_path / "matrix/confusion_matrix.png").is_file()
+    plot = ["run", "mmdet", "coco_error_analysis", "found.bbox.json", "curves"]
+    run(MIM, *plot, "--ann", data_root / "annotations/val.json", cwd=tmp_path)
+    assert (tmp_path / "curves/bbox/bbox-allclass-allarea.png").is_file()
 
 
 def test_train_with_two_processes(run, tmp_path, data_root):
