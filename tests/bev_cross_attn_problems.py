@@ -81,14 +81,14 @@ def make_problem(
 def random_problem(seed):
     """A problem of random shape, with extreme positions now and then."""
     choose = random.Random(seed)
-    levels = choose.choice([1, 1, 2, 3, 4])
+    levels = choose.choice([1, 1, 2, 3])
     problem = make_problem(
         batch=choose.choice([1, 1, 2, 3]),
-        cameras=choose.choice([1, 2, 3, 6, 7]),
+        cameras=choose.choice([1, 2, 3, 5]),
         shapes=[(choose.randint(1, 14), choose.randint(1, 14)) for _ in range(levels)],
         queries=choose.randint(1, 40),
         heads=choose.choice([1, 2, 3, 8]),
-        points=choose.choice([1, 2, 3, 4, 4, 8, 13]),
+        points=choose.choice([1, 2, 3, 4, 9]),
         pillar=choose.choice([1, 2, 3, 4]),
         width=choose.choice([1, 3, 8, 16, 17, 31, 32, 64, 100]),
         reach=choose.choice([-0.2, 0.2, 2.0]),
@@ -161,28 +161,25 @@ def rounding_of_sums(problem):
     }
 
 
-def check_against_reference(problem, run=run_kernels):
+def check_against_reference(problem, *runs):
     """A kernel may err twice as much as the reference in the same dtype, plus a floor."""
     value_dtype, points_dtype = problem.value.dtype, problem.offsets_logits.dtype
     exact_problem = problem.to(*DTYPES[0])
-    kernels = run(problem)
-    assert all(result.is_contiguous() for result in kernels)
     exact = split_logits(run_reference(exact_problem))
-    sums = rounding_of_sums(problem)
-    results = zip(
-        ("output", "grad_value", "grad_offsets", "grad_logits"),
-        (value_dtype, value_dtype, points_dtype, points_dtype),
-        split_logits(kernels),
-        split_logits(run_reference(problem)),
-        exact,
-        scales(exact_problem, exact),
-        strict=True,
-    )
-    for name, dtype, kernel, same_dtype, expected, scale in results:
-        assert kernel.dtype == dtype
-        assert kernel.shape == expected.shape
-        error, usual = (
-            (result.double() - expected).abs().max().item() / scale
-            for result in (kernel, same_dtype)
-        )
-        assert error <= 2 * usual + FLOOR[dtype] + sums.get(name, 0.0), name
+    same_dtype = split_logits(run_reference(problem))
+    names = ("output", "grad_value", "grad_offsets", "grad_logits")
+    dtypes = (value_dtype, value_dtype, points_dtype, points_dtype)
+    sums, largest = rounding_of_sums(problem), scales(exact_problem, exact)
+    for run in runs or (run_kernels,):
+        results = run(problem)
+        assert all(result.is_contiguous() for result in results)
+        for name, dtype, kernel, usual, expected, scale in zip(
+            names, dtypes, split_logits(results), same_dtype, exact, largest, strict=True
+        ):
+            assert kernel.dtype == dtype
+            assert kernel.shape == expected.shape
+            error, usual_error = (
+                (result.double() - expected).abs().max().item() / scale
+                for result in (kernel, usual)
+            )
+            assert error <= 2 * usual_error + FLOOR[dtype] + sums.get(name, 0.0), name

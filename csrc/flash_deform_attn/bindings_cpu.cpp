@@ -7,6 +7,7 @@
 #include "common/cpu_bindings.h"
 #include "common/cpu_isa.h"
 #include "flash_deform_attn/cpu.h"
+#include "flash_deform_attn/cpu_bands.h"
 #include "flash_deform_attn/operators.h"
 
 namespace dcnv4_mm::flash_deform_attn {
@@ -36,30 +37,8 @@ void for_queries(const Params& p, const cpu::Kernels& kernels,
   });
 }
 
-// The first pixel of the row of a level that a pixel is in.
-int64_t row_start(const Params& p, int64_t pixel) {
-  const Level* level = p.levels + p.num_levels - 1;
-  while (level->start > pixel) --level;
-  return pixel - (pixel - level->start) % level->width;
-}
-
-// grad_value is divided into units of one head in one band of pixels of one image. A unit has one
-// owner, so that the order of its sums does not depend on the threads. Every band looks at all
-// points: as few as keep the threads busy, and 16-bit gradients' float32 sums in a cache.
-int64_t bands_per_head(const Params& p) {
-  constexpr int64_t max_sum_bytes = 4 << 20;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t heads = p.batch * p.heads;
-  int64_t bands = 1;
-  if (element_bytes(p.dtype) == 2) {
-    const int64_t sum_bytes = sizeof(float) * p.pixels * p.channels;
-    bands = (sum_bytes + max_sum_bytes - 1) / max_sum_bytes;
-  }
-  while (heads * bands % threads != 0 && heads * bands < 2 * threads) ++bands;
-  return bands;
-}
-
-void backward_value_units(const Params& p, int64_t bands, int64_t begin, int64_t end,
+// grad_value is divided into bands of the units of one head of one image.
+void backward_value_bands(const Params& p, int64_t bands, int64_t begin, int64_t end,
                           const cpu::Kernels& kernels) {
   const Scratch scratch = allocate(kernels.scratch_bytes(p));
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -67,8 +46,8 @@ void backward_value_units(const Params& p, int64_t bands, int64_t begin, int64_t
     cpu::Slab slab;
     slab.image = unit / bands / p.heads;
     slab.head = unit / bands % p.heads;
-    slab.pixel_begin = row_start(p, p.pixels * band / bands);
-    slab.pixel_end = band + 1 == bands ? p.pixels : row_start(p, p.pixels * (band + 1) / bands);
+    slab.pixel_begin = band_start(p, band, bands);
+    slab.pixel_end = band_start(p, band + 1, bands);
     Scratch sums;
     if (element_bytes(p.dtype) == 2) {
       sums = allocate(sizeof(float) * (slab.pixel_end - slab.pixel_begin) * p.channels);
@@ -78,11 +57,12 @@ void backward_value_units(const Params& p, int64_t bands, int64_t begin, int64_t
 }
 
 void backward_value(const Params& p, const cpu::Kernels& kernels) {
-  const int64_t bands = bands_per_head(p);
+  // Every band looks at all points of its head.
+  const int64_t bands = bands_per_unit(p, p.batch * p.heads);
   const double nanoseconds = p.queries * item_nanoseconds(p) + p.pixels * p.channels * 0.1;
   torch::stable::parallel_for(
       0, p.batch * p.heads * bands, worth_a_thread(nanoseconds),
-      [&](int64_t begin, int64_t end) { backward_value_units(p, bands, begin, end, kernels); });
+      [&](int64_t begin, int64_t end) { backward_value_bands(p, bands, begin, end, kernels); });
 }
 
 struct CpuKernels {

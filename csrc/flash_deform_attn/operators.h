@@ -58,19 +58,18 @@ void check_shape(const char* name, const Tensor& tensor, const Ints& shape) {
 // Beyond this, not every row and column is a float32 number.
 constexpr int64_t kMaxSide = int64_t(1) << 24;
 
-Levels read_levels(const Ints& sizes) {
-  check(!sizes.empty() && sizes.size() % 2 == 0,
-        "flash_deform_attn: level_sizes must be height and width of every level, got ",
-        sizes.size(), " numbers");
+// `name` is the operator's.
+Levels read_levels(const char* name, const Ints& sizes) {
+  check(!sizes.empty() && sizes.size() % 2 == 0, name,
+        ": level_sizes must be height and width of every level, got ", sizes.size(), " numbers");
   Levels levels;
   int64_t start = 0;
   for (size_t i = 0; i < sizes.size(); i += 2) {
     const int64_t height = sizes[i], width = sizes[i + 1];
-    check(height > 0 && width > 0 && height <= kMaxSide && width <= kMaxSide,
-          "flash_deform_attn: a level must have 1 to 2^24 rows and columns, got ", height, " x ",
-          width);
-    check(start + height * width <= kMaxSize,
-          "flash_deform_attn: all levels together must have less than 2^31 pixels");
+    check(height > 0 && width > 0 && height <= kMaxSide && width <= kMaxSide, name,
+          ": a level must have 1 to 2^24 rows and columns, got ", height, " x ", width);
+    check(start + height * width <= kMaxSize, name,
+          ": all levels together must have less than 2^31 pixels");
     levels.push_back({height, width, start});
     start += height * width;
   }
@@ -122,7 +121,7 @@ struct SeparatePoints {
 
   SeparatePoints(DeviceType device, const Tensor& value, const Tensor& locations_in,
                  const Tensor& weights_in, const Ints& level_sizes)
-      : levels(read_levels(level_sizes)),
+      : levels(read_levels("flash_deform_attn", level_sizes)),
         params(read_problem(device, value, locations_in, levels)) {
     Params& p = params;
     p.num_points = locations_in.dim() == 6 ? locations_in.size(4) : 0;
@@ -152,7 +151,7 @@ struct PackedPoints {
 
   PackedPoints(DeviceType device, const Tensor& value, const Tensor& locations_logits,
                const Ints& level_sizes, int64_t num_points)
-      : levels(read_levels(level_sizes)),
+      : levels(read_levels("flash_deform_attn", level_sizes)),
         params(read_problem(device, value, locations_logits, levels)) {
     Params& p = params;
     check(num_points > 0 && num_points <= kMaxSize / (3 * p.num_levels),

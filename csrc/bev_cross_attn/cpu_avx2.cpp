@@ -1,0 +1,7 @@
+#include "bev_cross_attn/cpu_kernels.h"
+
+namespace dcnv4_mm::bev_cross_attn::cpu {
+
+const KernelTable kAvx2Kernels = kernel_table();
+
+}  // namespace dcnv4_mm::bev_cross_attn::cpu
