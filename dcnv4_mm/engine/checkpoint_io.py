@@ -25,6 +25,7 @@ from dcnv4_mm.checkpoints.families import CLASSIFIER
 from dcnv4_mm.checkpoints.files import Record, read_file
 from dcnv4_mm.checkpoints.flash_intern_image import has_released_names
 from dcnv4_mm.checkpoints.loading import fit, select_entry
+from dcnv4_mm.engine.downloads import check_download, download
 
 __all__ = ["convert_on_load", "load_from_http", "load_from_local", "rename_classifier"]
 
@@ -67,16 +68,17 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
 
     Raises:
         ConnectionError: The download failed.
-        ValueError: See :func:`load_from_local`.
+        ValueError: The file is not the one that its host states, has changed since it was first
+            used, or see :func:`load_from_local`.
     """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(filename).path).name
     try:
         # One process of each machine; the others wait.
-        if os.environ.get("LOCAL_RANK", "0") == "0" and not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            print_log(f"Downloading {filename} to {path}", logger="current")
-            torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            if not path.exists():
+                print_log(f"Downloading {filename} to {path}", logger="current")
+            download(filename, path)
     except OSError as error:
         raise ConnectionError(
             f"{filename} could not be downloaded ({error}): download it elsewhere and put it at "
@@ -84,6 +86,7 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
         ) from error
     finally:
         barrier()
+    check_download(path)
     return load_from_local(str(path), map_location)
 
 

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import pickle
+import subprocess
 import sys
 import types
 
@@ -56,6 +58,12 @@ def test_weights(save):
         lambda mark: Calls(Calls(getattr, Calls(getattr, "", "join"), "__call__"), []),
         lambda mark: Calls(Calls(getattr, [], "append"), 1),
         lambda mark: Calls(types.SimpleNamespace),
+        lambda mark: Calls(eval, f"open({str(mark)!r}, 'w')"),
+        lambda mark: Calls(subprocess.Popen, ["touch", str(mark)]),
+        lambda mark: Calls(pickle.loads, pickle.dumps(Calls(os.system, f"touch {mark}"))),
+        lambda mark: Calls(torch.save, {}, str(mark)),
+        lambda mark: Calls(torch.serialization.add_safe_globals, [os.system]),
+        lambda mark: {Calls(os.system, f"touch {mark}"): 1},
         lambda mark: torch.nn.Linear(1, 1),
     ],
 )
@@ -66,6 +74,30 @@ def test_code_is_refused_and_not_run(save, tmp_path, call):
         read_file(path)
     assert not mark.exists()
     assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_code_of_other_protocols_is_not_run(tmp_path, protocol):
+    """Torch itself writes the second; a bare pickle is no checkpoint either."""
+    mark, path = tmp_path / "was_run", tmp_path / "checkpoint.pth"
+    code = Calls(os.system, f"touch {mark}")
+    for legacy in (True, False):
+        options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": not legacy}
+        torch.save({"meta": code}, path, **options)
+        with pytest.raises(ValueError):
+            read_file(path)
+    path.write_bytes(pickle.dumps(code, protocol))
+    with pytest.raises(ValueError):
+        read_file(path)
+    assert not mark.exists()
+
+
+def test_scripted_model_is_refused(tmp_path):
+    """An archive of torch.jit holds programs."""
+    path = tmp_path / "checkpoint.pth"
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.ones(1)), path)
+    with pytest.raises(ValueError):
+        read_file(path)
 
 
 def test_nothing_stays_allowed(save):

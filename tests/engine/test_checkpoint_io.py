@@ -203,6 +203,15 @@ def test_download_is_kept(server, tmp_path):
     CheckpointLoader.load_checkpoint(f"{address}/a.pth")
 
 
+def test_download_that_changes_is_refused(server, tmp_path):
+    folder, address = server
+    torch.save({"x": torch.ones(1)}, folder / "a.pth")
+    CheckpointLoader.load_checkpoint(f"{address}/a.pth")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "hub" / "checkpoints" / "a.pth")
+    with pytest.raises(ValueError, match="has changed since it was first used"):
+        CheckpointLoader.load_checkpoint(f"{address}/a.pth")
+
+
 def test_downloaded_code_is_not_run(server, tmp_path):
     folder, address = server
     torch.save(mark_when_run(tmp_path / "was_run"), folder / "bad.pth")

@@ -1,0 +1,97 @@
+"""Files from the network: compared with what their host states, and remembered."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+import torch
+
+__all__ = ["check_download", "download"]
+
+
+class _Stay(HTTPRedirectHandler):
+    """Hugging Face states size and hash in the answer that redirects to the file."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def download(address: str, path: Path) -> None:
+    """Downloads a file unless it is there, and notes its SHA-256 beside it at first use.
+
+    Size and SHA-256 are compared with what the host states, if it can be reached and does, and
+    with the digits in a name such as ``x-1a2b3c4d.pth``.
+
+    Args:
+        address: Of http or https.
+        path: Where the file is kept; the note is ``<path>.sha256``, as sha256sum writes it.
+
+    Raises:
+        OSError: The download failed.
+        ValueError: The file is another one than the host states; nothing is kept of a new one.
+    """
+    if path.exists() and _note(path).exists():
+        return
+    size, stated = _stated(address)
+    if named := re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name):
+        stated = stated or named[1]
+    new = not path.exists()
+    if new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(path), progress=os.isatty(0))
+    found, digest = path.stat().st_size, _sha256(path)
+    if (size is not None and found != size) or not digest.startswith(stated or ""):
+        if new:
+            path.unlink()
+        raise ValueError(
+            f"{path} is not the file that {address} states: {found} bytes with the SHA-256 "
+            f"{digest}, expected {size or 'any number of'} bytes with {stated or 'any'}; "
+            f"{'download it again' if new else 'delete it to download it again'}"
+        )
+    _note(path).write_text(f"{digest}  {path.name}\n")
+
+
+def check_download(path: Path) -> None:
+    """Compares a file with what it was at first use.
+
+    Args:
+        path: The file; nothing is compared if :func:`download` has not seen it.
+
+    Raises:
+        ValueError: The file has changed.
+    """
+    if _note(path).exists() and _note(path).read_text().split()[:1] != [_sha256(path)]:
+        raise ValueError(
+            f"{path} has changed since it was first used ({_note(path)} has its SHA-256): delete "
+            "both to download it again"
+        )
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _stated(address: str) -> tuple[int | None, str | None]:
+    """Size and SHA-256 of a file by its host, as far as they are stated."""
+    try:
+        with build_opener(_Stay).open(Request(address, method="HEAD"), timeout=10) as answer:
+            headers, length = answer.headers, "Content-Length"
+    except HTTPError as error:
+        # A redirection among others: its own length is not the file's.
+        headers, length = error.headers, ""
+    except OSError:
+        return None, None
+    size = headers.get("X-Linked-Size") or headers.get(length) or ""
+    digest = re.fullmatch(r'"?([0-9a-f]{64})"?', headers.get("X-Linked-ETag") or "")
+    return int(size) if size.isdecimal() else None, digest[1] if digest else None
