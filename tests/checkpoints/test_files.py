@@ -76,6 +76,7 @@ def test_code_is_refused_and_not_run(save, tmp_path, call):
     assert "weights_only" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
 def test_code_of_other_protocols_is_not_run(tmp_path, protocol):
     """Torch itself writes the second; a bare pickle is no checkpoint either."""
@@ -92,6 +93,7 @@ def test_code_of_other_protocols_is_not_run(tmp_path, protocol):
     assert not mark.exists()
 
 
+@pytest.mark.filterwarnings("ignore:'torch.load' received", "ignore:.torch.jit")
 def test_scripted_model_is_refused(tmp_path):
     """An archive of torch.jit holds programs."""
     path = tmp_path / "checkpoint.pth"
