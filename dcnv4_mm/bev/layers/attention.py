@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcnv4_mm.ops.functional import ms_deform_attn
+from dcnv4_mm.ops.flash_deform_attn.layout import unpack
+from dcnv4_mm.ops.functional import bev_cross_attn, ms_deform_attn
 
 __all__ = [
     "BEVCrossAttention",
@@ -30,37 +31,23 @@ class CameraHits:
     """Which BEV queries each camera sees, and where in its picture.
 
     Attributes:
-        queries: For each sample, for each camera, the indices of the queries that it sees.
-        references: The same nesting; where the queries' pillar points lie, (hits, D, 2), as
-            fractions of the picture. Some of them may lie outside.
-        counts: How many cameras see a query, at least 1, (B, Q, 1).
+        seen: Whether a camera sees a query, (B, N, Q).
+        references: Where the queries' pillar points lie, as fractions of the picture,
+            (B, N, Q, D, 2). Those of a query that is seen may lie outside too.
     """
 
-    queries: list[tuple[Tensor, ...]]
-    references: list[list[Tensor]]
-    counts: Tensor
+    seen: Tensor
+    references: Tensor
 
 
 def find_hits(references: Tensor, inside: Tensor) -> CameraHits:
-    """Lists the queries that each camera sees: those with any pillar point in its picture.
+    """Finds the queries that each camera sees: those with any pillar point in its picture.
 
     Args:
         references: (B, N, Q, D, 2), positions of pillar points as fractions of the picture.
         inside: (B, N, Q, D), whether a point is in the picture.
     """
-    hit = inside.any(-1)
-    # All hits at once, so that a GPU is asked for numbers twice per frame.
-    indices = hit.nonzero()[:, 2].split(hit.sum(-1).flatten().tolist())
-    cameras = hit.shape[1]
-    queries = [indices[i : i + cameras] for i in range(0, len(indices), cameras)]
-    return CameraHits(
-        queries,
-        [
-            [camera[index] for camera, index in zip(sample, seen, strict=True)]
-            for sample, seen in zip(references, queries, strict=True)
-        ],
-        hit.sum(1).clamp(min=1).unsqueeze(-1),
-    )
+    return CameraHits(inside.any(-1), references)
 
 
 class DeformableSampling(nn.Module):
@@ -106,18 +93,25 @@ class DeformableSampling(nn.Module):
         nn.init.xavier_uniform_(self.value_proj.weight)
         nn.init.zeros_(self.value_proj.bias)
 
-    def predict(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets (B, Q, G, R, P, 2) in pixels and logits (B, Q, G, R, P) of queries."""
+    def packed_linear(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of both predictions in one product, its rows sorted by heads."""
         linears = (self.sampling_offsets, self.attention_weights)
-        # One product instead of two.
-        both = F.linear(
-            query,
-            torch.cat([linear.weight for linear in linears]),
-            torch.cat([linear.bias for linear in linears]),
+        weight, bias = (
+            torch.cat(
+                [getattr(linear, name).unflatten(0, (self.num_heads, -1)) for linear in linears],
+                dim=1,
+            ).flatten(0, 1)
+            for name in ("weight", "bias")
         )
-        offsets, logits = both.split([linear.out_features for linear in linears], dim=-1)
-        shape = (self.num_heads, self.num_maps, self.num_points)
-        return offsets.unflatten(-1, (*shape, 2)), logits.unflatten(-1, shape)
+        return weight, bias
+
+    def predict_packed(self, query: Tensor) -> Tensor:
+        """Offsets in pixels, then logits, of every head of queries: (B, Q, G, 3 * R * P)."""
+        return F.linear(query, *self.packed_linear()).unflatten(-1, (self.num_heads, -1))
+
+    def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (..., G, R, P, 2) in pixels and logits (..., G, R, P), both views."""
+        return unpack(packed, self.num_maps, self.num_points)
 
     def value(self, maps: Tensor) -> Tensor:
         """Maps (..., S, C), projected and split into heads, (..., S, G, C / G)."""
@@ -179,7 +173,11 @@ class BEVSelfAttention(DeformableSampling):
         Returns:
             (B, Q, C).
         """
-        offsets, logits = self.predict(torch.cat((bev, bev + position), dim=-1))
+        # The query is bev beside bev + position, which need not be in memory.
+        weight, bias = self.packed_linear()
+        of_bev, of_sum = weight.chunk(2, dim=1)
+        packed = F.linear(bev, of_bev + of_sum, bias) + F.linear(position, of_sum)
+        offsets, logits = self.unpack(packed.unflatten(-1, (self.num_heads, -1)))
         weights = logits.softmax(-1) / self.num_queues
         # The entries of the queue become points of one map: [B, Q, G, 1, 2 * P, ...].
         locations = _locations(
@@ -193,8 +191,8 @@ class BEVSelfAttention(DeformableSampling):
 class SpatialCrossAttention(nn.Module):
     """Deformable attention of BEV queries to the cameras that see them.
 
-    Offsets and weights depend on the query alone, so they are predicted once, not per camera. Each
-    camera then samples for exactly the queries that it sees.
+    Offsets and weights depend on the query alone, so they are predicted once, not per camera. One
+    operator then does the rest: no sampling locations, no weights and no list of hits in memory.
 
     Args:
         embed_dims: Number of channels C.
@@ -241,24 +239,15 @@ class SpatialCrossAttention(nn.Module):
             (B, Q, C).
         """
         sampling = self.deformable_attention
-        offsets, logits = sampling.predict(bev)
-        weights = logits.flatten(-2).softmax(-1).view_as(logits)
-        value = sampling.value(maps)
-        slots = value.new_zeros(bev.shape)
-        for sample, seen in enumerate(hits.queries):
-            for camera, queries in enumerate(seen):
-                references = hits.references[sample][camera]
-                # The pillar's points vary fastest among a level's points: [hits, P, 2].
-                references = references.repeat(1, sampling.num_points // references.shape[1], 1)
-                locations = _locations(references[:, None, None], offsets[sample, queries], shapes)
-                output = ms_deform_attn(
-                    value[sample, camera].unsqueeze(0),
-                    shapes,
-                    locations.unsqueeze(0),
-                    weights[sample, queries].unsqueeze(0),
-                )
-                slots[sample].index_add_(0, queries, output[0].to(slots.dtype))
-        return bev + self.dropout(self.output_proj(slots / hits.counts))
+        output = bev_cross_attn(
+            sampling.value(maps),
+            shapes,
+            sampling.predict_packed(bev),
+            hits.references,
+            hits.seen,
+            num_points=sampling.num_points,
+        )
+        return bev + self.dropout(self.output_proj(output))
 
 
 class BEVCrossAttention(DeformableSampling):
@@ -305,7 +294,7 @@ class BEVCrossAttention(DeformableSampling):
         Returns:
             (B, Q, C).
         """
-        offsets, logits = self.predict(query + position)
+        offsets, logits = self.unpack(self.predict_packed(query + position))
         locations = _locations(references[:, :, None, None, None], offsets, [shape])
         output = ms_deform_attn(self.value(bev), [shape], locations, logits.softmax(-1))
         return query + self.dropout(self.output_proj(output))
