@@ -95,7 +95,6 @@ has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 for operator in ("dcnv4", "ms_deform_attn", "flash_deform_attn"):
     for direction in ("forward", "backward"):
         assert has_kernel(f"dcnv4_mm::{operator}_{direction}", "CUDA"), operator
-
 """
 
 
@@ -108,6 +107,5 @@ def test_loads_and_registers_its_kernels(cuda_build, tmp_path):
         compiler = [os.environ.get("CXX", "g++"), "-x", "c", "-", "-shared", "-fPIC"]
         subprocess.run([*compiler, "-o", stub], input=source, text=True, check=True)
         environment["LD_LIBRARY_PATH"] = str(tmp_path)
-    subprocess.run(
-        [sys.executable, "-P", "-c", REGISTERS, cuda_build.library], text=True, env=environment
-    )
+    command = [sys.executable, "-P", "-c", REGISTERS, cuda_build.library]
+    subprocess.run(command, env=environment, check=True)
