@@ -1,0 +1,245 @@
+// The bodies of the backward kernels on the GPU: one for the points, and two for value.
+#pragma once
+
+#include "bev_cross_attn/tile.h"
+#include "flash_deform_attn/backward_body.h"
+
+namespace dcnv4_mm::bev_cross_attn {
+namespace {
+
+using flash_deform_attn::add_owned;
+using flash_deform_attn::Part;
+using flash_deform_attn::part_of;
+using flash_deform_attn::points_near;
+using flash_deform_attn::Range;
+using flash_deform_attn::ShareGrad;
+using flash_deform_attn::touches;
+
+// Writes the gradients of the offsets of a point, summed over the cameras that see it, and returns
+// that of its weight.
+template <typename Storage, int vector>
+DCNV4_MM_DEVICE RealOf<Storage> backward_point(const Params& p, const Geometry& geometry,
+                                               const Tiling& t, const Pair& pair, int32_t k,
+                                               RealOf<Storage> weight) {
+  using Real = RealOf<Storage>;
+  PointGrad<Real> sum{};
+  for (int32_t camera = 0; camera < p.cameras; ++camera) {
+    if (!is_hit(p, pair, camera)) continue;
+    const auto point = locate_point<Storage>(p, geometry, t.level_points, pair, camera, k, weight);
+    if (!point.inside) continue;
+    const auto corners =
+        corners_of(place_of(geometry.levels, t.level_points, k, point),
+                   image_of<Storage>(p, pair, camera), static_cast<int32_t>(p.value_pitches.row));
+    const auto grad = differentiate(
+        point, corner_dots<Storage, vector>(corners, grad_output_of<Storage>(p, pair), t.vectors));
+    sum.x += grad.x;
+    sum.y += grad.y;
+    sum.factor += grad.factor;
+  }
+  const int64_t offset = row_of(p, pair) * p.grad_location_pitch + 2 * k;
+  write_number<Storage>(p, p.grad_locations, offset, sum.x);
+  write_number<Storage>(p, p.grad_locations, offset + 1, sum.y);
+  return sum.factor;
+}
+
+// The gradients of offsets and logits. A thread takes one point at a time, with all channels of its
+// head in all cameras: no sum has more than one owner.
+//
+// A change of one logit changes the weights of all points, so its gradient needs a sum over all of
+// them: weight * (grad - sum of share * grad), a share being a weight times the number of hits. If
+// not all points of a pair fit into shared memory at a time, they are visited twice.
+template <typename Storage, int vector, typename Team>
+DCNV4_MM_DEVICE void backward_points_block(const Params& p, const Geometry& geometry,
+                                           const Tiling& t, uint32_t block, Team& team) {
+  using Real = RealOf<Storage>;
+  const Tile tile = tile_of(p, t, block);
+  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
+  ShareGrad<Real>* grads = static_cast<ShareGrad<Real>*>(team.shared());
+  Share<Real>* shares = reinterpret_cast<Share<Real>*>(grads + t.pairs * t.points);
+  Real* sums = reinterpret_cast<Real*>(shares + t.pairs * kShareParts);
+
+  prepare_weights<Storage>(p, t.queries, tile, shares, team);
+  const int32_t visits = t.points < points ? 2 : 1;
+  for (int32_t visit = 1; visit <= visits; ++visit) {
+    for (int32_t first = 0; first < points; first += t.points) {
+      const int32_t count = smaller(t.points, points - first);
+      team.phase([&](int32_t thread) {
+        for (int32_t i = thread; i < tile.count * t.points; i += t.threads) {
+          int32_t k = i;
+          const int32_t index = divide_off(&k, t.tile_points);
+          if (k >= count) continue;
+          const Pair pair = pair_of(t.queries, tile, index);
+          const Real weight = weight_of<Storage>(p, pair, shares[index * kShareParts], first + k);
+          grads[i] = {weight,
+                      backward_point<Storage, vector>(p, geometry, t, pair, first + k, weight)};
+        }
+      });
+      if (visit == 1) {
+        team.phase([&](int32_t thread) {
+          for (int32_t i = thread; i < tile.count * kShareParts; i += t.threads) {
+            const ShareGrad<Real>* of_pair = grads + i / kShareParts * t.points;
+            Real sum = first == 0 ? Real(0) : sums[i];
+            // The same part of the points whatever fits into shared memory.
+            const int32_t skip =
+                (i % kShareParts + kShareParts - first % kShareParts) % kShareParts;
+            for (int32_t k = skip; k < count; k += kShareParts) {
+              sum += of_pair[k].share * of_pair[k].grad;
+            }
+            sums[i] = sum;
+          }
+        });
+      }
+      if (visit < visits) continue;
+      team.phase([&](int32_t thread) {
+        for (int32_t i = thread; i < tile.count * t.points; i += t.threads) {
+          int32_t k = i;
+          const int32_t index = divide_off(&k, t.tile_points);
+          if (k >= count) continue;
+          const Pair pair = pair_of(t.queries, tile, index);
+          const int32_t hits = count_hits(p, pair);
+          Real sum = 0;
+          for (int part = 0; part < kShareParts; ++part) sum += sums[index * kShareParts + part];
+          // Logits that no camera asks for may be anything.
+          const Real grad =
+              hits > 0 ? grads[i].share * (grads[i].grad - Real(hits) * sum) : Real(0);
+          write_number<Storage>(p, p.grad_weights,
+                                row_of(p, pair) * p.grad_weight_pitch + first + k, grad);
+        }
+      });
+    }
+  }
+}
+
+// The gradient of value with atomic additions to `sums` [B, N, S, G, D], which is zero before. The
+// forward's way back: each thread spreads one vector of the output's gradient.
+template <typename Storage, int vector, typename Team>
+DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Geometry& geometry,
+                                                 const Tiling& t, uint32_t block,
+                                                 RealOf<Storage>* sums, Team& team) {
+  using Real = RealOf<Storage>;
+  const Tile tile = tile_of(p, t, block);
+  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
+  const Samples<Real> samples = samples_in<Real>(team.shared(), t.pairs, t.points);
+  const int32_t pitch = static_cast<int32_t>(p.heads * p.channels);
+
+  prepare_weights<Storage>(p, t.queries, tile, samples.shares, team);
+  for (int32_t camera = 0; camera < p.cameras; ++camera) {
+    if (!is_tile_hit(p, t.queries, tile, camera, team)) continue;
+    for (int32_t first = 0; first < points; first += t.points) {
+      team.phase([&](int32_t thread) {
+        locate_tile<Storage>(p, geometry, t, tile, camera, samples.shares, thread, first, points,
+                             [&](int32_t slot, const Place& place, const Point<Real>& point) {
+                               samples.places[slot] = place;
+                               samples.weights[slot] = adding_weights(point);
+                             });
+      });
+      team.phase([&](int32_t thread) {
+        const Item item = item_of<vector>(t, tile, thread);
+        if (!item.exists) return;
+        const Pair pair = pair_of(t.queries, tile, item.pair_index);
+        if (!is_hit(p, pair, camera)) return;
+        Real grad[vector];
+        read<vector>(grad_output_of<Storage>(p, pair) + item.channel, grad);
+        Real* image = sums + (pair.image * p.cameras + camera) * p.pixels * pitch +
+                      pair.head * p.channels + item.channel;
+        const int32_t slot = item.pair_index * sample_stride(t.points);
+        const int32_t count = smaller(t.points, points - first);
+        for (int32_t k = 0; k < count; ++k) {
+          const Place place = samples.places[slot + k];
+          if (place.pixel == kOutside) continue;
+          const auto corners = corners_of(place, image, pitch);
+          const Weights<Real> weights = samples.weights[slot + k];
+          for (int c = 0; c < 4; ++c) {
+            if ((c & 1 && !(place.pixel & 1)) || (c & 2 && !place.down)) continue;
+            Real weighted[vector];
+            for (int i = 0; i < vector; ++i) weighted[i] = weights.corner[c] * grad[i];
+            atomic_add<vector>(corners.corner[c], weighted);
+          }
+        }
+      });
+    }
+  }
+}
+
+// The gradient of value where each sum has one owner, in its final type and place. A block owns
+// pixels of one camera, and looks at the queries that this one sees.
+template <typename Storage, typename Team>
+DCNV4_MM_DEVICE void backward_value_owned_block(const Params& p, const Geometry& geometry,
+                                                const Ownership& o, uint32_t block, Team& team) {
+  using Real = RealOf<Storage>;
+  const Part part = part_of(p, o, block);
+  const int32_t camera = static_cast<int32_t>(part.image % p.cameras);
+  const Range near = points_near(p, geometry.levels, part);
+  const int32_t width = o.width.value, queries = static_cast<int32_t>(p.queries);
+  const Samples<Real> samples = samples_in<Real>(team.shared(), o.pairs, o.points);
+  Real* grads = reinterpret_cast<Real*>(samples.shares + o.pairs * kShareParts);
+  Real* sums = grads + o.pairs * width;
+
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < o.pixels * width; i += o.threads) sums[i] = 0;
+  });
+
+  // All pairs of the head in the sample, in sequence.
+  for (int32_t query = 0; query < queries; query += o.pairs) {
+    const Tile tile{part.image / p.cameras, part.head * queries + query,
+                    smaller(o.pairs, queries - query), 0};
+    if (!is_tile_hit(p, o.queries, tile, camera, team)) continue;
+    prepare_weights<Storage>(p, o.queries, tile, samples.shares, team);
+    for (int32_t first = near.begin; first < near.end; first += o.points) {
+      const bool found = team.any([&](int32_t thread) {
+        bool touching = false;
+        locate_tile<Storage>(p, geometry, o, tile, camera, samples.shares, thread, first, near.end,
+                             [&](int32_t slot, Place place, const Point<Real>& point) {
+                               if (point.inside && touches(part, place)) {
+                                 samples.weights[slot] = adding_weights(point);
+                                 touching = true;
+                               } else {
+                                 place.pixel = kOutside;
+                               }
+                               samples.places[slot] = place;
+                             });
+        for (int32_t i = thread; i < tile.count * width; i += o.threads) {
+          int32_t channel = i;
+          const Pair pair = pair_of(o.queries, tile, divide_off(&channel, o.width));
+          if (channel >= part.channels) continue;
+          grads[i] = read(grad_output_of<Storage>(p, pair) + part.channel + channel);
+        }
+        return touching;
+      });
+      if (!found) continue;
+      team.phase([&](int32_t thread) {
+        int32_t channel = thread;
+        const int32_t owner = divide_off(&channel, o.width);
+        if (owner >= o.owners || channel >= part.channels) return;
+        const Range range{owner * o.owner_pixels,
+                          smaller(part.pixels, (owner + 1) * o.owner_pixels)};
+        const int32_t count = smaller(o.points, near.end - first);
+        for (int32_t index = 0; index < tile.count; ++index) {
+          if (!is_hit(p, pair_of(o.queries, tile, index), camera)) continue;
+          const Real grad = grads[index * width + channel];
+          for (int32_t k = 0; k < count; ++k) {
+            const int32_t slot = index * sample_stride(o.points) + k;
+            const Place place = samples.places[slot];
+            if (place.pixel == kOutside) continue;
+            add_owned(place, static_cast<int32_t>(place.pixel >> 1) - part.pixel,
+                      samples.weights[slot], grad, range, width, sums + channel);
+          }
+        }
+      });
+    }
+  }
+
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < part.pixels * width; i += o.threads) {
+      int32_t channel = i;
+      const int64_t pixel = part.pixel + divide_off(&channel, o.width);
+      if (channel >= part.channels) continue;
+      const int64_t row = (part.image * p.pixels + pixel) * p.heads + part.head;
+      write(static_cast<Storage*>(p.grad_value) + row * p.channels + part.channel + channel,
+            sums[i]);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::bev_cross_attn

@@ -1,0 +1,9 @@
+#include "bev_cross_attn/kernels_bwd.cuh"
+
+namespace dcnv4_mm::bev_cross_attn::cuda {
+
+template void backward_points<Half>(const Params&, const Device&, cudaStream_t);
+template void backward_value_owned<Half>(const Params&, const Device&, cudaStream_t);
+template void backward_value_atomic<Half>(const Params&, void*, const Device&, cudaStream_t);
+
+}  // namespace dcnv4_mm::bev_cross_attn::cuda

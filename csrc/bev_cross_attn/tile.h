@@ -1,0 +1,129 @@
+// The sampling points of a block of the GPU kernels: which cameras see them, and where they lie.
+#pragma once
+
+#include "bev_cross_attn/launch.h"
+#include "flash_deform_attn/tile.h"
+
+namespace dcnv4_mm::bev_cross_attn {
+namespace {
+
+using flash_deform_attn::corners_of;
+using flash_deform_attn::grad_output_of;
+using flash_deform_attn::Item;
+using flash_deform_attn::item_of;
+using flash_deform_attn::kOutside;
+using flash_deform_attn::kShareParts;
+using flash_deform_attn::offset_of;
+using flash_deform_attn::Pair;
+using flash_deform_attn::pair_of;
+using flash_deform_attn::Place;
+using flash_deform_attn::place_of;
+using flash_deform_attn::read_number;
+using flash_deform_attn::row_of;
+using flash_deform_attn::sample_stride;
+using flash_deform_attn::Samples;
+using flash_deform_attn::samples_in;
+using flash_deform_attn::Share;
+using flash_deform_attn::sum_exponentials;
+using flash_deform_attn::Tile;
+using flash_deform_attn::tile_of;
+using flash_deform_attn::write_number;
+
+DCNV4_MM_DEVICE int64_t offset_of(const CameraPitches& pitches, const Pair& pair, int32_t camera) {
+  return pair.image * pitches.sample + camera * pitches.camera + pair.query * pitches.query;
+}
+
+DCNV4_MM_DEVICE bool is_hit(const Params& p, const Pair& pair, int32_t camera) {
+  return p.hits[offset_of(p.hit_pitches, pair, camera)];
+}
+
+DCNV4_MM_DEVICE int32_t count_hits(const Params& p, const Pair& pair) {
+  int32_t count = 0;
+  for (int32_t camera = 0; camera < p.cameras; ++camera) count += is_hit(p, pair, camera);
+  return count;
+}
+
+// Whether a camera sees a query of a tile.
+template <typename Team>
+DCNV4_MM_DEVICE bool is_tile_hit(const Params& p, const Divisor& queries, const Tile& tile,
+                                 int32_t camera, Team& team) {
+  return team.any([&](int32_t thread) {
+    bool hit = false;
+    for (int32_t i = thread; i < tile.count; i += team.threads()) {
+      hit = hit || is_hit(p, pair_of(queries, tile, i), camera);
+    }
+    return hit;
+  });
+}
+
+// Prepares the weights of the pairs of a tile: those of the pair with the index i are shares by
+// shares[i * kShareParts] then, divided by the number of cameras that see its query.
+template <typename Storage, typename Team>
+DCNV4_MM_DEVICE void prepare_weights(const Params& p, const Divisor& queries, const Tile& tile,
+                                     Share<RealOf<Storage>>* shares, Team& team) {
+  sum_exponentials<Storage>(p, queries, tile, shares, team);
+  team.phase([&](int32_t thread) {
+    for (int32_t i = thread; i < tile.count; i += team.threads()) {
+      const int32_t hits = count_hits(p, pair_of(queries, tile, i));
+      shares[i * kShareParts].sum *= RealOf<Storage>(hits > 0 ? hits : 1);
+    }
+  });
+}
+
+// The weight of the point `k` of a pair.
+template <typename Storage>
+DCNV4_MM_DEVICE RealOf<Storage> weight_of(const Params& p, const Pair& pair,
+                                          const Share<RealOf<Storage>>& share, int32_t k) {
+  const int64_t logits = offset_of(pair, p.weight_pitches);
+  return std::exp(read_number<Storage>(p, p.weights, logits + k) - share.largest) / share.sum;
+}
+
+// The point `k` of a pair in a camera.
+template <typename Storage>
+DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const Geometry& geometry,
+                                                    const Divisor& level_points, const Pair& pair,
+                                                    int32_t camera, int32_t k,
+                                                    RealOf<Storage> weight) {
+  using Real = RealOf<Storage>;
+  int32_t number = k;
+  const LevelTable::Entry& level = geometry.levels.entries[divide_off(&number, level_points)];
+  divide_off(&number, geometry.pillar);
+  const Real* reference = static_cast<const Real*>(p.references) +
+                          offset_of(p.reference_pitches, pair, camera) + 2 * number;
+  const int64_t offset = offset_of(pair, p.location_pitches) + 2 * k;
+  const Real height = Real(level.height), width = Real(level.width);
+  const Real x = read(reference) * width + read_number<Storage>(p, p.locations, offset);
+  const Real y = read(reference + 1) * height + read_number<Storage>(p, p.locations, offset + 1);
+  return point_at(y - Real(0.5), x - Real(0.5), height, width, weight);
+}
+
+// The first pixel of a head in a camera's picture.
+template <typename Storage>
+DCNV4_MM_DEVICE const Storage* image_of(const Params& p, const Pair& pair, int32_t camera) {
+  return static_cast<const Storage*>(p.value) +
+         (pair.image * p.cameras + camera) * p.value_pitches.image +
+         pair.head * p.value_pitches.head;
+}
+
+// Locates the points [first, end) of those pairs of a tile that a camera sees, at most `points` of
+// each; `store(slot, place, point)` keeps one.
+template <typename Storage, typename Launch, typename Store>
+DCNV4_MM_DEVICE void locate_tile(const Params& p, const Geometry& geometry, const Launch& launch,
+                                 const Tile& tile, int32_t camera,
+                                 const Share<RealOf<Storage>>* shares, int32_t thread,
+                                 int32_t first, int32_t end, Store store) {
+  for (int32_t i = thread; i < tile.count * launch.points; i += launch.threads) {
+    int32_t k = i;
+    const int32_t index = divide_off(&k, launch.tile_points);
+    const Pair pair = pair_of(launch.queries, tile, index);
+    if (first + k >= end || !is_hit(p, pair, camera)) continue;
+    const auto weight = weight_of<Storage>(p, pair, shares[index * kShareParts], first + k);
+    const auto point =
+        locate_point<Storage>(p, geometry, launch.level_points, pair, camera, first + k, weight);
+    store(index * sample_stride(launch.points) + k,
+          place_of(geometry.levels, launch.level_points, first + k, point), point);
+  }
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::bev_cross_attn

@@ -1,0 +1,68 @@
+"""What can be known of the kernels without a GPU: they compile for one architecture."""
+
+import re
+from collections import Counter
+from functools import partial
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Instances of the kernels in one direction; each costs compile time for every architecture.
+MOST_INSTANCES = 60
+# Two blocks of 256 threads fit a multiprocessor.
+MOST_REGISTERS = 128
+
+
+@pytest.fixture
+def kernels(cuda_build):
+    """A function of ``fwd`` or ``bwd``: name -> PTX of the kernels."""
+    return partial(cuda_build.kernels, "bev_cross_attn")
+
+
+def test_registers(cuda_build, kernels):
+    assert max(cuda_build.registers([*kernels("fwd"), *kernels("bwd")])) <= MOST_REGISTERS
+
+
+@pytest.mark.parametrize(("direction", "kinds"), [("fwd", 1), ("bwd", 3)])
+def test_number_of_instances(kernels, direction, kinds):
+    kind = re.compile(r"forward_kernel|points_kernel|value_\w+?_kernel")
+    counts = Counter(kind.search(name)[0] for name in kernels(direction))
+    assert len(counts) == kinds
+    assert counts.total() <= MOST_INSTANCES
+
+
+def wide(name):
+    """Whether a kernel loads vectors of 16 bytes: 4 float32 or 8 of 16 bits."""
+    return re.search(r"kernelI(fLi4E|\w+?Li8E)", name)
+
+
+def test_wide_loads(kernels):
+    """The four pixels of a point are loaded in 16 bytes each, and the output is stored so."""
+    bodies = {name: body for name, body in kernels("fwd").items() if wide(name)}
+    # float32, float16 and bfloat16.
+    assert len(bodies) == 3
+    for name, body in bodies.items():
+        loads = len(re.findall(r"ld\.global\.nc\.v4\.\w+", body))
+        assert loads >= 4, name
+        assert loads % 4 == 0, name
+        assert len(re.findall(r"st\.global\.v4\.\w+", body)) == 1, name
+
+
+def test_wide_atomic_additions(kernels):
+    atomic = {name: body for name, body in kernels("bwd").items() if "atomic" in name}
+    bodies = [body for name, body in atomic.items() if wide(name)]
+    assert len(bodies) == 3
+    assert all("red.global.add.v4.f32" in body for body in bodies)
+
+
+def test_only_one_kernel_adds_atomically(kernels):
+    """The others are deterministic."""
+    adding = [
+        name
+        for direction in ("fwd", "bwd")
+        for name, body in kernels(direction).items()
+        if re.search(r"\b(red|atom)\.(global|shared)", body)
+    ]
+    assert adding
+    assert all("value_atomic_kernel" in name for name in adding)
