@@ -99,6 +99,7 @@ gpu-bench: gpu-build ## measure our kernels; goes on where it was cut short
 gpu-peers: gpu-build ## measure what could stand in their place beside them
 	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py peers --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
 	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py attention --device $(GPU_DEVICE)
+	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py bev --device $(GPU_DEVICE)
 	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py modules --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
 
 docs: install ## check the links of the documentation

@@ -46,11 +46,17 @@ def camera_matrices() -> torch.Tensor:
     return torch.stack(matrices)[None]
 
 
-def make_contenders() -> dict[str, Callable[[], torch.Tensor]]:
+def make_encoder() -> BEVEncoder:
+    """An encoder of one layer, for evaluation."""
     torch.manual_seed(0)
-    encoder = BEVEncoder(point_cloud_range=RANGE, num_layers=1).eval()
-    shapes = [(math.ceil(IMAGE_SIZE[0] / s), math.ceil(IMAGE_SIZE[1] / s)) for s in STRIDES]
-    inputs = dict(
+    return BEVEncoder(point_cloud_range=RANGE, num_layers=1).eval()
+
+
+def make_inputs(shrink: int = 1) -> dict[str, object]:
+    """What an encoder takes for one sample; the maps may be of smaller pictures."""
+    sides = [side // shrink for side in IMAGE_SIZE]
+    shapes = [(math.ceil(sides[0] / s), math.ceil(sides[1] / s)) for s in STRIDES]
+    return dict(
         bev=torch.randn(1, 40000, 256),
         position=torch.randn(1, 40000, 256),
         maps=torch.randn(1, 6, sum(h * w for h, w in shapes), 256),
@@ -58,6 +64,10 @@ def make_contenders() -> dict[str, Callable[[], torch.Tensor]]:
         lidar_to_image=camera_matrices(),
         image_size=IMAGE_SIZE,
     )
+
+
+def make_contenders() -> dict[str, Callable[[], torch.Tensor]]:
+    encoder, inputs = make_encoder(), make_inputs()
     return {
         "plain": lambda: reference.encode(encoder, **inputs),
         "ours": lambda: encoder(**inputs),
@@ -96,7 +106,7 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
     torch.testing.assert_close(outputs["ours"], outputs["plain"], rtol=1e-3, atol=1e-3)
     kept = {name: kept_bytes(forward) for name, forward in contenders.items()}
-    print(f"ms_deform_attn on the CPU: {backend_info()['ms_deform_attn']['cpu']}")
+    print(f"bev_cross_attn on the CPU: {backend_info()['bev_cross_attn']['cpu']}")
     for name in contenders:
         median = statistics.median(times[name])
         print(f"{name}: {median:.2f} s, keeps {kept[name] / 2**20:.0f} MiB")

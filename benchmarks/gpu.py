@@ -3,6 +3,7 @@
     python benchmarks/gpu.py bench      # our kernels: every shape, dtype, mode and direction
     python benchmarks/gpu.py peers      # ours and what could stand in their place, by turns
     python benchmarks/gpu.py attention  # deformable attention, ours and the others'
+    python benchmarks/gpu.py bev        # attention of BEV queries to cameras, likewise
     python benchmarks/gpu.py modules    # the paper's tables of whole layers
 
 A row is written as soon as it is measured; a run that was cut short goes on where it stopped.
@@ -16,11 +17,13 @@ import re
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import gpu_attention
+import gpu_bev
 import gpu_figures
 import torch
 from cases import PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs, parse_case
@@ -259,23 +262,24 @@ def peers(table: Table, cases: list[Case], settings: Settings) -> None:
             contest.run(table, settings)
 
 
-def attention(table: Table, cases: list[gpu_attention.AttentionCase], settings: Settings) -> None:
-    """Deformable attention, ours and the others' by turns."""
+def attention(
+    table: Table, cases: list, settings: Settings, *, of: ModuleType = gpu_attention
+) -> None:
+    """Deformable attention, ours and the others' by turns; ``of`` has the cases' contenders."""
     if settings.device.type == "cpu":
         # A dry run need not take minutes.
-        cases = [replace(case, levels=((10, 17), (5, 9))) for case in cases]
+        cases = [of.shrunk(case) for case in cases]
     for case in cases:
         for dtype in DTYPES:
-            inputs = gpu_attention.make_inputs(case, getattr(torch, dtype), settings.device)
+            inputs = of.make_inputs(case, getattr(torch, dtype), settings.device)
             contest = Contest(
                 case=str(case),
                 dtype=dtype,
-                ours=gpu_attention.OURS,
+                ours=of.OURS,
                 builders={
-                    name: partial(build, case, *inputs)
-                    for name, build in gpu_attention.CONTENDERS.items()
+                    name: partial(build, case, *inputs) for name, build in of.CONTENDERS.items()
                 },
-                error=partial(gpu_attention.relative_error, case=case, inputs=inputs),
+                error=partial(of.relative_error, case=case, inputs=inputs),
                 bytes=case.bytes(inputs[0].element_size()),
             )
             contest.run(table, settings)
@@ -389,6 +393,7 @@ STAGES = {
     "bench": (bench, [*PAPER_CASES, *WIDE_CASES, *STAGE_CASES]),
     "peers": (peers, [*PAPER_CASES, *WIDE_CASES]),
     "attention": (attention, list(gpu_attention.CASES)),
+    "bev": (partial(attention, of=gpu_bev), list(gpu_bev.CASES)),
     "modules": (modules, list(PAPER_CASES)),
 }
 
@@ -408,7 +413,8 @@ def main() -> None:
     parser.add_argument("--commit", default=commit(), help="what is measured, where git is not")
     arguments = parser.parse_args()
     if arguments.device == "cuda":
-        operator = "ms_deform_attn" if arguments.stage == "attention" else "dcnv4"
+        operators = {"attention": gpu_attention.OURS, "bev": gpu_bev.OURS}
+        operator = operators.get(arguments.stage, "dcnv4")
         serving = backend_info()[operator]["cuda"]
         if not torch.cuda.is_available():
             parser.error("no CUDA device is visible; --device cpu does a dry run")
@@ -416,8 +422,8 @@ def main() -> None:
             parser.error(f"the CUDA kernels of {operator} are not in use ({serving})")
     function, cases = STAGES[arguments.stage]
     if arguments.cases:
-        if arguments.stage == "attention":
-            parser.error("--cases are DCNv4's; attention has its own")
+        if arguments.stage in ("attention", "bev"):
+            parser.error(f"--cases are DCNv4's; {arguments.stage} has its own")
         cases = arguments.cases
     device = torch.device(arguments.device)
     dry_run = Path("work_dirs", "gpu-dry-run")

@@ -30,7 +30,7 @@ def run(folder, *arguments):
 
 def dry_run(folder, stage):
     """Runs a stage; gives the rows of its table, and what it said."""
-    cases = [] if stage == "attention" else ["--cases", "2x5x7x4x8"]
+    cases = [] if stage in ("attention", "bev") else ["--cases", "2x5x7x4x8"]
     result = run(folder, stage, "--device", "cpu", *cases)
     assert result.returncode == 0, result.stderr
     (table,) = (folder / "out").glob(f"*_gpu-{stage}.csv")
@@ -43,7 +43,7 @@ def dry_run(folder, stage):
     ("stage", "rows"),
     # Modes by dtypes; two forms, two directions, three dtypes and cases; layers by dtypes, of which
     # one has no float32.
-    [("bench", 10), ("attention", 36), ("modules", 11)],
+    [("bench", 10), ("attention", 36), ("bev", 24), ("modules", 11)],
 )
 def test_stage(stage, rows, tmp_path):
     first, _ = dry_run(tmp_path, stage)
