@@ -4,8 +4,9 @@
 
 The contender does the same with ``ms_deform_attn``: offsets are predicted once per query, then each
 camera samples for the list of queries that it sees. The rest of the layer is the same for both.
-Times are of the forward in inference, and of forward and backward; memory is what the forward keeps
-for the backward pass, beside that of the plain path of ``dcnv4_mm/bev/layers/reference.py``.
+Times are of the forward in inference, and of forward and backward. Memory is what the forward keeps
+for the backward pass beside its inputs and parameters, as autograd counts it and as the process
+grows, in relation to the plain path of ``dcnv4_mm/bev/layers/reference.py``.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 
 import torch
 from bev_encoder import kept_bytes, make_encoder, make_inputs
+from measure import held_bytes
 from torch import Tensor, nn
 
 from dcnv4_mm.bev.layers import reference
@@ -99,10 +101,17 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
         print(f"{name}: lists {lists:.2f} s, fused {ours:.2f} s, {ratio:.2f} times as fast")
 
-    kept = {name: kept_bytes(lambda e=e: e(**inputs)) for name, e in encoders.items()}
-    plain = kept_bytes(lambda: reference.encode(fused, **inputs))
-    for name, size in kept.items():
-        print(f"{name} keeps {size / 2**20:.0f} MiB, {size / plain:.3f} of the plain path")
+    given = [x for x in inputs.values() if isinstance(x, Tensor)] + list(fused.parameters())
+    layers = {name: lambda e=encoder: e(**inputs) for name, encoder in encoders.items()}
+    layers["plain"] = lambda: reference.encode(fused, **inputs)
+    kept = {name: kept_bytes(forward, given) for name, forward in layers.items()}
+    held = {name: held_bytes(forward) for name, forward in layers.items()}
+    for name in layers:
+        print(
+            f"{name} keeps {kept[name] / 2**20:.0f} MiB, {kept[name] / kept['plain']:.3f} of the "
+            f"plain path; the process grows by {held[name] / 2**20:.0f} MiB, "
+            f"{held[name] / held['plain']:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -74,8 +74,8 @@ def make_contenders() -> dict[str, Callable[[], torch.Tensor]]:
     }
 
 
-def kept_bytes(forward: Callable[[], torch.Tensor]) -> int:
-    """What autograd keeps for the backward pass, each storage counted once."""
+def kept_bytes(forward: Callable[[], torch.Tensor], given: Iterable[torch.Tensor] = ()) -> int:
+    """What autograd keeps for the backward pass, each storage counted once, but for ``given``."""
     storages = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,6 +86,8 @@ def kept_bytes(forward: Callable[[], torch.Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
     del output
+    for tensor in given:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storages.values())
 
 

@@ -80,23 +80,38 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 def peak_bytes(function: Callable[[], object]) -> int:
     """How much more memory the process holds at the peak of a call than before it (Linux)."""
-
-    def status(field: str) -> int:
-        text = Path("/proc/self/status").read_text()
-        return 1024 * int(re.findall(rf"{field}:\s+(\d+) kB", text)[0])
-
     function()
+    before = _settled_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is in use now
+    result = function()
+    peak = _memory_bytes("VmHWM")
+    del result
+    return peak - before
+
+
+def held_bytes(function: Callable[[], object]) -> int:
+    """How much more memory the process holds after a call, with its result, than before it."""
+    function()
+    before = _settled_bytes()
+    result = function()
+    held = _settled_bytes()
+    del result
+    return held - before
+
+
+def _settled_bytes() -> int:
+    """What the process holds, once what it does not need has gone back to the system."""
     # Large blocks come from the system and go back to it, so that what is in use is what is held.
     libc = ctypes.CDLL(None)
     mmap_threshold = -3
     libc.mallopt(mmap_threshold, 1 << 16)
     libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is in use now
-    before = status("VmRSS")
-    result = function()
-    peak = status("VmHWM")
-    del result
-    return peak - before
+    return _memory_bytes("VmRSS")
+
+
+def _memory_bytes(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(rf"{field}:\s+(\d+) kB", text)[0])
 
 
 def device_name() -> str:
