@@ -11,6 +11,7 @@ Environment variables:
     MAX_JOBS: how many files to compile at a time, by default one per core.
 """
 
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -134,7 +135,11 @@ class BuildLibraries(build_ext):
         target, folder = Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp)
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        build = {CPU_LIBRARY: build_cpu_library, CUDA_LIBRARY: build_cuda_library}[ext.name]
+        build = {
+            CPU_LIBRARY: build_cpu_library,
+            CUDA_LIBRARY: build_cuda_library,
+            SCHEMA_LIBRARY: build_schema_library,
+        }[ext.name]
         build(target, folder)
 
 
@@ -142,6 +147,34 @@ def build_cpu_library(target: Path, folder: Path) -> None:
     """Builds the CPU library as ``target``; objects go to ``folder``."""
     compiler = os.environ.get("CXX", "g++")
     objects = compile_objects([compiler, *CXX_FLAGS], cpu_sources(), folder)
+    link_library(target, compiler, objects)
+
+
+def build_schema_library(target: Path, folder: Path) -> None:
+    """Builds the library that defines the operators for processes without Python."""
+    compiler = os.environ.get("CXX", "g++")
+    lines = ["#include <torch/csrc/stable/library.h>", "STABLE_TORCH_LIBRARY(dcnv4_mm, m) {"]
+    lines += [f'  m.def("{schema}");' for schema in read_schemas()]
+    text, source = "\n".join([*lines, "}", ""]), folder / "schemas.cpp"
+    # What has not changed is not compiled again.
+    if not source.exists() or source.read_text() != text:
+        source.write_text(text)
+    objects = compile_objects([compiler, *CXX_FLAGS], {str(source): []}, folder)
+    link_library(target, compiler, objects)
+
+
+def read_schemas() -> list[str]:
+    """The schemas of all operators: constants of Python files that need torch to be imported."""
+    schemas = []
+    for path in sorted(Path("dcnv4_mm", "ops").glob("*/registration.py")):
+        assignments = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign)]
+        constants = {}
+        exec(compile(ast.Module(assignments, []), str(path), "exec"), constants)
+        schemas += constants["SCHEMAS"]
+    return schemas
+
+
+def link_library(target: Path, compiler: str, objects: list[str]) -> None:
     # torch has loaded libtorch_cpu before, so its name is enough: no path in the library.
     libtorch = [f"-L{torch_folder() / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"]
     run_into(target, [compiler, "-shared", "-s", "-Wl,-z,defs", *objects, *libtorch])
@@ -245,11 +278,12 @@ class Wheel(bdist_wheel):
 
 
 CPU_LIBRARY, CUDA_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_cpu", "dcnv4_mm.lib.libdcnv4_mm_cuda"
+SCHEMA_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_schemas"
 REASON, CUDA_REASON = why_no_library(), why_no_cuda_library()
 for variable, reason in (("REQUIRE_EXT", REASON), ("REQUIRE_CUDA", CUDA_REASON)):
     if reason and os.environ.get(f"DCNV4_MM_{variable}") == "1":
         sys.exit(f"error: DCNV4_MM_{variable}=1 is set, but the kernels cannot be built: {reason}")
-libraries = {CPU_LIBRARY: REASON, CUDA_LIBRARY: CUDA_REASON}
+libraries = {CPU_LIBRARY: REASON, SCHEMA_LIBRARY: REASON, CUDA_LIBRARY: CUDA_REASON}
 
 setup(
     ext_modules=[Extension(name, sources=[]) for name, reason in libraries.items() if not reason],

@@ -14,8 +14,9 @@ pytestmark = pytest.mark.mim
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "dcnv4_mm/lib/libdcnv4_mm_cpu.so"
-# The second is there where the build finds CUDA and a torch that has it.
-LIBRARIES = {LIBRARY, "dcnv4_mm/lib/libdcnv4_mm_cuda.so"}
+SCHEMA_LIBRARY = "dcnv4_mm/lib/libdcnv4_mm_schemas.so"
+# The last is there where the build finds CUDA and a torch that has it.
+LIBRARIES = {LIBRARY, SCHEMA_LIBRARY, "dcnv4_mm/lib/libdcnv4_mm_cuda.so"}
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 TORCH_ALONE = """
@@ -45,7 +46,7 @@ def names_in(wheel: Path) -> set[str]:
 
 def test_wheel_serves_every_python_of_one_platform(wheel):
     assert re.fullmatch(r"dcnv4_mm-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
-    assert LIBRARY in names_in(wheel)
+    assert {LIBRARY, SCHEMA_LIBRARY} <= names_in(wheel)
 
 
 def test_release_wheel_promises_what_its_libraries_hold(release_wheel, run, tmp_path):
@@ -94,9 +95,10 @@ def test_file_names_of_configs_are_unique_in_the_package(wheel):
     assert [name for name in configs if files.count(name) > 1] == []
 
 
-def test_library_needs_only_the_stable_interface_of_torch(wheel, tmp_path):
+@pytest.mark.parametrize("name", [LIBRARY, SCHEMA_LIBRARY])
+def test_library_needs_only_the_stable_interface_of_torch(name, wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
-        library = archive.extract(LIBRARY, tmp_path)
+        library = archive.extract(name, tmp_path)
     undefined = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)
     system = r"\w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+"
     weak = "_ITM_deregisterTMCloneTable|_ITM_registerTMCloneTable|__gmon_start__"

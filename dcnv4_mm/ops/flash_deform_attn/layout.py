@@ -58,7 +58,11 @@ def read_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> l
 
 def _read_pair(shape: Sequence[int]) -> tuple[int, int]:
     try:
-        height, width = (operator.index(number) for number in shape)
+        # An int may be a symbol while a graph is recorded, and operator.index would fix its value.
+        height, width = (
+            number if isinstance(number, (int, torch.SymInt)) else operator.index(number)
+            for number in shape
+        )
     except TypeError as error:
         raise TypeError(
             f"spatial_shapes must hold a pair of ints (H, W) for every level, got {shape!r}"

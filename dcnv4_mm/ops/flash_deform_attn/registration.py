@@ -9,8 +9,8 @@ from dcnv4_mm.ops.flash_deform_attn import reference
 __all__ = ["SCHEMAS"]
 
 _FLAGS = "bool deterministic, bool need_value_grad, bool need_points_grad"
-_MS_TENSORS = "Tensor value, Tensor locations, Tensor weights, int[] level_sizes"
-_FLASH_TENSORS = "Tensor value, Tensor locations_logits, int[] level_sizes, int num_points"
+_MS_TENSORS = "Tensor value, Tensor locations, Tensor weights, SymInt[] level_sizes"
+_FLASH_TENSORS = "Tensor value, Tensor locations_logits, SymInt[] level_sizes, int num_points"
 
 SCHEMAS = (
     f"ms_deform_attn_forward({_MS_TENSORS}) -> Tensor",
