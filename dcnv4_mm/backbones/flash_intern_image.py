@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcnv4_mm.backbones.archs import Arch, read_arch
 from dcnv4_mm.backbones.heads import AttentionPoolingHead, ClassificationHead
-from dcnv4_mm.layers import DCNv3, DCNv4, DropPath
+from dcnv4_mm.layers import DCNv3, DCNv4, DropPath, channels_first
 
 __all__ = ["FlashInternImage"]
 
@@ -30,7 +30,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.act(self.norm1(self.conv1(images).permute(0, 2, 3, 1)))
-        return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.norm2(self.conv2(channels_first(x)).permute(0, 2, 3, 1))
 
 
 class Downsample(nn.Module):
@@ -42,7 +42,7 @@ class Downsample(nn.Module):
         self.norm = nn.LayerNorm(2 * channels, eps=_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.norm(self.conv(channels_first(x)).permute(0, 2, 3, 1))
 
 
 class MLP(nn.Module):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcnv4_mm.layers import channels_first
+
 __all__ = ["AttentionPoolingHead", "ClassificationHead"]
 
 _NORM_EPS = 1e-6
@@ -25,7 +27,7 @@ class ClassificationHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits (N, num_classes) of the last of the stages' maps (N, H, W, C)."""
-        x = self.conv(maps[-1].permute(0, 3, 1, 2))
+        x = self.conv(channels_first(maps[-1]))
         return self.fc(self.act(self.norm(x)).mean((2, 3)))
 
 
@@ -79,7 +81,7 @@ class AttentionPoolingHead(nn.Module):
         Raises:
             ValueError: The last map is not half as large as the one before it.
         """
-        fine, coarse = (stage.permute(0, 3, 1, 2) for stage in maps[-2:])
+        fine, coarse = (channels_first(stage) for stage in maps[-2:])
         if fine.shape[2:] != (2 * coarse.shape[2], 2 * coarse.shape[3]):
             raise ValueError(
                 "rows and columns of the images must be multiples of 32, which they are not: the "

@@ -1,6 +1,6 @@
 """Layers in plain PyTorch."""
 
-from dcnv4_mm.layers.basic import DropPath
+from dcnv4_mm.layers.basic import DropPath, channels_first
 from dcnv4_mm.layers.dcnv3 import DCNv3
 from dcnv4_mm.layers.dcnv4 import DCNv4
 from dcnv4_mm.layers.drop_in import swap_attention, swap_convolutions

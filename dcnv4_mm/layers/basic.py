@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DropPath"]
+__all__ = ["DropPath", "channels_first"]
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """A view (N, C, H, W) of maps (N, H, W, C); a copy in a compiled graph."""
+    x = x.permute(0, 3, 1, 2)
+    # Inductor (torch 2.13) fails to compare the strides of this view where sizes are symbols.
+    return x.contiguous() if torch.compiler.is_compiling() else x
 
 
 class DropPath(nn.Module):

@@ -118,7 +118,8 @@ def dcnv4(
     )
     _check_tensors(value, offset_mask)
     _check_shapes(value, offset_mask, groups, geometry, remove_center)
-    if not math.isfinite(offset_scale):
+    # Not math.isfinite, as that breaks the graph of torch.compile(dynamic=True).
+    if not -math.inf < offset_scale < math.inf:
         raise ValueError(f"offset_scale must be a finite number, got {offset_scale}")
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")

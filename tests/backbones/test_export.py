@@ -1,0 +1,94 @@
+"""Whole models leave eager mode: compiled, exported, and run where the package is not."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import images
+
+from dcnv4_mm.backbones import FlashInternImage
+
+LIBRARIES = Path(find_spec("dcnv4_mm").origin).parent / "lib"
+DYNAMIC = torch.export.Dim.DYNAMIC
+# One image, odd sizes, and more images than the example had.
+SIZES = [(1, 64, 64), (2, 61, 77), (5, 96, 128)]
+# Has all that is peculiar: strided convolutions between maps of either layout, and the head.
+TINY = {"channels": 16, "depths": (1, 1), "groups": (1, 2)}
+
+RUN_PACKAGE = """
+import sys
+import torch
+
+libraries, data = sys.argv[1:]
+for name in ("schemas", "cpu"):
+    torch.ops.load_library(f"{libraries}/libdcnv4_mm_{name}.so")
+model = torch._inductor.aoti_load_package(f"{data}/model.pt2")
+batches = torch.load(f"{data}/batches.pt")
+torch.save([model(batch) for batch in batches], f"{data}/outputs.pt")
+assert "dcnv4_mm" not in sys.modules
+"""
+
+
+def model(num_classes=None):
+    """A model whose offsets and masks depend on its input, unlike a new one's."""
+    torch.manual_seed(0)
+    model = FlashInternImage(TINY, num_classes=num_classes, out_indices=(0, 1)).eval()
+    for name, parameter in model.named_parameters():
+        if "offset_mask" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def batches():
+    return [images(height, width, batch=batch) for batch, height, width in SIZES]
+
+
+def export(model):
+    with torch.no_grad():
+        return torch.export.export(
+            model,
+            (images(64, 96, batch=2),),
+            dynamic_shapes=({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},),
+        )
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_compiles_to_one_graph_for_every_size(num_classes):
+    eager = model(num_classes=num_classes)
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(eager, fullgraph=True, dynamic=True, backend=keep)
+    for batch in batches()[1:]:
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(batch), eager(batch), rtol=0, atol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_exports_with_dynamic_batch_and_size(num_classes):
+    eager = model(num_classes=num_classes)
+    exported = export(eager).module()
+    for batch in batches():
+        with torch.no_grad():
+            # One convolution takes a contiguous copy where eager mode takes a view.
+            torch.testing.assert_close(exported(batch), eager(batch), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_aot_inductor_runs_without_the_package(tmp_path):
+    eager = model(num_classes=10)
+    package = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(export(eager), package_path=package)
+    torch.save(batches(), tmp_path / "batches.pt")
+    command = [sys.executable, "-P", "-c", RUN_PACKAGE, str(LIBRARIES), str(tmp_path)]
+    result = subprocess.run(command, cwd="/", text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    for output, batch in zip(torch.load(tmp_path / "outputs.pt"), batches(), strict=True):
+        torch.testing.assert_close(output, eager(batch), rtol=0, atol=1e-5)
