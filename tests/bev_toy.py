@@ -27,10 +27,10 @@ class ToyBackbone(nn.Module):
         self.seen.append((images.detach(), self.training, torch.is_grad_enabled()))
         x = self.norm(self.conv(images))
         pooled = [nn.functional.avg_pool2d(x, s, ceil_mode=True) for s in (8, 16, 32, 64)]
-        return [*pooled, nn.functional.max_pool2d(pooled[-1], 1, 2)]
+        return [*pooled, nn.functional.avg_pool2d(pooled[-1], (1, 2), ceil_mode=True)]
 
 
-def build(*, frames=1, **kwargs):
+def build(*, frames=1, num_proposal_queries=0, **kwargs):
     register_all_modules(init_default_scope=True)
     torch.manual_seed(0)
     norm_cfg = dict(type="BN")
@@ -40,6 +40,7 @@ def build(*, frames=1, **kwargs):
         embed_dims=CHANNELS,
         num_queries=6,
         num_groups=2,
+        num_proposal_queries=num_proposal_queries,
         encoder=dict(num_layers=1, feedforward_channels=16, dropout=0.0),
         decoder=dict(num_layers=2, feedforward_channels=16, dropout=0.0),
         fusion=dict(num_frames=frames, norm_cfg=norm_cfg) if frames > 1 else None,
@@ -49,8 +50,7 @@ def build(*, frames=1, **kwargs):
         img_backbone=dict(type="mmdet.ResNet", depth=18),
         img_neck=dict(type="mmdet.FPN", in_channels=[64], out_channels=8, num_outs=1),
         pts_bbox_head=head,
-        fcos3d_bbox_head=mono,
-        **{"grid_mask_prob": 0.0, **kwargs},
+        **{"fcos3d_bbox_head": mono, "grid_mask_prob": 0.0, **kwargs},
     )
     detector.img_backbone, detector.img_neck = ToyBackbone(), nn.Identity()
     detector.init_weights()
@@ -59,7 +59,8 @@ def build(*, frames=1, **kwargs):
 
 def sample(frames=(-1, 0, 1), *, valid=None, flip=False, turn=0.0, mono=2, **meta):
     """One car in front, which the first camera sees ``mono`` times."""
-    intrinsics = np.tile(np.array([[126.0, 0, 80], [0, 126, 23], [0, 0, 1]]), (6, 1, 1))
+    to_pixels = np.eye(4)
+    to_pixels[:3, :3] = [[126.4, 0, 80], [0, 126.4, 23.04], [0, 0, 1]]
     cameras = surround_cameras(SIZE, turn=turn).double().numpy()
     result = Det3DDataSample(
         metainfo=dict(
@@ -67,7 +68,8 @@ def sample(frames=(-1, 0, 1), *, valid=None, flip=False, turn=0.0, mono=2, **met
             frame_valid=valid or (True,) * len(frames),
             lidar2img=np.stack([cameras] * len(frames)),
             lidar_to_current=np.stack([np.eye(4)] * len(frames)),
-            cam2img=intrinsics,
+            cam2img=np.tile(to_pixels[:3, :3], (6, 1, 1)),
+            lidar2cam=np.linalg.inv(to_pixels) @ cameras,
             flip=flip,
             img_shape=SIZE,
             box_type_3d=LiDARInstance3DBoxes,

@@ -12,6 +12,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from dcnv4_mm.bev.layers.grid_mask import GridMask
+from dcnv4_mm.bev.layers.proposals import proposal_references
+from dcnv4_mm.bev.task_modules.suppression import merge_cameras
 
 __all__ = ["BEVFormerV2"]
 
@@ -24,11 +26,15 @@ class BEVFormerV2(Base3DDetector):
     ``lidar2img`` (T, N, 4, 4), from the current LiDAR frame to pixels; ``lidar_to_current`` (T,
     4, 4), each frame's motion; ``cam2img`` (N, 3, 3), the intrinsics of the current frame;
     optionally ``bev_augmentation`` (3, 3), the transform that the objects went through, and
-    ``flip``, whether the pictures are to be mirrored. A training sample also has
-    ``gt_mono_instances``, the objects of its current pictures.
+    ``flip``, whether the pictures are to be mirrored; for proposals ``lidar2cam`` (N, 4, 4) of
+    the current frame. A training sample also has ``gt_mono_instances``, the objects of its current
+    pictures.
 
     Other moments are encoded without a gradient and in evaluation mode. A flip is undone on the
     feature maps: it changes what pictures look like, never where things are.
+
+    A BEV head with proposal queries gets what the perspective head finds in the current pictures,
+    without a gradient. Masked pictures hide objects: ``grid_mask_prob`` should be low then.
 
     Args:
         img_backbone: The backbone.
@@ -45,8 +51,12 @@ class BEVFormerV2(Base3DDetector):
         data_preprocessor: As in mmdet3d.
         init_cfg: As in mmengine.
 
+    Raises:
+        ValueError: The alignment is unknown, or the BEV head wants proposals and there is no
+            perspective head.
+
     Source:
-        Yang et al., "BEVFormer v2", CVPR 2023, without its second stage, as released.
+        Yang et al., "BEVFormer v2", CVPR 2023; as released, without proposals.
     """
 
     def __init__(
@@ -73,6 +83,10 @@ class BEVFormerV2(Base3DDetector):
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head = MODELS.build(pts_bbox_head)
         self.fcos3d_bbox_head = MODELS.build(fcos3d_bbox_head) if fcos3d_bbox_head else None
+        if self.fcos3d_bbox_head is None and self.pts_bbox_head.num_proposal_queries:
+            raise ValueError(
+                "num_proposal_queries needs the perspective head: give fcos3d_bbox_head, or 0"
+            )
         self.grid_mask = GridMask(grid_mask_prob)
         self.mono_loss_weight = mono_loss_weight
         self.legacy_flip = legacy_flip
@@ -165,7 +179,8 @@ class BEVFormerV2(Base3DDetector):
         """The losses of both heads; see the class for what the samples hold."""
         metas = [sample.metainfo for sample in batch_data_samples]
         bevs, valid, features = self.encode(batch_inputs_dict["imgs"], metas)
-        outputs = self.pts_bbox_head(bevs, valid, metas[0]["frames"].index(0))
+        proposals = self._proposals(features, metas)
+        outputs = self.pts_bbox_head(bevs, valid, metas[0]["frames"].index(0), proposals)
         objects = [sample.gt_instances_3d for sample in batch_data_samples]
         losses = self.pts_bbox_head.loss_by_feat(*outputs, objects)
         if self.fcos3d_bbox_head is not None:
@@ -211,8 +226,35 @@ class BEVFormerV2(Base3DDetector):
     ) -> tuple[Tensor, Tensor]:
         """Class logits and box codes, as the BEV head returns them."""
         metas = [sample.metainfo for sample in batch_data_samples]
-        bevs, valid, _ = self.encode(batch_inputs_dict["imgs"], metas)
-        return self.pts_bbox_head(bevs, valid, metas[0]["frames"].index(0))
+        bevs, valid, features = self.encode(batch_inputs_dict["imgs"], metas)
+        proposals = self._proposals(features, metas)
+        return self.pts_bbox_head(bevs, valid, metas[0]["frames"].index(0), proposals)
+
+    @torch.no_grad()
+    def _proposals(self, features: Sequence[Tensor], metas: Sequence[dict]) -> Tensor | None:
+        """References (B, K, 3) for the BEV head, from the perspective head; ``None`` for none."""
+        head = self.pts_bbox_head
+        if not head.num_proposal_queries:
+            return None
+        cameras, device = features[0].shape[1], features[0].device
+        with _evaluating(self.fcos3d_bbox_head):
+            outputs = self.fcos3d_bbox_head([level.flatten(0, 1) for level in features])
+        intrinsics = _stack([meta["cam2img"] for meta in metas], device).flatten(0, 1)
+        pictures = self.fcos3d_bbox_head.predict_by_feat(outputs, intrinsics)
+        found = [
+            merge_cameras(
+                pictures[sample * cameras : (sample + 1) * cameras],
+                _stack([meta["lidar2cam"]], device)[0],
+                max_num=head.num_proposal_queries,
+            )
+            for sample, meta in enumerate(metas)
+        ]
+        augmentation = None
+        if metas[0].get("bev_augmentation") is not None:
+            augmentation = _stack([meta["bev_augmentation"] for meta in metas], device)
+        return proposal_references(
+            found, head.num_proposal_queries, head.coder.point_cloud_range, augmentation
+        )
 
 
 def _check(images: Tensor, metas: Sequence[dict]) -> tuple[int, ...]:

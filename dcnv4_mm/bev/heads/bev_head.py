@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from dcnv4_mm.bev.layers.proposals import ProposalQueries
 from dcnv4_mm.bev.layers.transformer import BEVTransformer
 from dcnv4_mm.bev.task_modules.assigner import HungarianAssigner
 from dcnv4_mm.bev.task_modules.box_coder import BoxCoder
@@ -33,6 +34,8 @@ class BEVFormerV2Head(BaseModule):
         embed_dims: Number of channels C.
         num_queries: Queries Q per group.
         num_groups: Groups G.
+        num_proposal_queries: Further queries K per group, which start where the perspective head
+            has found something; 0, as released, for none.
         encoder: Arguments of :class:`BEVEncoder`, without shape and range.
         decoder: Arguments of :class:`ObjectDecoder`.
         fusion: Arguments of :class:`TemporalFusion`; ``None`` for one frame.
@@ -57,6 +60,7 @@ class BEVFormerV2Head(BaseModule):
         embed_dims: int = 256,
         num_queries: int = 900,
         num_groups: int = 11,
+        num_proposal_queries: int = 0,
         encoder: dict | None = None,
         decoder: dict | None = None,
         fusion: dict | None = None,
@@ -72,6 +76,7 @@ class BEVFormerV2Head(BaseModule):
         self.bev_shape = tuple(bev_shape)
         self.num_classes, self.num_levels = num_classes, num_levels
         self.num_queries, self.num_groups = num_queries, num_groups
+        self.num_proposal_queries = num_proposal_queries
         self.coder = BoxCoder(
             point_cloud_range=point_cloud_range,
             **{
@@ -105,11 +110,18 @@ class BEVFormerV2Head(BaseModule):
         self.reg_branches = nn.ModuleList(_reg_branch(embed_dims) for _ in range(layers))
         self.bev_embedding = nn.Embedding(math.prod(self.bev_shape), embed_dims)
         self.query_embedding = nn.Embedding(num_queries * num_groups, 2 * embed_dims)
+        self.proposal_queries = (
+            ProposalQueries(embed_dims, num_proposals=num_proposal_queries, num_groups=num_groups)
+            if num_proposal_queries
+            else None
+        )
 
     def init_weights(self) -> None:
         """As released: Xavier's rule in the transformer, a prior of 1 % in the classifiers."""
         super().init_weights()
         self.transformer.reset_parameters()
+        if self.proposal_queries is not None:
+            self.proposal_queries.reset_parameters()
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, -math.log(99))
 
@@ -145,28 +157,45 @@ class BEVFormerV2Head(BaseModule):
             motion=motion,
         )
 
-    def forward(self, bevs: Tensor, valid: Tensor, current: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, bevs: Tensor, valid: Tensor, current: int, proposals: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Finds objects in the BEV maps of all moments.
 
         Args:
             bevs: (B, T, Q, C), in the order of time.
             valid: (B, T), which moments exist.
             current: Index of the current moment.
+            proposals: (B, K, 3), where the perspective head has found something, as fractions of
+                the range, NaN for nothing; for a head with proposal queries.
 
         Returns:
             Class logits (layers, B, G * Q, classes) and codes in metres (layers, B, G * Q, 10),
-            float32; G is 1 in evaluation.
+            float32; G is 1 in evaluation. With proposals, a group has Q + K instead of Q.
         """
         bev = self.transformer.fuse(bevs, valid, current)
         groups = self.num_groups if self.training else 1
+        queries, references = self.query_embedding.weight[: groups * self.num_queries], None
+        if self.proposal_queries is not None:
+            queries, references = self._hybrid(queries, proposals, groups)
         states, codes = self.transformer.decode(
             bev,
-            self.query_embedding.weight[: groups * self.num_queries],
+            queries,
             num_groups=groups,
             reg_branches=self.reg_branches,
+            references=references,
         )
         logits = [branch(state) for branch, state in zip(self.cls_branches, states, strict=True)]
         return torch.stack(logits).float(), self.coder.to_metres(codes)
+
+    def _hybrid(self, learned: Tensor, proposals: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+        """Learned queries and those of the proposals, group after group, with references."""
+        batch = len(proposals)
+        learned = learned.unflatten(0, (num_groups, -1)).expand(batch, -1, -1, -1)
+        queries = torch.cat((learned, self.proposal_queries(proposals, num_groups)), dim=2)
+        nowhere = proposals.new_full((batch, self.num_queries, 3), torch.nan)
+        references = torch.cat((nowhere, proposals), dim=1)
+        return queries.flatten(1, 2), references.repeat(1, num_groups, 1)
 
     def loss_by_feat(
         self, logits: Tensor, codes: Tensor, gt_instances_3d: Sequence[InstanceData]
@@ -188,7 +217,7 @@ class BEVFormerV2Head(BaseModule):
         num_objects = 0
         for sample, instances in enumerate(gt_instances_3d):
             boxes, classes = instances.bboxes_3d, instances.labels_3d
-            num_objects += min(len(classes), self.num_queries)
+            num_objects += min(len(classes), logits.shape[2] // self.num_groups)
             if len(classes) == 0:
                 continue
             gt = self.coder.encode(torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=-1))
@@ -219,7 +248,7 @@ class BEVFormerV2Head(BaseModule):
 
     def _assign(self, logits: Tensor, codes: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         """Matches each layer's groups of one sample; (layers, G * Q)."""
-        groups = (self.num_groups, self.num_queries)
+        groups = (self.num_groups, -1)
         assigned = self.assigner.assign(
             logits.detach().unflatten(1, groups),
             codes.detach().unflatten(1, groups),

@@ -110,24 +110,36 @@ class BEVTransformer(nn.Module):
         return self.fusion(fill_missing(bevs, valid, current), self.encoder.bev_shape)
 
     def decode(
-        self, bev: Tensor, queries: Tensor, *, num_groups: int, reg_branches: nn.ModuleList
+        self,
+        bev: Tensor,
+        queries: Tensor,
+        *,
+        num_groups: int,
+        reg_branches: nn.ModuleList,
+        references: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Finds objects in a BEV map.
 
         Args:
             bev: (B, H * W, C).
-            queries: Positional embedding and content of each query, (G * Q, 2 * C).
+            queries: Positional embedding and content of each query, (G * Q, 2 * C), or with a
+                batch in front.
             num_groups: Groups G.
             reg_branches: As in :class:`ObjectDecoder`.
+            references: (B, G * Q, 3), where queries start, as fractions of the range; NaN for
+                those that start where they have learned to.
 
         Returns:
             As :class:`ObjectDecoder` returns.
         """
         position, content = queries.expand(bev.shape[0], -1, -1).chunk(2, dim=-1)
+        learned = self.reference_points(position).float().sigmoid()
+        if references is not None:
+            learned = torch.where(references.isfinite(), references, learned)
         return self.decoder(
             content,
             position=position,
-            references=self.reference_points(position).float().sigmoid(),
+            references=learned,
             bev=bev,
             shape=self.encoder.bev_shape,
             num_groups=num_groups,

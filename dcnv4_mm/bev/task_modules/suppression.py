@@ -55,9 +55,10 @@ def merge_cameras(
     for picture, matrix in zip(pictures, lidar_to_camera.float(), strict=True):
         camera_to_lidar = torch.linalg.inv(matrix)
         rotation = camera_to_lidar[:3, :3]
-        centers = picture.centers @ rotation.T + camera_to_lidar[:3, 3]
+        # Summed by hand: a matmul may be rounded to TF32 or less.
+        centers = (rotation * picture.centers[:, None]).sum(-1) + camera_to_lidar[:3, 3]
         # A box's length lies along its own x axis.
-        forward = picture.rotations[:, :, 0] @ rotation.T
+        forward = (rotation * picture.rotations[:, None, :, 0]).sum(-1)
         yaw = torch.atan2(forward[:, 1], forward[:, 0])[:, None]
         still = centers.new_zeros(len(centers), 2)
         boxes.append(torch.cat((centers, picture.wlh[:, [1, 0, 2]], yaw, still), dim=-1))
