@@ -13,6 +13,7 @@ __all__ = [
     "DropPath",
     "FlashDeformAttn",
     "LN2d",
+    "channels_first",
     "swap_attention",
     "swap_convolutions",
 ]
