@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 DETECTION = "mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco"
-SEGMENTATION = "upernet_flash-internimage-nano_1xb8-800it_mini-ade20k"
+SEGMENTATION = "upernet_flash-internimage-nano_1xb8-500it_mini-ade20k"
 CLASSIFICATION = "flash-internimage-nano_1xb32-40e_mini-imagenet"
 
 
