@@ -1,0 +1,101 @@
+"""The page of benchmarks: written from the committed tables alone."""
+
+import csv
+import importlib.util
+
+import pytest
+from helpers import ROOT
+
+spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+report = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(report)
+
+COMMON = dict(device="A card", torch="2.13.0", commit="1234567", date="2026-01-01")
+ROW = dict(
+    **COMMON,
+    stage="backbones",
+    case="T 1x100x100",
+    measured="forward",
+    dtype="float16",
+    contender="FlashInternImage",
+    milliseconds="10",
+    spread_percent="3.2",
+    images_per_second="100",
+    paper="48",
+    reason="",
+)
+SWIN = ROW | dict(contender="Swin", milliseconds="15", images_per_second="66.67", paper="50")
+
+
+def write(folder, *rows, name="a-card_backbones.csv"):
+    with open(folder / name, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def page(folder):
+    return report.page_of(folder, folder / "page.md")
+
+
+def test_the_page_is_that_of_the_committed_tables():
+    """If this fails: python benchmarks/report.py"""
+    assert report.page_of(report.RESULTS, report.PAGE) == report.PAGE.read_text()
+
+
+def test_ratios_stand_beside_the_papers(tmp_path):
+    write(tmp_path, SWIN, ROW)
+    text = page(tmp_path)
+    assert "## A card" in text
+    assert "| images/s | FlashInternImage | Swin |" in text
+    # The paper's Swin is faster.
+    assert "| T 1x100x100 | 100 | 66.67 (1.50x, paper 0.96x) |" in text
+    assert "Quartiles at most 3 % of the median apart." in text
+
+
+def test_what_is_missing_has_its_reason(tmp_path):
+    missing = ROW | dict(
+        contender="ConvNeXt", milliseconds="", reason="mmpretrain is not installed"
+    )
+    write(tmp_path, missing, ROW)
+    text = page(tmp_path)
+    assert "| T 1x100x100 | 100 | n/a |" in text
+    assert "n/a: ConvNeXt: mmpretrain is not installed." in text
+
+
+def test_memory_has_a_table_of_its_own(tmp_path):
+    step = ROW | dict(stage="training", measured="memory of a step", milliseconds="")
+    step |= dict(spread_percent="", images_per_second="", paper="")
+    write(tmp_path, step | dict(mebibytes="200"), step | dict(mebibytes="300", contender="Swin"))
+    assert "| MiB | FlashInternImage | Swin |" in page(tmp_path)
+    assert "| T 1x100x100 | 200 | 300 (1.50x) |" in page(tmp_path)
+
+
+def test_times_are_fitted(tmp_path):
+    rows = [
+        ROW | dict(stage="scaling", case=f"T {n}x1000x1000", milliseconds=str(5 + 20 * n))
+        for n in (1, 2, 4)
+    ]
+    write(tmp_path, *rows)
+    assert "- FlashInternImage, float16: 5 ms + 20 ms per megapixel; off by up to 0 %." in (
+        page(tmp_path)
+    )
+
+
+def test_kernels_of_no_commit_are_not_reported(tmp_path):
+    write(tmp_path, ROW | dict(commit="1234567+changes"))
+    with pytest.raises(
+        SystemExit, match=r"measured with kernels of no commit \(1234567\+changes\)"
+    ):
+        page(tmp_path)
+
+
+@pytest.mark.parametrize("error", ["0.02", "nan"])
+def test_wrong_results_are_not_reported(error, tmp_path):
+    row = {k: v for k, v in ROW.items() if k not in ("milliseconds", "reason")}
+    row |= dict(stage="bench", contender="dcnv4, fast", microseconds="4000")
+    write(tmp_path, row | dict(relative_error="0.0004"), name="a-card_gpu-bench.csv")
+    assert "| T 1x100x100 | 4 |" in page(tmp_path)
+    write(tmp_path, row | dict(relative_error=error), name="a-card_gpu-bench.csv")
+    with pytest.raises(SystemExit, match=f"wrong by {error}, expected at most 0.01"):
+        page(tmp_path)
