@@ -30,9 +30,13 @@ GPU_DEVICE ?= cuda
 GPU_ARGUMENTS ?=
 DRY := $(filter-out cuda,$(GPU_DEVICE))
 ON_GPU := PYTHONPATH=$(CURDIR)
+# Of benchmarks/models.py, a few minutes each: make gpu-models STAGES=layers. TINY makes them quick.
+STAGES ?= layers ablation backbones detectors training scaling
+TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
+	--out work_dirs/gpu-dry-run
 
 .PHONY: help install quickstart test test-mim test-mmpretrain check lint trials bench \
-	gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers docs ext wheel clean
+	gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs ext wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -74,10 +78,13 @@ trial-%: install
 	$(BIN)/python tools/trials.py $*
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
-bench: install ## measure the operators and the backbone
+bench: install ## measure operators, layers and networks; write docs/benchmarks.md
 	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py
+	for stage in $(STAGES); do \
+		env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/models.py $$stage --device cpu || exit 1; done
+	$(BIN)/python benchmarks/report.py
 
-gpu: gpu-check gpu-sanitize gpu-bench gpu-peers ## check and measure the CUDA kernels, in stages
+gpu: gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models ## check and measure the CUDA kernels, in stages
 
 gpu-build: ## build the libraries into the source tree, the CUDA one too
 	$(if $(DRY),,DCNV4_MM_REQUIRE_CUDA=1) $(GPU_PYTHON) setup.py --quiet build_ext --inplace
@@ -100,7 +107,10 @@ gpu-peers: gpu-build ## measure what could stand in their place beside them
 	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py peers --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
 	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py attention --device $(GPU_DEVICE)
 	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py bev --device $(GPU_DEVICE)
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py modules --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
+
+gpu-models: gpu-build ## measure layers and whole networks beside what users would take instead
+	for stage in $(STAGES); do $(ON_GPU) $(GPU_PYTHON) benchmarks/models.py $$stage \
+		--device $(GPU_DEVICE) $(if $(DRY),$(TINY)) || exit 1; done
 
 docs: install ## check the links of the documentation
 	$(PYTEST) tests/test_docs.py

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from cases import OFFSET_DEVIATION
 from dcnv4 import grid_sample_dcnv4
+from layers import spread_offsets
 from measure import Record, interleaved, ratio
 from torch import Tensor, nn
 
 from dcnv4_mm.backbones import FlashInternImage
-from dcnv4_mm.layers import DCNv4
-from dcnv4_mm.ops.dcnv4.layout import offset_rows
 
 # How much faster the forward is to be than with grid_sample, by threads.
 TARGETS = {1: 1.4, 2: 1.6}
@@ -38,13 +36,7 @@ def make_backbone() -> nn.Module:
     """A backbone whose offsets, zero in a fresh one, move by pixels as after training."""
     torch.manual_seed(0)
     backbone = FlashInternImage("t").eval()
-    for layer in backbone.modules():
-        if isinstance(layer, DCNv4):
-            projection = layer.offset_mask
-            nn.init.normal_(projection.weight, std=0.3 * projection.in_features**-0.5)
-            offsets = offset_rows(layer.groups, 9)
-            with torch.no_grad():
-                projection.weight[offsets] *= OFFSET_DEVIATION / 0.3
+    spread_offsets(backbone, torch.randn(1, 3, 224, 224))
     return backbone
 
 

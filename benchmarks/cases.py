@@ -1,5 +1,6 @@
 """The shapes that the operators are measured on, and their inputs."""
 
+import argparse
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,15 @@ def parse_case(text: str) -> Case:
     """Reads "batch x height x width x groups x channels", without the spaces."""
     names = ("batch", "height", "width", "groups", "channels")
     return Case(**dict(zip(names, map(int, text.split("x")), strict=True)))
+
+
+def case_argument(text: str) -> Case:
+    """The same for a command's argument."""
+    try:
+        return parse_case(text)
+    except ValueError:
+        wanted = "batch, height, width, groups and channels of a group, as in 1x56x56x8x16"
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
 
 
 def _cases(shapes: str, channels: int) -> tuple[Case, ...]:

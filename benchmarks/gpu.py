@@ -4,18 +4,13 @@
     python benchmarks/gpu.py peers      # ours and what could stand in their place, by turns
     python benchmarks/gpu.py attention  # deformable attention, ours and the others'
     python benchmarks/gpu.py bev        # attention of BEV queries to cameras, likewise
-    python benchmarks/gpu.py modules    # the paper's tables of whole layers
 
 A row is written as soon as it is measured; a run that was cut short goes on where it stopped.
 ``--device cpu`` is a dry run: the same rows from few calls of the CPU kernels, worth nothing.
 """
 
 import argparse
-import csv
-import datetime
-import re
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +21,8 @@ import gpu_attention
 import gpu_bev
 import gpu_figures
 import torch
-from cases import PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs, parse_case
-from gpu_modules import MODULES, PAPER_TABLE, make_module
+from cases import PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, case_argument, make_inputs
+from gate import check_operator
 from gpu_peers import OURS, PEERS, Contender
 from gpu_timing import (
     Timer,
@@ -37,19 +32,18 @@ from gpu_timing import (
     interleave,
     spread_percent,
 )
-from measure import RESULTS, commit, device_name
+from measure import RESULTS, commit
+from table import Table
 from torch import Tensor
 
 from dcnv4_mm.ops.dcnv4.reference import dcnv4_forward_reference
 from dcnv4_mm.ops.functional import backend_info
 
 DTYPES = ("float16", "bfloat16", "float32")
-FIELDS = (
-    *("stage", "case", "measured", "dtype", "contender", "microseconds", "spread_percent"),
-    *("warm_microseconds", "eager_microseconds", "host_microseconds"),
-    *("floor_microseconds", "share_of_floor", "gigabytes_per_second"),
-    *("relative_error", "paper_microseconds"),
-    *("device", "driver", "torch", "cuda", "commit", "date"),
+FIGURES = (
+    *("microseconds", "spread_percent", "warm_microseconds", "eager_microseconds"),
+    *("host_microseconds", "floor_microseconds", "share_of_floor", "gigabytes_per_second"),
+    "relative_error",
 )
 
 
@@ -60,62 +54,6 @@ class Settings:
     device: torch.device
     repeats: int
     eager_calls: int
-
-
-class Table:
-    """The rows of one stage; those that are in its file already are not measured again."""
-
-    def __init__(self, stage: str, folder: Path, device: torch.device, commit: str):
-        self.common = {"device": device_name(), "driver": "", "torch": torch.__version__}
-        if device.type == "cuda":
-            self.common["device"] = torch.cuda.get_device_name(device)
-            self.common["driver"] = _driver()
-        self.common |= {"cuda": torch.version.cuda or "", "commit": commit}
-        self.stage = stage
-        name = re.sub(r"[^a-z0-9]+", "-", self.common["device"].lower()).strip("-")
-        self.path = folder / f"{name}_gpu-{stage}.csv"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = _read(self.path)
-        # Figures of other code or another machine do not belong into one table.
-        self.rows = [r for r in rows if all(r[k] == v for k, v in self.common.items())]
-        self.done = {tuple(r[k] for k in FIELDS[:5]) for r in self.rows}
-        with open(self.path, "w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        print(", ".join(f"{k} {v}" for k, v in self.common.items() if v), flush=True)
-
-    def has(self, case: str, measured: str, dtype: str, contender: str) -> bool:
-        return (self.stage, case, measured, dtype, contender) in self.done
-
-    def add(self, **values: object) -> None:
-        row = {key: _text(values.get(key, "")) for key in FIELDS} | self.common
-        row |= {"stage": self.stage, "date": datetime.date.today().isoformat()}
-        self.rows.append(row)
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
-        share = f"{row['share_of_floor']:>5} of floor" if row["share_of_floor"] else ""
-        print(
-            f"{row['case']:22} {row['measured']:9} {row['dtype']:9} {row['contender']:30}"
-            f"{row['microseconds']:>10} us {share}",
-            flush=True,
-        )
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
 
 
 def floor_microseconds(case: Case, itemsize: int, backward: bool, limits: dict) -> float | None:
@@ -152,6 +90,17 @@ def relative_error(output: Tensor, case: Case, value: Tensor, offset_mask: Tenso
         wrong += (output[some].double() - expected).square().sum().item()
         norm += expected.square().sum().item()
     return (wrong / norm) ** 0.5
+
+
+def record(table: Table, **values: object) -> None:
+    """Adds a row to the table, and prints it."""
+    row = table.add(**values)
+    share = f"{row['share_of_floor']:>5} of floor" if row["share_of_floor"] else ""
+    print(
+        f"{row['case']:22} {row['measured']:9} {row['dtype']:9} {row['contender']:30}"
+        f"{row['microseconds']:>10} us {share}",
+        flush=True,
+    )
 
 
 def draw(case: Case, dtype: str, settings: Settings) -> tuple[Tensor, ...]:
@@ -216,7 +165,8 @@ def bench(table: Table, cases: list[Case], settings: Settings) -> None:
                 if not backward:
                     function = PEERS[contender](case, *inputs[:2]).function
                     error = relative_error(function(*inputs[:2]), case, *inputs[:2])
-                table.add(
+                record(
+                    table,
                     case=case,
                     measured=measured,
                     dtype=dtype,
@@ -341,7 +291,8 @@ class Contest:
         times = interleave(timers, settings.repeats)
         # Ours last: its row says that the others' are written.
         for name in sorted(times, key=lambda name: name == self.ours):
-            table.add(
+            record(
+                table,
                 case=self.case,
                 measured=measured,
                 dtype=self.dtype,
@@ -354,47 +305,11 @@ class Contest:
             )
 
 
-def modules(table: Table, cases: list[Case], settings: Settings) -> None:
-    """Layers with their projections, forward, beside the paper's figures for an A100."""
-    for case in cases:
-        for dtype in ("float32", "float16"):
-            names = [n for n in MODULES if not table.has(str(case), "layer", dtype, n)]
-            timers = {}
-            for name in names:
-                try:
-                    calls = make_module(name, case, getattr(torch, dtype), settings.device)
-                    timers[name] = Timer([calls])
-                except NotImplementedError as error:
-                    print(f"{case!s:22} layer     {dtype:9} {name:30} n/a: {error}", flush=True)
-                except torch.OutOfMemoryError:
-                    print(f"{case!s:22} layer     {dtype:9} {name:30} n/a: out of memory")
-            for name, times in interleave(timers, settings.repeats).items():
-                paper = PAPER_TABLE.get(name, {}).get(str(case), {}).get(dtype)
-                table.add(
-                    case=case,
-                    measured="layer",
-                    dtype=dtype,
-                    contender=name,
-                    microseconds=statistics.median(times),
-                    spread_percent=spread_percent(times),
-                    paper_microseconds=1e3 * paper if paper else "",
-                )
-
-
-def case_argument(text: str) -> Case:
-    try:
-        return parse_case(text)
-    except ValueError:
-        wanted = "batch, height, width, groups and channels of a group, as in 1x56x56x8x16"
-        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
-
-
 STAGES = {
     "bench": (bench, [*PAPER_CASES, *WIDE_CASES, *STAGE_CASES]),
     "peers": (peers, [*PAPER_CASES, *WIDE_CASES]),
     "attention": (attention, list(gpu_attention.CASES)),
     "bev": (partial(attention, of=gpu_bev), list(gpu_bev.CASES)),
-    "modules": (modules, list(PAPER_CASES)),
 }
 
 
@@ -420,6 +335,7 @@ def main() -> None:
             parser.error("no CUDA device is visible; --device cpu does a dry run")
         if not serving.startswith("compiled"):
             parser.error(f"the CUDA kernels of {operator} are not in use ({serving})")
+    check_operator(torch.device(arguments.device))
     function, cases = STAGES[arguments.stage]
     if arguments.cases:
         if arguments.stage in ("attention", "bev"):
@@ -428,7 +344,14 @@ def main() -> None:
     device = torch.device(arguments.device)
     dry_run = Path("work_dirs", "gpu-dry-run")
     folder = arguments.out or (RESULTS if device.type == "cuda" else dry_run)
-    table = Table(arguments.stage, folder, device, arguments.commit)
+    table = Table(
+        f"gpu-{arguments.stage}",
+        stage=arguments.stage,
+        figures=FIGURES,
+        folder=folder,
+        device=device,
+        commit=arguments.commit,
+    )
     function(table, cases, Settings(device, arguments.repeats, arguments.eager_calls))
     picture = gpu_figures.plot(table.rows, table.path.with_suffix(".png"))
     print(f"saved {table.path} and {picture}")

@@ -53,7 +53,10 @@ def _draw(axis: Axes, rows: list[dict[str, str]], cases: list[str], colors: dict
             float(row["microseconds"]) / (float(row["floor_microseconds"]) if limited else 1)
             for row in mine
         ]
-        axis.barh(places, lengths, height=thickness, color=color)
+        if limited:
+            axis.barh(places, lengths, height=thickness, color=color)
+        else:  # a logarithmic axis has no zero for a bar to begin at
+            axis.plot(lengths, places, "o", color=color)
     axis.set_yticks(range(len(cases)), cases)
     axis.set_xlabel("time / device's limit" if limited else "microseconds")
     axis.set_xscale("linear" if limited else "log")

@@ -40,7 +40,8 @@ def interleaved(
 
     Args:
         contenders: Functions without arguments, by name.
-        seconds: How long to measure, all contenders together.
+        seconds: How long to measure, all contenders together; at least seven turns. 0 for a dry run
+            of two.
         threads: Number of threads for each contender.
 
     Returns:
@@ -56,7 +57,8 @@ def interleaved(
         calls[name] = max(1, min(50, int(0.02 / (time.perf_counter() - start))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 7:
+    turns = 7 if seconds else 2
+    while time.perf_counter() < end or len(next(iter(times.values()))) < turns:
         for name, function in contenders.items():
             torch.set_num_threads(threads[name])
             function()

@@ -1,0 +1,92 @@
+"""Small runs of the benchmark of layers and networks: tables, plots, and what ends them."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+# Runs it with an operator that is wrong by one percent.
+WRONG = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import gate, models
+right = gate.dcnv4
+gate.dcnv4 = lambda *args, **kwargs: 1.01 * right(*args, **kwargs)
+models.main()
+"""
+
+
+def run(folder, *arguments, code=None):
+    program = [str(BENCHMARKS / "models.py")] if code is None else ["-c", code, str(BENCHMARKS)]
+    command = [sys.executable, *program, *arguments, "--out", "out", "--seconds", "0"]
+    command += ["--device", "cpu", "--threads", "1"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def measure(folder, stage, *arguments):
+    """Runs a stage; gives its rows by (measured, contender), and what it said."""
+    result = run(folder, stage, *arguments)
+    assert result.returncode == 0, result.stderr
+    (table,) = (folder / "out").glob(f"*_{stage}.csv")
+    assert table.with_suffix(".png").stat().st_size > 1000
+    with open(table, newline="") as file:
+        return {(row["measured"], row["contender"]): row for row in csv.DictReader(file)}, result
+
+
+def test_layers(tmp_path):
+    rows, _ = measure(tmp_path, "layers", "--cases", "1x5x7x4x8", "2x3x4x2x8")
+    for measured in ("forward", "forward+backward"):
+        assert float(rows[measured, "DCNv4"]["milliseconds"]) > 0
+        assert rows[measured, "DCNv2 (torchvision)"]["reason"] == "No module named 'torchvision'"
+        # 16 channels are half a head.
+        attention = rows[measured, "FlashAttention"]
+        assert attention["case"] == "2x3x4 G2 D8"
+        assert attention["reason"] == "needs a multiple of 32 channels"
+        assert (attention["milliseconds"], attention["threads"]) == ("", "1")
+    again, result = measure(tmp_path, "layers", "--cases", "1x5x7x4x8", "2x3x4x2x8")
+    assert again == rows
+    assert "DCNv" not in result.stdout, "what is in the table must not be measured again"
+
+
+def test_ablation(tmp_path):
+    rows, _ = measure(tmp_path, "ablation", "--cases", "1x5x7x4x8", "--image", "32")
+    backbones = {name: row for (_, name), row in rows.items() if row["case"].endswith("T 1x32x32")}
+    assert len(backbones) == 5
+    parameters = {name: float(row["parameters_millions"]) for name, row in backbones.items()}
+    assert parameters["softmax"] == parameters["one linear layer"]
+    assert parameters["one linear layer"] < parameters["depthwise convolution"]
+    assert parameters["depthwise convolution"] < parameters["separate branch"]
+
+
+@pytest.mark.mmdet
+def test_scaling(tmp_path):
+    rows, _ = measure(tmp_path, "scaling", "--image", "64")
+    assert float(rows["forward", "FlashInternImage"]["images_per_second"]) > 0
+    assert float(rows["forward", "Swin"]["images_per_second"]) > 0
+    assert rows["forward", "ConvNeXt"]["reason"] == "mmpretrain is not installed"
+
+
+@pytest.mark.mmseg
+@pytest.mark.parametrize("stage", ["detectors", "training"])
+def test_models_of_hosts(stage, tmp_path):
+    rows, _ = measure(tmp_path, stage, "--image", "32", "--methods", "UperNet", "--batch", "2")
+    figures = {"forward": "milliseconds"}
+    if stage == "training":
+        figures = {"training step": "milliseconds", "memory of a step": "mebibytes"}
+    for measured, figure in figures.items():
+        for contender in ("FlashInternImage", "Swin"):
+            row = rows[measured, contender]
+            assert row["case"] == "UperNet T 2x32x32"
+            assert float(row[figure]) > 0
+
+
+def test_nothing_is_measured_with_a_wrong_operator(tmp_path):
+    result = run(tmp_path, "layers", "--cases", "1x3x3x1x8", code=WRONG)
+    assert result.returncode == 1
+    assert "error: nothing is measured: dcnv4's output on cpu in float32 is wrong by" in (
+        result.stderr
+    )
+    assert not (tmp_path / "out").exists()
