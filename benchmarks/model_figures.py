@@ -131,7 +131,7 @@ def _draw_accuracy(axis: Axes, rows: Rows) -> None:
         mine = [row for row in rows if row["contender"] == contender]
         points = [(float(row["images_per_second"]), _accuracy_of(row)) for row in mine]
         axis.plot(*zip(*points, strict=True), "o-", label=contender)
-    axis.set(xlabel="images per second, measured", ylabel="accuracy, the paper's")
+    axis.set(xlabel="images per second, measured", ylabel="accuracy, the paper's at its scale")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 

@@ -224,10 +224,10 @@ def make_batch(method: Method, model: nn.Module, size: tuple[int, int], batch: i
 
 
 def forward_of(method: Method, model: nn.Module, data: dict) -> Callable[[], object]:
-    """Everything up to the heads' outputs.
+    """Everything up to a detector's heads, or to a segmentor's label map.
 
-    What a detector does with them depends on how many objects it finds, and random weights find
-    none: with ``mode="tensor"`` its heads see as many proposals as at their busiest.
+    What a detector does with its outputs depends on how many objects it finds, and random weights
+    find none: with ``mode="tensor"`` its heads see as many proposals as at their busiest.
     """
     mode = "tensor" if method.host == "mmdet" else "predict"
     return lambda: model(**data, mode=mode)

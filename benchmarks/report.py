@@ -64,7 +64,8 @@ STAGES = {
     ),
     "detectors": (
         "Detectors and segmentors",
-        "The forward up to the heads' outputs. In a row only the backbone differs.",
+        "The forward up to a detector's heads, or a segmentor's label map. In a row only the "
+        "backbone differs.",
     ),
     "training": (
         "A training step",
