@@ -3,6 +3,8 @@
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -94,6 +96,7 @@ def test_ground_truth_scores_perfectly(nuscenes_root):
 
 
 def test_zero_predictions_run_to_the_end(nuscenes_root):
+    """P29: every sample of the split is there, if without a box."""
     data = dataset(nuscenes_root, "val")
     metrics = evaluate(nuscenes_root, data, [ground_truth(data, i)[:0] for i in range(len(data))])
     assert score(metrics, "mAP") == 0
@@ -132,6 +135,43 @@ def test_the_traps_are_inside(nuscenes_root):
     speeds = [np.linalg.norm(entry["velocity"]) for entry in instances]
     assert min(speeds) == 0
     assert np.nanmax(speeds) > 1
+
+
+def test_no_picture_tells_a_speed():
+    """Speeds are alike in all classes, and lead neither ahead nor away from the car more often."""
+    sys.path.insert(0, str(ROOT / "tools" / "data"))
+    from synthetic_nuscenes import CATEGORIES, Way, scene_things
+
+    way = Way(np.zeros(2), 1.0)
+    place = way.pose(way.middle)[0][:2]
+    things = [
+        thing
+        for seed in range(60)
+        for thing in scene_things(np.random.default_rng(seed), way, 5, 10, reach=20, top_speed=6)
+    ]
+    velocities = np.array([thing.velocity for thing in things])
+    speeds = np.linalg.norm(velocities, axis=1)
+    assert (speeds > 0).mean() == pytest.approx(0.6, abs=0.06)
+    names = np.array([thing.category for thing in things])
+    for name in CATEGORIES:
+        own = speeds[names == name]
+        # Four standard errors.
+        assert own.mean() == pytest.approx(speeds.mean(), abs=4 * speeds.std() / len(own) ** 0.5)
+    yaws = np.array([thing.yaw for thing in things])
+    headings = np.stack((np.cos(yaws), np.sin(yaws)), axis=1)
+    away = np.array([thing.position - place for thing in things])
+    for direction in (headings, away / np.linalg.norm(away, axis=1, keepdims=True)):
+        along = (velocities * direction).sum(1)
+        assert abs(along.mean()) < 4 * along.std() / len(along) ** 0.5
+
+
+def test_the_generator_knows_how_many_scenes_there_are(tmp_path):
+    tool = ROOT / "tools" / "data" / "synthetic_nuscenes.py"
+    command = [sys.executable, tool, tmp_path / "set", "--train=9"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "mini_train of v1.0-mini has 8 scenes, got 9" in result.stderr
+    assert not (tmp_path / "set").exists()
 
 
 def test_lidar_to_image_is_that_of_the_devkit(nuscenes_root, nusc):
@@ -404,9 +444,6 @@ def test_damaged_pictures(nuscenes_root, tmp_path, ending):
 
 
 def test_prepare_names_what_is_missing(tmp_path, nuscenes_root):
-    import subprocess
-    import sys
-
     shutil.copytree(nuscenes_root / "v1.0-mini", tmp_path / "v1.0-mini")
     tool = ROOT / "tools" / "data" / "prepare_nuscenes.py"
     result = subprocess.run(

@@ -2,7 +2,9 @@
 
 The set loads with the nuScenes devkit and passes mmdet3d's converter. It holds what real data
 hold: cameras that fire at other moments than the LiDAR, a tilted LiDAR, a curved way, objects
-without points, seen only once, or of no detection class, and a keyframe without any.
+without points, seen only once, or of no detection class, and a keyframe without any. How fast an
+object is, and where to, depends neither on its class or colour nor on where it is or looks: only
+pictures of several moments tell.
 
     python tools/data/synthetic_nuscenes.py data/nuscenes-synthetic
 """
@@ -14,17 +16,16 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
-VERSION = "v1.0-mini"
-TRAIN_SCENES = ("scene-0061", "scene-0553", "scene-0655", "scene-0757")
-VAL_SCENES = ("scene-0103", "scene-0916")
+# The devkit's splits to train on and to evaluate on: they name the scenes, 8 + 2 and 700 + 150.
+SPLITS = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val")}
 SECONDS = 0.5
 START = 1_530_000_000_000_000
 LIDAR = "LIDAR_TOP"
@@ -147,29 +148,39 @@ class Tables:
             (folder / f"{name}.json").write_text(json.dumps(rows))
 
 
-def scene_things(rng: np.random.Generator, way: Way, keyframes: int, count: int) -> list[Thing]:
-    """Objects of every category around the car; speeds do not depend on what or where they are."""
+def scene_things(
+    rng: np.random.Generator,
+    way: Way,
+    keyframes: int,
+    count: int,
+    reach: float = math.inf,
+    top_speed: float = 3.0,
+) -> list[Thing]:
+    """Objects of every category around the car, as far as a class counts and at most ``reach``.
+
+    Three of five move, each at a speed and into a direction that depend on nothing else.
+    """
     center, heading = way.pose(way.middle)
     taken: list[tuple[np.ndarray, float]] = []
     things = []
     names = [*CATEGORIES, *rng.choice(list(CATEGORIES)[:-1], count)]
     # The largest first: they find no room later.
     for name in sorted(names, key=lambda name: -CATEGORIES[name][1]):
-        width, length, height, _, moving, farthest = CATEGORIES[name]
+        width, length, height, *_, farthest = CATEGORIES[name]
         wlh = np.array([width, length, height]) * rng.uniform(0.9, 1.1, 3)
         for _ in range(200):
             angle = rng.uniform(-math.pi, math.pi)
-            distance = rng.uniform(6, farthest - 12)
+            # A long object leaves a camera something else to see.
+            distance = rng.uniform(5 + length / 2, min(farthest - 12, reach))
             offset = distance * np.array([math.cos(angle), math.sin(angle)])
             position = center[:2] + heading.rotation_matrix[:2, :2] @ offset
-            reach = math.hypot(length, width) / 2 + 0.5
-            if all(np.linalg.norm(position - other) > reach + r for other, r in taken):
+            room = math.hypot(length, width) / 2 + 0.5
+            if all(np.linalg.norm(position - other) > room + r for other, r in taken):
                 break
-        taken.append((position, reach))
-        speed = rng.uniform(1, 3) if moving and rng.random() < 0.6 else 0.0
-        direction = rng.uniform(-math.pi, math.pi)
+        taken.append((position, room))
+        speed = rng.uniform(1, top_speed) if rng.random() < 0.6 else 0.0
+        direction, yaw = rng.uniform(-math.pi, math.pi, 2)
         velocity = speed * np.array([math.cos(direction), math.sin(direction)])
-        yaw = direction if speed else rng.uniform(-math.pi, math.pi)
         points = int(rng.integers(8, 60))
         things.append(Thing(name, position, velocity, yaw, wlh, points, range(keyframes)))
     return things
@@ -430,9 +441,15 @@ def _points(things: list[Thing], seconds: float, to_lidar: np.ndarray) -> np.nda
     return np.pad(points, ((0, 0), (0, 2))).astype(np.float32)
 
 
-def scene_plan(train: int, val: int) -> Iterator[str]:
-    yield from TRAIN_SCENES[:train]
-    yield from VAL_SCENES[:val]
+def scene_names(version: str, counts: tuple[int, int]) -> list[str]:
+    """The first scenes of the two splits of a version."""
+    names = []
+    for split, count in zip(SPLITS[version], counts, strict=True):
+        scenes = create_splits_scenes()[split]
+        if not 0 <= count <= len(scenes):
+            raise ValueError(f"{split} of {version} has {len(scenes)} scenes, got {count}")
+        names += scenes[:count]
+    return names
 
 
 def generate(
@@ -442,27 +459,37 @@ def generate(
     val: int = 1,
     keyframes: int = 10,
     objects: int = 10,
+    reach: float = math.inf,
+    top_speed: float = 3.0,
     size: tuple[int, int] = (1600, 900),
+    version: str = "v1.0-mini",
     seed: int = 0,
 ) -> None:
     """Writes the set.
 
     Args:
         root: Folder to write to.
-        train: Scenes of the split ``mini_train``, at most 4.
-        val: Scenes of the split ``mini_val``, at most 2.
+        train: Scenes to train on.
+        val: Scenes to evaluate on.
         keyframes: Of each scene, half a second apart.
         objects: Of each scene, beside one of every category.
+        reach: Metres within which the objects lie in the middle of a scene, above 11.
+        top_speed: Metres per second, above 1; the slowest of those that move drives at 1.
         size: (W, H) of the pictures; the intrinsics are scaled accordingly.
+        version: One of ``SPLITS``, by whose names the scenes go.
         seed: Of all that is random.
+
+    Raises:
+        ValueError: The version has fewer scenes.
     """
+    names = scene_names(version, (train, val))
     tables = Tables()
     tokens = fixed_tables(tables)
     writer = SceneWriter(root, tables, tokens, size, keyframes)
-    for number, name in enumerate(scene_plan(train, val)):
+    for number, name in enumerate(names):
         rng = np.random.default_rng([seed, number])
         way = Way(np.array([300.0 * number + 400, 900.0]), SECONDS * (keyframes - 1) / 2)
-        things = scene_things(rng, way, keyframes, objects)
+        things = scene_things(rng, way, keyframes, objects, reach, top_speed)
         add_traps(things)
         empty = keyframes // 2 if number == 0 and keyframes > 4 else None
         writer.write(name, way, things, START + number * 60_000_000, empty)
@@ -471,31 +498,40 @@ def generate(
     cv2.imwrite(str(root / picture), np.zeros((8, 8), np.uint8))
     logs = [row["token"] for row in tables.rows["log"]]
     tables.add("map", log_tokens=logs, category="semantic_prior", filename=str(picture))
-    tables.write(root / VERSION)
+    tables.write(root / version)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path, help="folder to write to; must not exist")
-    parser.add_argument("--train", type=int, default=2, help="scenes of mini_train, at most 4")
-    parser.add_argument("--val", type=int, default=1, help="scenes of mini_val, at most 2")
+    parser.add_argument("--train", type=int, default=2, help="scenes to train on")
+    parser.add_argument("--val", type=int, default=1, help="scenes to evaluate on")
     parser.add_argument("--keyframes", type=int, default=10)
     parser.add_argument("--objects", type=int, default=10, help="beside one of every category")
+    parser.add_argument("--reach", type=float, default=math.inf, help="metres to the farthest")
+    parser.add_argument("--top-speed", type=float, default=3.0, help="metres per second")
     parser.add_argument("--size", default="1600x900", help="width and height of the pictures")
+    parser.add_argument("--version", choices=SPLITS, default="v1.0-mini")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.target.exists():
         sys.exit(f"error: {args.target} exists; give another folder")
     width, height = map(int, args.size.split("x"))
-    generate(
-        args.target,
-        train=args.train,
-        val=args.val,
-        keyframes=args.keyframes,
-        objects=args.objects,
-        size=(width, height),
-        seed=args.seed,
-    )
+    try:
+        generate(
+            args.target,
+            train=args.train,
+            val=args.val,
+            keyframes=args.keyframes,
+            objects=args.objects,
+            reach=args.reach,
+            top_speed=args.top_speed,
+            size=(width, height),
+            version=args.version,
+            seed=args.seed,
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     print(f"{args.target}: {args.train} + {args.val} scenes of {args.keyframes} keyframes")
 
 
