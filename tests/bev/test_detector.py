@@ -70,6 +70,17 @@ def test_a_flip_is_undone_on_the_features(detector, padding):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("height", [64, 128])
+def test_a_flip_changes_no_loss(height):
+    """P12: boxes, intrinsics and objects stay as they are, for both heads."""
+    pictures = torch.randn(1, 6, 3, height, 256)
+    plain, mirrored = (
+        losses_of(build(), pictures, [sample(frames=(0,), flip=flip)]) for flip in (False, True)
+    )
+    for name, loss in plain.items():
+        torch.testing.assert_close(mirrored[name], loss, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_the_original_mirrors_without_padding():
     detector = build(legacy_flip=True)
     meta = {**sample(flip=True).metainfo, "img_shape": (64, 144)}
