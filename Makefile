@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # mmpretrain needs another torch, hence an environment of its own.
 LANE := .venv-mmpretrain
+# Sphinx and Jupyter bring eighty packages that nothing else needs.
+DOCS := .venv-docs
 
 # Never touch another Python; leave no bytecode that would make the sources look changed.
 export PIP_REQUIRE_VIRTUALENV := 1
@@ -36,7 +38,7 @@ TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
 	--out work_dirs/gpu-dry-run
 
 .PHONY: help install quickstart test test-mim test-mmpretrain check lint trials bench \
-	gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs ext wheel clean
+	gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit ext wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -112,8 +114,16 @@ gpu-models: gpu-build ## measure layers and whole networks beside what users wou
 	for stage in $(STAGES); do $(ON_GPU) $(GPU_PYTHON) benchmarks/models.py $$stage \
 		--device $(GPU_DEVICE) $(if $(DRY),$(TINY)) || exit 1; done
 
-docs: install ## check the links of the documentation
+docs: install $(DOCS)/.complete ## check the documentation, run its notebook, build its site in build/docs
 	$(PYTEST) tests/test_docs.py
+	$(DOCS)/bin/sphinx-build -q -W --keep-going -c docs . build/docs
+	@echo build/docs/docs/index.html
+
+audit: ## look the pinned versions up among the known vulnerabilities (needs the network)
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit --disable-pip --no-deps $(patsubst %,--requirement %,$(filter-out \
+		requirements/lowest.txt,$(wildcard requirements/*.txt)))
 
 ext: $(VENV)/.complete ## build the kernel library into the source tree, for PYTHONPATH=. runs
 	$(BIN)/python setup.py --quiet build_ext --inplace
@@ -152,6 +162,13 @@ $(LANE)/.complete: requirements/build.txt requirements/dev.txt requirements/mmpr
 	$(LANE)/bin/python -m pip install --quiet --requirement requirements/build.txt
 	$(LANE)/bin/python -m pip install --quiet --no-deps \
 		--requirement requirements/dev.txt --requirement requirements/mmpretrain.txt
+	touch $@
+
+$(DOCS)/.complete: requirements/docs.txt $(VENV)/.complete
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --no-deps --requirement $<
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> $$($(DOCS)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz-main.pth
 	touch $@
 
 # The wheel is built with the torch of .venv: one library serves both.
