@@ -70,14 +70,7 @@ def read_config(name: str, options: list[str]) -> "Config":
     Returns:
         The config.
     """
-    path = Path(name)
-    if not path.is_file():
-        known = {p.stem: p for p in (Path(__file__).resolve().parents[1] / "configs").rglob("*.py")}
-        path = known.get(name.removesuffix(".py"))
-        if path is None:
-            close = difflib.get_close_matches(Path(name).stem, known, n=1)
-            hint = f"; did you mean {known[close[0]]}?" if close else ""
-            stop(f"the config {name} does not exist{hint}")
+    path = find_config(name)
     from mmengine.config import Config
 
     # Makes mmengine accept `dcnv4_mm::...` as a base.
@@ -95,6 +88,19 @@ def read_config(name: str, options: list[str]) -> "Config":
     if host and find_spec(host) is None:
         stop(f"{path} is a config of {host}, which is not installed ({ENV_HINT})")
     return cfg
+
+
+def find_config(name: str) -> Path:
+    """Path of a config: as given, or of one of this package by its file name; stops without."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = {p.stem: p for p in (Path(__file__).resolve().parents[1] / "configs").rglob("*.py")}
+    if (stem := name.removesuffix(".py")) in known:
+        return known[stem]
+    close = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"; did you mean {known[close[0]]}?" if close else ""
+    stop(f"the config {name} does not exist{hint}")
 
 
 ENV_HINT = "python -m dcnv4_mm.env says what to install"

@@ -10,31 +10,27 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from _running import add_cfg_options, read_config
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
+    parser.add_argument("config", help="config file, or the name of one of this package")
     parser.add_argument("checkpoint", nargs="?", help="not needed with --ground-truth")
     parser.add_argument("--index", type=int, default=0, help="of the sample in the test set")
     parser.add_argument("--score", type=float, default=0.3, help="least score of a box")
     parser.add_argument("--out", type=Path, default=Path("boxes.jpg"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ground-truth", action="store_true")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
+    add_cfg_options(parser)
     args = parser.parse_args()
     if not (args.checkpoint or args.ground_truth):
         parser.error("give a checkpoint, or --ground-truth")
     from mmdet3d.registry import DATASETS
     from mmdet3d.utils import register_all_modules
-    from mmengine.config import Config, DictAction
 
     register_all_modules(init_default_scope=True)
-    config = Config.fromfile(args.config)
-    options = DictAction(option_strings=["--cfg-options"], dest="cfg_options")
-    namespace = argparse.Namespace()
-    options(parser, namespace, args.cfg_options)
-    config.merge_from_dict(namespace.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     data = DATASETS.build(config.test_dataloader.dataset)
     sample = data[args.index]
     if args.ground_truth:

@@ -9,7 +9,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from _running import stop
+from _running import find_config, stop
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -17,7 +17,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Paint predictions into pictures.")
     parser.add_argument("input", type=Path, help="a picture, or a folder of pictures")
-    parser.add_argument("config", type=Path, help="config file")
+    parser.add_argument("config", help="config file, or the name of one of this package")
     parser.add_argument("checkpoint", type=Path, help="checkpoint file")
     parser.add_argument("--out-dir", type=Path, default=Path("outputs"), help="default: outputs")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score shown, default 0.3")
@@ -133,9 +133,9 @@ PAINTERS = {"mmdet": detect, "mmpretrain": classify, "mmseg": segment}
 def main() -> None:
     args = parse_args()
     images = pictures(args.input)
-    for path in (args.config, args.checkpoint):
-        if not path.is_file():
-            stop(f"{path} does not exist")
+    args.config = find_config(args.config)
+    if not args.checkpoint.is_file():
+        stop(f"{args.checkpoint} does not exist")
     from mmengine.config import Config
 
     # Makes mmengine accept `dcnv4_mm::...` as a base.
@@ -143,8 +143,10 @@ def main() -> None:
 
     cfg = Config.fromfile(args.config)
     host = cfg.get("default_scope", "mmdet")
+    if host == "mmdet3d":
+        stop("pictures do not say where the cameras are: bev_demo.py takes a sample of a data set")
     if host not in PAINTERS:
-        stop(f"no demo for configs of {host} yet; there is one for {', '.join(PAINTERS)}")
+        stop(f"no demo for configs of {host}; there is one for {', '.join(PAINTERS)}")
     if find_spec(host) is None:
         stop(f"{host} is not installed; python -m dcnv4_mm.env says what to install")
     try:

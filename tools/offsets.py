@@ -12,7 +12,7 @@ the brighter, the steeper the gradient of its features by the picture.
 import argparse
 from pathlib import Path
 
-from _running import ENV_HINT, stop
+from _running import ENV_HINT, find_config, stop
 
 # What all configs of FlashInternImage normalise by, in the order red, green, blue.
 MEAN = (123.675, 116.28, 103.53)
@@ -22,7 +22,7 @@ STD = (58.395, 57.12, 57.375)
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw the sampling points of DCNv4.")
     parser.add_argument("picture", type=Path, help="picture file")
-    parser.add_argument("config", type=Path, help="config file of a model with FlashInternImage")
+    parser.add_argument("config", help="config file with FlashInternImage, or the name of one")
     parser.add_argument("checkpoint", type=Path, help="its checkpoint, released or our own")
     parser.add_argument(
         "--at",
@@ -177,7 +177,8 @@ def field_panels(picture, fields: list) -> list:
 
 def main() -> None:
     args = parse_args()
-    for path in (args.picture, args.config, args.checkpoint):
+    args.config = find_config(args.config)
+    for path in (args.picture, args.checkpoint):
         if not path.is_file():
             stop(f"{path} does not exist")
     if not args.out.resolve().parent.is_dir():
