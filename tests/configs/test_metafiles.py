@@ -169,6 +169,24 @@ def test_the_readme_table_says_what_the_metafile_says(folder):
         assert f"| {model['Metadata']['Parameters'] / 1e6:.1f} M |" in row
 
 
+def test_the_table_of_bevformerv2_says_what_the_metafile_says():
+    readme = (ROOT / "configs" / "bevformerv2" / "README.md").read_text()
+    models = [m for m in MODELS.values() if m["Config"].startswith("configs/bevformerv2/")]
+    for model in models:
+        if "synthetic" in model["Name"]:
+            continue
+        (row,) = (line for line in readme.splitlines() if f"({model['Name']}.py)" in line)
+        cells = [cell.strip().removesuffix(" (test)") for cell in row.strip("|").split("|")]
+        facts, results = model["Metadata"], model.get("Results", [])
+        assert int(cells[2]) == facts["Epochs"]
+        assert cells[5] == f"{facts['Parameters'] / 1e6:.1f} M"
+        if results:
+            metrics = results[0]["Metrics"]
+            assert [float(cell) for cell in cells[3:5]] == [metrics["NDS"], metrics["mAP"]]
+        else:
+            assert cells[3:5] == ["–", "–"]
+
+
 def test_the_data_set_index():
     index = yaml.safe_load((ROOT / "dataset-index.yml").read_text())
     entry = index["coco2017"]
