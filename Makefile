@@ -143,7 +143,8 @@ clean: ## remove what was built; .venv and the cached mmcv wheel stay
 $(VENV)/.complete: $(patsubst %,requirements/%.txt,build main dev no-deps) requirements/mmcv_wheel.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) --requirement requirements/build.txt
-	$(PIP_INSTALL) --requirement requirements/main.txt --requirement requirements/dev.txt
+	$(PIP_INSTALL) --requirement requirements/main.txt --requirement requirements/dev.txt \
+		--requirement requirements/onnx.txt
 	$(PIP_INSTALL) --no-deps --requirement requirements/no-deps.txt
 	$(BIN)/python requirements/mmcv_wheel.py
 	touch $@

@@ -55,7 +55,7 @@ def data(tmp_path_factory):
     "tool",
     [
         *("train.py", "test.py", "demo.py", "convert.py", "offsets.py", "quickstart.py"),
-        "trials.py",
+        *("trials.py", "export.py"),
         *("analyze_logs.py", "benchmark.py", "browse_dataset.py", "get_flops.py"),
         *("print_config.py", "publish_checkpoint.py"),
         *("data/mini_coco.py", "data/check_coco.py"),
