@@ -69,4 +69,20 @@ def test_report_is_a_few_readable_lines():
         "unchanged in the model 20 (no layer scale): levels.0.blocks.0.gamma1, "
         "levels.0.blocks.1.gamma1 and 18 more",
     ]
-    assert not ConversionReport(entry="", mismatched={"a": "(1,) and (2,)"}).fits
+
+
+def test_report_of_what_does_not_fit():
+    report = ConversionReport(
+        entry="",
+        loaded=["a"],
+        missing=list("abcdefgh"),
+        unexpected=["x", "y"],
+        mismatched={"m": "(1,) and (2,)", "n": "int and float"},
+    )
+    assert not report.fits
+    assert str(report).splitlines() == [
+        "1 tensors would fit, from the file itself; 0 renamed",
+        "missing 8: a, b, c, d, e, f, g, h",
+        "unexpected 2: x, y",
+        "of another shape or type 2: m ((1,) and (2,)), n (int and float)",
+    ]
