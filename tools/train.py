@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from this checkpoint, or from the work folder's latest",
+        help="go on from this checkpoint, or from the work folder's latest that can be read",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -53,6 +53,13 @@ def use_amp(cfg) -> None:
     cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
 
+def use_safe_checkpoints(cfg) -> None:
+    """Replaces mmengine's checkpoint hook by the one that leaves a checkpoint after any fault."""
+    hook = cfg.get("default_hooks", {}).get("checkpoint")
+    if hook and hook.get("type") == "CheckpointHook":
+        hook.type = "dcnv4_mm.SafeCheckpointHook"
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
@@ -68,6 +75,7 @@ def main() -> None:
         cfg.load_from = None if args.resume == "auto" else args.resume
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
+    use_safe_checkpoints(cfg)
     make_work_dir(cfg)
     start_processes(cfg)
     try:

@@ -1,4 +1,4 @@
-"""What this package adds to mmengine's runner: safe loading of checkpoints, and hooks."""
+"""What this package adds to mmengine: safe reading and writing of checkpoints, and hooks."""
 
 from dcnv4_mm.engine.checkpoint_io import (
     convert_on_load,
@@ -7,10 +7,13 @@ from dcnv4_mm.engine.checkpoint_io import (
     rename_classifier,
 )
 from dcnv4_mm.engine.hooks import StrictLoadHook
+from dcnv4_mm.engine.saving import WholeFileBackend, find_whole_checkpoint
 
 __all__ = [
     "StrictLoadHook",
+    "WholeFileBackend",
     "convert_on_load",
+    "find_whole_checkpoint",
     "load_from_http",
     "load_from_local",
     "rename_classifier",

@@ -20,7 +20,7 @@ class Model(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.head = nn.Linear(64, num_classes)
 
-    def forward(self, inputs, data_samples=None, mode="tensor"):
+    def forward(self, inputs, data_samples=None, mode="tensor", index=None):
         scores = self.head(self.backbone(inputs)[-1].mean((2, 3)))
         return {"loss": scores.square().mean()} if mode == "loss" else [scores]
 
@@ -34,7 +34,7 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(index)
-        return {"inputs": torch.randn(3, 32, 32, generator=generator)}
+        return {"inputs": torch.randn(3, 32, 32, generator=generator), "index": index}
 
 
 class Score(BaseMetric):
@@ -56,7 +56,7 @@ def make_model():
 def make_runner(tmp_path):
     """Makes runners that train two epochs of two steps."""
 
-    def make(model=None, *, work_dir="run", epochs=2, **arguments):
+    def make(model=None, *, work_dir="run", epochs=2, checkpoint=(), **arguments):
         loader = {
             "batch_size": 2,
             "dataset": Images(),
@@ -69,6 +69,7 @@ def make_runner(tmp_path):
                 "interval": 1,
                 "save_best": "ap",
                 "rule": "greater",
+                **dict(checkpoint),
             },
             "logger": {"type": "LoggerHook", "interval": 1},
         }
@@ -87,7 +88,7 @@ def make_runner(tmp_path):
             ],
             default_hooks=hooks,
             custom_hooks=arguments.pop("custom_hooks", None),
-            randomness={"seed": 0},
+            randomness=arguments.pop("randomness", {"seed": 0}),
             experiment_name=f"{tmp_path.name}_{work_dir}_{next(_COUNTER)}",
             **arguments,
         )

@@ -1,0 +1,98 @@
+"""train.py under torchrun: a process that is killed is started again, and goes on by itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmengine", reason="mmengine is not installed")
+
+TRAIN = Path(__file__).resolve().parents[2] / "tools" / "train.py"
+TOY = """
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, MODELS
+
+
+@DATASETS.register_module()
+class ToySet(torch.utils.data.Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return {"inputs": index + torch.rand(4)}
+
+
+@MODELS.register_module()
+class Toy(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+
+    def forward(self, inputs, mode):
+        return {"loss": self.layer(torch.stack(inputs)).square().mean()}
+
+
+@HOOKS.register_module()
+class KillOnce(Hook):
+    priority = "LOWEST"
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.rank == 1:
+            with open("losses.jsonl", "a") as file:
+                print(json.dumps([runner.iter, outputs["loss"].item()]), file=file)
+            # In the middle of the second epoch.
+            if runner.iter == 4 and not Path("killed").exists():
+                Path("killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+"""
+CONFIG = """
+custom_imports = dict(imports=["toy"])
+model = dict(type="Toy")
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    dataset=dict(type="ToySet"),
+    sampler=dict(type="DefaultSampler", shuffle=True),
+)
+train_cfg = dict(by_epoch=True, max_epochs=3)
+optim_wrapper = dict(optimizer=dict(type="SGD", lr=1e-4))
+default_hooks = dict(checkpoint=dict(type="CheckpointHook", interval=1))
+custom_hooks = [dict(type="dcnv4_mm.SeedStepsHook"), dict(type="KillOnce")]
+randomness = dict(seed=0)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again(tmp_path, monkeypatch):
+    """The command of docs/training.md. The steps that are done again have the same losses."""
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "config.py").write_text(CONFIG)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Else torch 2.13 lets the restarted processes find the addresses of the old ones, and wait.
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    program = [TRAIN, "config.py", "--launcher=pytorch", "--resume", "--work-dir=out"]
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", *launcher, *program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert [step for step, _ in lines] == [*range(5), *range(3, 9)]
+    losses = [loss for _, loss in lines]
+    assert losses[3:5] == pytest.approx(losses[5:7], rel=0, abs=1e-6)
+    assert len(set(losses)) == 9
