@@ -11,6 +11,7 @@ from mmengine.registry import METRICS as _METRICS
 from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as _OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import PARAM_SCHEDULERS as _PARAM_SCHEDULERS
+from mmengine.registry import STRATEGIES as _STRATEGIES
 from mmengine.registry import TRANSFORMS as _TRANSFORMS
 from mmengine.registry import Registry
 
@@ -21,6 +22,7 @@ __all__ = [
     "MODELS",
     "OPTIM_WRAPPER_CONSTRUCTORS",
     "PARAM_SCHEDULERS",
+    "STRATEGIES",
     "TRANSFORMS",
 ]
 
@@ -47,6 +49,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 )
 PARAM_SCHEDULERS = Registry(
     "parameter scheduler", parent=_PARAM_SCHEDULERS, scope=_SCOPE, locations=["dcnv4_mm.optim"]
+)
+STRATEGIES = Registry(
+    "strategy", parent=_STRATEGIES, scope=_SCOPE, locations=["dcnv4_mm.engine.fsdp"]
 )
 DATASETS = Registry("dataset", parent=_DATASETS, scope=_SCOPE, locations=[_HOST_CLASSES])
 METRICS = Registry("metric", parent=_METRICS, scope=_SCOPE, locations=[_HOST_CLASSES])

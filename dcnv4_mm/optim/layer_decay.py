@@ -1,9 +1,11 @@
 """Parameter groups whose learning rate falls off towards the stem of the backbone."""
 
+from contextlib import nullcontext
 from typing import Any
 
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnv4_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -67,6 +69,21 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ... )
     """
 
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Builds the optimizer of a model.
+
+        Args:
+            model: The model, which may be wrapped for distributed training.
+
+        Returns:
+            The optimizer in its wrapper.
+        """
+        # FSDP holds pieces of the parameters as vectors; for a moment they are whole.
+        sharded = isinstance(model, FullyShardedDataParallel)
+        whole = FullyShardedDataParallel.summon_full_params(model, writeback=False)
+        with whole if sharded else nullcontext():
+            return super().__call__(model)
+
     def _validate_cfg(self) -> None:
         super()._validate_cfg()
         if unknown := sorted(set(self.paramwise_cfg) - set(_DEFAULTS)):
@@ -99,6 +116,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         classification = self.paramwise_cfg["recipe"] == "classification"
         groups: dict[str, dict] = {}
         for name, parameter in module.named_parameters():
+            name = _plain(name)
             if not parameter.requires_grad:
                 continue
             layer, num_layers = backbone.get_layer_depth(name, prefix)
@@ -140,7 +158,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 def _find_backbone(model: nn.Module) -> tuple[nn.Module, str]:
     """Finds the module that knows its layers, and what its names in the model begin with."""
     found = [
-        (module, f"{name}." if name else "")
+        (module, _plain(f"{name}.") if name else "")
         for name, module in model.named_modules()
         if hasattr(module, "get_layer_depth")
     ]
@@ -151,6 +169,11 @@ def _find_backbone(model: nn.Module) -> tuple[nn.Module, str]:
         )
     # A classifier may pass the question on to its backbone: ask the innermost.
     return max(found, key=lambda item: item[1].count("."))
+
+
+def _plain(name: str) -> str:
+    """A name without the wrappers that FSDP and its activation checkpointing put in."""
+    return name.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -1,0 +1,80 @@
+"""Trains a small model in processes of its own, each with a copy or with a piece of it."""
+
+from pathlib import Path
+
+import torch
+import training
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "_base_" / "strategies" / "fsdp.py"
+
+
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        arch = {"channels": 8, "depths": (1, 1, 1, 1), "groups": (1, 1, 1, 1)}
+        backbone = {"type": "dcnv4_mm.FlashInternImage", "arch": arch, "with_cp": True}
+        self.backbone = MODELS.build(backbone)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, inputs, mode):
+        return {"loss": self.head(self.backbone(inputs)[-1].mean((2, 3))).square().mean()}
+
+
+class Images(torch.utils.data.Dataset):
+    metainfo = None
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return {"inputs": torch.randn(3, 32, 32, generator=generator)}
+
+
+def train(rank, processes, port, folder, options):
+    """With layers that learn at rates of their own, and gradients that are clipped."""
+    training.join(rank, processes, port)
+    torch.manual_seed(0)
+    optimizer = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.5}
+    settings = {
+        "model": Model(),
+        "work_dir": str(folder),
+        "train_dataloader": {
+            "batch_size": 2,
+            "num_workers": 0,
+            "dataset": Images(),
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "collate_fn": {"type": "default_collate"},
+        },
+        "train_cfg": {"by_epoch": True, "max_epochs": 2},
+        "optim_wrapper": {
+            "optimizer": optimizer,
+            "constructor": "dcnv4_mm.LayerDecayOptimWrapperConstructor",
+            "paramwise_cfg": {"layer_decay_rate": 0.5},
+            "clip_grad": {"max_norm": 0.1},
+        },
+        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 1}},
+        "resume": options.get("resume", False),
+        "load_from": options.get("load_from"),
+        "log_level": "WARNING",
+    }
+    if options["sharded"]:
+        strategy = Config.fromfile(CONFIG).strategy
+        strategy.model_wrapper.device_id = "cpu"
+        # On the CPU torch 2.13 crashes when it moves the pieces to where they are.
+        strategy.state_dict_cfg = {
+            "state_dict_type": "FULL_STATE_DICT",
+            "state_dict_config": {"type": "FullStateDictConfig"},
+            "optim_state_dict_config": {"type": "FullOptimStateDictConfig"},
+        }
+        runner = FlexibleRunner(**settings, strategy=strategy)
+    else:
+        wrapper = {"type": "MMDistributedDataParallel", "device_ids": None}
+        runner = Runner(**settings, launcher="pytorch", cfg={"model_wrapper_cfg": wrapper})
+    runner.train()
