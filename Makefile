@@ -37,7 +37,7 @@ STAGES ?= layers ablation backbones detectors training scaling
 TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
 	--out work_dirs/gpu-dry-run
 
-.PHONY: help install quickstart test test-mim test-mmpretrain check lint trials bench \
+.PHONY: help install quickstart test fuzz test-mim test-mmpretrain check lint trials bench \
 	gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit ext wheel clean
 .DELETE_ON_ERROR:
 
@@ -51,6 +51,10 @@ quickstart: install ## train and evaluate a small Mask R-CNN on generated pictur
 
 test: install ## run the tests against the installed wheel
 	$(PYTEST) -m "not mim"
+
+# SEED=n for other examples.
+fuzz: install ## call the operators 5000 times and read 200 damaged files of each kind
+	$(PYTEST) --hypothesis-profile=long --hypothesis-seed=$(or $(SEED),0) tests/fuzz
 
 test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in empty environments, drive mim
 	$(PYTEST) -m mim

@@ -112,12 +112,17 @@ def _check_start(path: Path, start: bytes) -> None:
 
 def _check_sums(path: Path) -> None:
     """Torch itself does not look: it would load weights with a few wrong bits."""
+    # The format before torch 1.6 has no sums.
+    if not zipfile.is_zipfile(path):
+        return
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
-    # The format before torch 1.6 has no sums; what is neither fails in the reader.
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        return
+    # A damaged file can make the reader fail in any way.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged: download or copy it again ({type(error).__name__}: {error})"
+        ) from error
     if damaged is not None:
         raise ValueError(
             f"{path} is damaged: the check sum of {damaged} is wrong; download or copy it again"

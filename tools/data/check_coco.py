@@ -33,6 +33,9 @@ def check_split(root: Path, split: str, *, quick: bool) -> list[str]:
         return [f"{annotations} is missing: {fetch(ANNOTATIONS, root)}"]
     try:
         images = json.loads(annotations.read_text())["images"]
+        names = [image["file_name"] for image in images]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a file_name is no text")
     except (ValueError, KeyError, TypeError) as error:
         return [
             f"{annotations} is damaged ({type(error).__name__}: {error}): remove it, then "
@@ -48,7 +51,7 @@ def check_split(root: Path, split: str, *, quick: bool) -> list[str]:
     if not folder.is_dir():
         return [f"{folder} is missing: {fetch(address, root)}"]
     present = set(os.listdir(folder))
-    missing = [image["file_name"] for image in images if image["file_name"] not in present]
+    missing = [name for name in names if name not in present]
     empty = [] if quick else [name for name in present if (folder / name).stat().st_size == 0]
     problems = []
     if missing:

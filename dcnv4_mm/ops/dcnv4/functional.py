@@ -153,6 +153,8 @@ def _check_tensors(value: Tensor, offset_mask: Tensor) -> None:
         ("value", value, "(N, H, W, C)"),
         ("offset_mask", offset_mask, "(N, H_out, W_out, M)"),
     ):
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor {axes}, got {type(tensor).__name__}")
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} must have four axes {axes}, got the shape {tuple(tensor.shape)}"
@@ -177,6 +179,8 @@ def _check_shapes(
 ) -> None:
     batch, height, width, channels = value.shape
     kernel_size = geometry[0]
+    if not isinstance(remove_center, bool):
+        raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
     points = num_points((kernel_size[0], kernel_size[1]), remove_center)
     if points < 1:
         raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger kernel")

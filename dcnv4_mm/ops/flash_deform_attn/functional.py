@@ -149,6 +149,7 @@ def ms_deform_attn(
     """
     level_sizes = read_spatial_shapes(spatial_shapes)
     _check_value(value, level_sizes)
+    _check_tensor("sampling_locations", sampling_locations)
     levels = len(level_sizes) // 2
     points = sampling_locations.shape[4] if sampling_locations.dim() == 6 else 0
     axes = "(N, Q, G, L, P, 2)"
@@ -186,17 +187,19 @@ def _attend(name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor
     return getattr(torch.ops.dcnv4_mm, f"{name}_forward")(value, *points, *geometry)
 
 
-def _check_dtype(name: str, tensor: Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
 
 
 def _check_value(value: Tensor, level_sizes: list[int]) -> None:
+    _check_tensor("value", value)
     if value.dim() != 4:
         raise ValueError(
             f"value must have four axes (N, S, G, D), got the shape {tuple(value.shape)}"
         )
-    _check_dtype("value", value)
     _, pixels, heads, channels = value.shape
     if heads < 1 or channels < 1:
         raise ValueError(f"value must have at least one head and channel, got {heads}, {channels}")
@@ -212,7 +215,7 @@ def _check_points(
     name: str, points: Tensor, axes: str, value: Tensor, per_head: tuple[int, ...]
 ) -> None:
     """Checks a tensor of shape (N, Q, G, *per_head)."""
-    _check_dtype(name, points)
+    _check_tensor(name, points)
     if points.dim() != 3 + len(per_head):
         raise ValueError(f"{name} must have the axes {axes}, got the shape {tuple(points.shape)}")
     batch, _, heads, _ = value.shape
