@@ -39,7 +39,7 @@ def test_detection(tmp_path):
 
 @pytest.mark.mmseg
 def test_segmentation():
-    cfg = config("mmseg", "quickstart/upernet_flash-internimage-nano_1xb8-800it_mini-ade20k")
+    cfg = config("mmseg", "quickstart/upernet_flash-internimage-nano_1xb8-500it_mini-ade20k")
     from mmseg.apis import MMSegInferencer
 
     names = {"classes": tuple("abcdef"), "palette": [[index] * 3 for index in range(6)]}
