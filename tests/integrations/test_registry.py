@@ -55,8 +55,8 @@ def test_init_weights_refuses_a_file_of_another_model(tmp_path):
 
 
 def test_an_unknown_argument_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'core_op'"):
-        MODELS.build({"type": "dcnv4_mm.FlashInternImage", "arch": "nano", "core_op": "DCNv4"})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'norm_layer'"):
+        MODELS.build({"type": "dcnv4_mm.FlashInternImage", "arch": "nano", "norm_layer": "LN"})
 
 
 def test_a_class_of_a_missing_host_says_what_to_install(monkeypatch):
