@@ -263,11 +263,12 @@ def training(table: Table, settings: Settings) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
         def step() -> None:
-            optimizer.zero_grad()
             with autocast(settings, dtype):
                 value = loss()
             value.backward()
             optimizer.step()
+            # Gradients are part of what a step needs.
+            optimizer.zero_grad()
 
         return step
 
@@ -343,7 +344,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="of networks")
     parser.add_argument("--image", type=int, help="rows and columns of the pictures")
     parser.add_argument("--batch", type=int, help="number of pictures")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--cases", nargs="+", type=case_argument, metavar="NxHxWxGxD")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for CSV and plot")
     parser.add_argument("--commit", default=commit(), help="what is measured, where git is not")

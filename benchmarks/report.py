@@ -69,7 +69,7 @@ STAGES = {
     ),
     "training": (
         "A training step",
-        "Losses, gradients and AdamW; memory at its peak, beside what was held before.",
+        "Losses, gradients and AdamW; memory at its peak, beside the weights and AdamW's state.",
     ),
     "scaling": ("Scaling", "With a fit of time as a constant and a price per megapixel."),
 }
