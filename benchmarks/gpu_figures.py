@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> Path:
@@ -34,13 +35,25 @@ def plot(rows: list[dict[str, str]], path: Path) -> Path:
             some = [r for r in rows if r["measured"] == measured and r["dtype"] == dtype]
             _draw(axis, some, cases, colors)
             axis.set_title(f"{measured}, {dtype}")
-    axes[0][0].invert_yaxis()
+    axes[0][0].invert_yaxis()  # of all panels: they share it
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors.values()]
     figure.legend(handles, list(colors), loc="outside lower center", ncols=min(5, len(colors)))
     figure.tight_layout(rect=(0, 0.9 / size[1], 1, 1))
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
+
+
+def scale(axis: Axes, direction: str) -> None:
+    """Makes ``x`` or ``y`` logarithmic where the numbers differ much, with plain ones beside it."""
+    low, high = getattr(axis.dataLim, f"interval{direction}")
+    if high < 10 * low:
+        return
+    getattr(axis, f"set_{direction}scale")("log")
+    ticks = getattr(axis, f"{direction}axis")
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def _draw(axis: Axes, rows: list[dict[str, str]], cases: list[str], colors: dict[str, str]) -> None:
@@ -59,5 +72,7 @@ def _draw(axis: Axes, rows: list[dict[str, str]], cases: list[str], colors: dict
             axis.plot(lengths, places, "o", color=color)
     axis.set_yticks(range(len(cases)), cases)
     axis.set_xlabel("time / device's limit" if limited else "microseconds")
-    axis.set_xscale("linear" if limited else "log")
+    axis.set_ylim(-0.5, len(cases) - 0.5)
+    if not limited:
+        scale(axis, "x")
     axis.grid(axis="x", alpha=0.3)

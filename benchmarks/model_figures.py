@@ -1,16 +1,14 @@
 """The plot beside a table of ``models.py``."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from gpu_figures import scale
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import LogLocator, NullFormatter
 from networks import METHODS
 from report import megapixels
 
@@ -65,19 +63,11 @@ def _dots(rows: Rows) -> plt.Figure:
             axis.plot(lengths, places, MARKERS[i // 10], color=f"C{i % 10}", label=contender)
         axis.set(title=", ".join(title), xlabel="milliseconds", ylim=(len(cases), -0.2))
         axis.set_yticks([i + 0.4 for i in range(len(cases))], cases)
-        _plain_logarithms(axis.set_xscale, axis.xaxis)
+        scale(axis, "x")
         axis.grid(axis="x", alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
-
-
-def _plain_logarithms(set_scale: Callable[[str], None], axis: Axis) -> None:
-    """Ticks at 1, 2, 5 and their powers of ten, as plain numbers."""
-    set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _scaling(rows: Rows) -> plt.Figure:
@@ -98,8 +88,8 @@ def _scaling(rows: Rows) -> plt.Figure:
                 if points:
                     axis.plot(*zip(*points, strict=True), marker, color=f"C{i}", label=label)
         axis.set(title=dtype, xlabel="megapixels", ylabel="milliseconds")
-        _plain_logarithms(axis.set_xscale, axis.xaxis)
-        _plain_logarithms(axis.set_yscale, axis.yaxis)
+        scale(axis, "x")
+        scale(axis, "y")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return figure
