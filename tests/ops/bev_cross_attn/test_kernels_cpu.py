@@ -256,6 +256,6 @@ def test_every_instruction_set(instruction_set):
         assert "this machine does not support it" in asked.stderr
         return
     assert asked.stdout.strip() == instruction_set
-    arguments = ["-q", "-x", "-k", "random or widths or finite", "-p", "no:cacheprovider"]
+    arguments = ["-q", "-x", "-k", "random or finite", "-p", "no:cacheprovider"]
     tests = subprocess.run([sys.executable, "-P", "-m", "pytest", __file__, *arguments], **options)
     assert tests.returncode == 0, tests.stdout
