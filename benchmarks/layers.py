@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from cases import OFFSET_DEVIATION, PAPER_CASES, Case
 from torch import Tensor, nn
 
-from dcnv4_mm.layers import DCNv4
+from dcnv4_mm.layers import DCNv3, DCNv4
 from dcnv4_mm.ops.dcnv4.layout import offset_rows, pack, unpack
 
 # The paper does not say how wide its heads are; Swin's are 32.
@@ -229,14 +229,8 @@ def _dcnv2_of_torchvision(case: Case) -> nn.Module:
 
 
 def _dcnv3(case: Case) -> nn.Module:
-    try:
-        from dcnv4_mm.layers import DCNv3
-    except ImportError:
-        raise NotImplementedError("is not part of this version") from None
     layer = DCNv3(_channels(case), groups=case.groups)
-    for name, child in layer.named_modules():
-        if "offset" in name and isinstance(child, nn.Linear):
-            _move_offsets(child)
+    _move_offsets(layer.offset)
     return layer
 
 

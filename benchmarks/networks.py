@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dcnv4_mm import backbones
 from dcnv4_mm.backbones import FlashInternImage
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OURS = "FlashInternImage"
-INTERNIMAGES = (OURS, "InternImage")
+# Family -> operator.
+INTERNIMAGES = {OURS: "DCNv4", "InternImage": "DCNv3"}
 FAMILIES = (*INTERNIMAGES, "Swin", "ConvNeXt")
 SIZES = ("t", "s", "b", "l")
 NAMES = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
@@ -124,12 +124,8 @@ def _need(package: str) -> None:
 
 def backbone_config(family: str, size: str, hosts: tuple[str, ...]) -> dict:
     """What a registry builds; the class is that of the first host that has it."""
-    if family == OURS:
-        return dict(type="dcnv4_mm.FlashInternImage", arch=size)
-    if family == "InternImage":
-        if not hasattr(backbones, "InternImage"):
-            raise NotImplementedError("is not part of this version")
-        return dict(type="dcnv4_mm.InternImage", arch=size)
+    if family in INTERNIMAGES:
+        return dict(type="dcnv4_mm.FlashInternImage", arch=size, core_op=INTERNIMAGES[family])
     if family == "ConvNeXt":
         _need("mmpretrain")
         return dict(type="mmpretrain.ConvNeXt", arch=NAMES[size], gap_before_final_norm=False)
@@ -147,9 +143,9 @@ def backbone_config(family: str, size: str, hosts: tuple[str, ...]) -> dict:
 
 def make_backbone(family: str, size: str) -> nn.Module:
     """A backbone that gives the maps of all four stages; torchvision's gives the last alone."""
-    if family == OURS:  # needs torch alone
-        return FlashInternImage(size)
-    if family not in INTERNIMAGES and importlib.util.find_spec("mmengine") is None:
+    if family in INTERNIMAGES:  # need torch alone
+        return FlashInternImage(size, core_op=INTERNIMAGES[family])
+    if importlib.util.find_spec("mmengine") is None:
         return _torchvision_backbone(family, size)
     config = backbone_config(family, size, ("mmpretrain", "mmdet", "mmseg"))
     from mmengine.registry import MODELS

@@ -10,8 +10,7 @@ from mmengine.registry import STRATEGIES
 from mmengine.utils import get_object_from_string
 from sharded_training import train
 
-from dcnv4_mm.backbones import FlashInternImage
-from dcnv4_mm.backbones.flash_intern_image import ARCHS
+from dcnv4_mm.backbones import ARCHS, FlashInternImage
 from dcnv4_mm.engine import load_from_local
 from dcnv4_mm.engine.fsdp import FSDPStrategy
 
