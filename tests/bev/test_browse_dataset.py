@@ -30,3 +30,6 @@ def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):
         picture = cv2.imread(str(tmp_path / "browsed" / f"{index:05}.jpg"))
         # Two rows of cameras 160 pixels high, and the map beside them.
         assert picture.shape[0] == 320
+        # Cars, of another colour than the rings of the map.
+        above = picture[:, -320:].astype(int)
+        assert (above.max(-1) - above.min(-1)).max() > 100

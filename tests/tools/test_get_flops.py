@@ -1,6 +1,5 @@
 """get_flops.py: every operation is counted once, under the part that did it."""
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -109,8 +108,7 @@ def test_table_of_a_config_by_name(run_tool, tmp_path):
 
 @pytest.mark.mmpretrain
 def test_classifier(run_tool, tmp_path):
-    if importlib.util.find_spec("mmpretrain") is None:
-        pytest.skip("mmpretrain is not installed")
+    pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
     (config,) = QUICKSTART.glob("flash-internimage-nano*.py")
     said = run_tool("get_flops.py", config, "--size", 64, 64, cwd=tmp_path).stdout
     assert "ImageClassifier" in said
