@@ -15,7 +15,11 @@ CLASSES = {
     MODELS: {
         ("mmdet", "integrations._mmdet"): ("DINO", "DINOHead"),
         ("mmseg", "integrations._mmseg"): ("Mask2FormerHead",),
-        ("mmpretrain", "integrations._mmpretrain"): ("FlashInternImageHead",),
+        ("mmpretrain", "integrations._mmpretrain"): (
+            "DCNv4ConvNeXt",
+            "DCNv4VisionTransformer",
+            "FlashInternImageHead",
+        ),
         ("mmdet3d", "bev.detector"): ("BEVFormerV2",),
         ("mmdet3d", "bev.heads.bev_head"): ("BEVFormerV2Head",),
         ("mmdet3d", "bev.heads.dd3d_head"): ("DD3DHead",),

@@ -1,13 +1,62 @@
-"""The classification head of FlashInternImage, for mmpretrain's classifier."""
+"""For mmpretrain: FlashInternImage's classification head, and its own networks with DCNv4."""
 
 from typing import Any
 
+from mmengine.model import ModuleList
+from mmpretrain.models.backbones import ConvNeXt, VisionTransformer
 from mmpretrain.models.heads import ClsHead
+from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
 from dcnv4_mm.backbones.heads import ClassificationHead
+from dcnv4_mm.layers import swap_attention, swap_convolutions
 
-__all__ = ["FlashInternImageHead"]
+__all__ = ["DCNv4ConvNeXt", "DCNv4VisionTransformer", "FlashInternImageHead"]
+
+
+class DCNv4ConvNeXt(ConvNeXt):
+    """mmpretrain's ConvNeXt with DCNv4, without projections, in place of the 7 x 7 convolutions.
+
+    Args:
+        *args: Those of mmpretrain's ``ConvNeXt``.
+        **arguments: The same.
+
+    Note:
+        A checkpoint of the original network loads into all other parts; mmengine's log names the
+        convolutions that find no place, and the new layers, which stay as they start.
+
+    Source:
+        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4; the choices are
+        those of :func:`dcnv4_mm.layers.swap_convolutions`.
+    """
+
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        # With torch's list mmengine's initialisation would stop here.
+        self.stages = ModuleList(self.stages)
+        swap_convolutions(self)
+
+
+class DCNv4VisionTransformer(VisionTransformer):
+    """mmpretrain's ViT with DCNv4 in place of attention.
+
+    Args:
+        *args: Those of mmpretrain's ``VisionTransformer``.
+        **arguments: The same. Attention's own dropout has nothing to act on.
+
+    Note:
+        A class token, if there is one, gets the mean of the patches in every layer. A checkpoint of
+        the original network loads into all but the attention.
+
+    Source:
+        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4; the choices are
+        those of :func:`dcnv4_mm.layers.swap_attention`.
+    """
+
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        patch_size = self.patch_embed.projection.kernel_size[0]
+        swap_attention(self, MultiheadAttention, patch_size=patch_size)
 
 
 class FlashInternImageHead(ClsHead):

@@ -142,7 +142,7 @@ def swap_convolutions(
             model itself. The model is then unchanged.
 
     Source:
-        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 4.4 (ConvNeXt). Left open
+        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4 (ConvNeXt). Left open
         there and chosen here: groups of 16 channels as in FlashInternImage, no depthwise
         convolution in front of the offsets (the paper's fastest form), and a start as the mean of
         the window.
@@ -202,7 +202,7 @@ def swap_attention(
             unchanged.
 
     Source:
-        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 4.4 (ViT). Left open there
+        Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4 (ViT). Left open there
         and chosen here: as for convolutions, and that tokens outside of the image get the mean of
         all patches.
     """

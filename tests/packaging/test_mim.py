@@ -97,7 +97,7 @@ def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
         assert "dcnv4_mm." in flat
     # Nothing is released of the models that learn generated sets, or for BEVFormer v2.
     weights = [model["Weights"] for model in here if model["Weights"] != [""]]
-    assert len(weights) == 12 + 8
+    assert len(weights) == 12 + 8 + 15
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
 
 
