@@ -1,18 +1,17 @@
 """ConvNeXt-B and ViT-B with DCNv4 beside the originals: parameters, operations, time on a CPU.
 
-    .venv-mmpretrain/bin/python benchmarks/drop_in.py --threads 2
+    .venv-mmpretrain/bin/python benchmarks/drop_in.py
 
-The time is that of a forward in float32, both networks by turns; the weights are those of the
-start, with offsets that move by pixels.
+The time is what one thread spends on a forward in float32, both networks by turns: other work on
+the machine hardly changes it. The weights are those of the start, with offsets that move by pixels.
 """
 
 import argparse
 import statistics
-from functools import partial
+import time
 
 import torch
 from cases import OFFSET_DEVIATION
-from measure import interleaved, ratio
 from mmpretrain.models.backbones import ConvNeXt, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dcnv4_mm.integrations._mmpretrain import DCNv4ConvNeXt, DCNv4VisionTransformer
 from dcnv4_mm.layers import DCNv4
 from dcnv4_mm.ops.dcnv4.layout import offset_rows
+from dcnv4_mm.ops.functional import backend_info
 
 NETWORKS = {
     "ConvNeXt-B": (ConvNeXt, DCNv4ConvNeXt),
@@ -53,33 +53,41 @@ def giga_flops(model: nn.Module, images: Tensor) -> float:
     return counter.get_total_flops() / 1e9
 
 
+def seconds_by_turns(models: dict[str, nn.Module], images: Tensor, turns: int) -> dict[str, float]:
+    """Median of the processor's time for a forward."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(turns):
+        for name, model in models.items():
+            start = time.process_time()
+            model(images)
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", type=int, nargs="+", default=[224])
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each pair and size")
+    parser.add_argument("--turns", type=int, default=9, help="for each pair and size")
     arguments = parser.parse_args()
-    threads = dict.fromkeys(("original", "DCNv4"), arguments.threads)
-    print(f"torch {torch.__version__}, {arguments.threads} threads, float32")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, dcnv4 on the CPU: {backend_info()['dcnv4']['cpu']}")
     for name, kinds in NETWORKS.items():
         for size in arguments.sizes:
             images = torch.randn(1, 3, size, size)
-            models = dict(zip(threads, (make(kind, size) for kind in kinds), strict=True))
+            models = dict(
+                zip(("original", "DCNv4"), (make(kind, size) for kind in kinds), strict=True)
+            )
             with torch.inference_mode():
                 flops = {key: giga_flops(model, images) for key, model in models.items()}
-                times = interleaved(
-                    {key: partial(model, images) for key, model in models.items()},
-                    seconds=arguments.seconds,
-                    threads=threads,
-                )
+                seconds = seconds_by_turns(models, images, arguments.turns)
             for key, model in models.items():
                 parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
                 print(
                     f"{name:10} {size} x {size}  {key:8}  {parameters:6.2f} M parameters  "
-                    f"{flops[key]:7.1f} GFLOP  {statistics.median(times[key]):8.1f} ms",
+                    f"{flops[key]:7.1f} GFLOP  {1e3 * seconds[key]:8.1f} ms",
                     flush=True,
                 )
-            print(f"{'':22}DCNv4 is {ratio(times['original'], times['DCNv4']):.2f} times as fast")
+            print(f"{'':22}DCNv4 is {seconds['original'] / seconds['DCNv4']:.2f} times as fast")
         before, after = PAPER[name]
         speeds = " / ".join(f"{b / a:.2f}" for a, b in zip(before, after, strict=True))
         print(f"{'':22}in the paper, UPerNet on an A100 in float32 / float16: {speeds}")
