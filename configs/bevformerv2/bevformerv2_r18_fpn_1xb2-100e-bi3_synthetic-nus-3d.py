@@ -27,7 +27,7 @@ model = dict(
     grid_mask_prob=0.0,
 )
 
-data_root = "data/nuscenes-synthetic/"
+data_root = "data/nuscenes-scene/"
 ann_file = "bevformerv2_infos_val.pkl"
 version = dict(version="v1.0-mini")
 frame_pipeline = [
