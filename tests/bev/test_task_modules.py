@@ -116,8 +116,7 @@ def test_broken_predictions_are_matched_last():
     assert assigned.tolist() == [[-1, -1, 0]]
 
 
-@pytest.fixture
-def head():
+def build_head(**kwargs):
     torch.manual_seed(0)
     head = BEVFormerV2Head(
         bev_shape=(4, 4),
@@ -126,9 +125,15 @@ def head():
         num_groups=2,
         encoder=dict(num_layers=1, feedforward_channels=16),
         decoder=dict(num_layers=2, feedforward_channels=16),
+        **kwargs,
     )
     head.init_weights()
     return head
+
+
+@pytest.fixture
+def head():
+    return build_head()
 
 
 def instances(boxes, labels):
@@ -161,6 +166,24 @@ def test_a_target_that_is_not_finite_counts_for_its_class_alone(head):
     losses = head.loss_by_feat(logits, codes, [instances(box, [3])])
     assert losses["loss_bbox"] == 0
     assert losses["loss_cls"].isfinite()
+
+
+def test_velocities_weigh_as_the_config_says(head):
+    """A fifth as released; the same predictions, so what differs is the velocity's share."""
+    logits, codes = forward(head)
+    slow, fast = a_car(), a_car()
+    fast[0, 7:] = torch.tensor([40.0, -40])
+
+    def box_loss(box, **kwargs):
+        other = build_head(**kwargs)
+        return other.loss_by_feat(logits, codes, [instances(box, [3])])["loss_bbox"]
+
+    released = box_loss(fast) - box_loss(slow)
+    whole = [1.0] * 10
+    full = box_loss(fast, code_weights=whole) - box_loss(slow, code_weights=whole)
+    torch.testing.assert_close(full, 5 * released, rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match="numbers, one for each of a box code, got 8"):
+        build_head(code_weights=[1.0] * 8)
 
 
 def test_a_batch_is_normalised_by_all_its_objects(head):

@@ -45,7 +45,11 @@ class BEVFormerV2Head(BaseModule):
         assigner: Arguments of :class:`HungarianAssigner`.
         cls_loss_weight: Weight of the focal loss of the classes.
         box_loss_weight: Weight of the smooth L1 loss of the codes.
+        code_weights: Weight of each of a code's ten numbers in that loss.
         init_cfg: As in mmengine.
+
+    Raises:
+        ValueError: There is not one weight for each number of a code.
 
     Source:
         Yang et al., "BEVFormer v2", CVPR 2023. What attends to what, in ``layers/``.
@@ -70,9 +74,15 @@ class BEVFormerV2Head(BaseModule):
         assigner: dict | None = None,
         cls_loss_weight: float = 2.0,
         box_loss_weight: float = 0.75,
+        code_weights: Sequence[float] = _CODE_WEIGHTS,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if len(code_weights) != len(_CODE_WEIGHTS):
+            raise ValueError(
+                f"code_weights must be {len(_CODE_WEIGHTS)} numbers, one for each of a box code, "
+                f"got {len(code_weights)}"
+            )
         self.bev_shape = tuple(bev_shape)
         self.num_classes, self.num_levels = num_classes, num_levels
         self.num_queries, self.num_groups = num_queries, num_groups
@@ -89,7 +99,8 @@ class BEVFormerV2Head(BaseModule):
         self.loss_bbox = SmoothL1Loss(beta=1.0, loss_weight=box_loss_weight)
 
         # In the released order, for the checkpoints' sake.
-        self.code_weights = nn.Parameter(torch.tensor(_CODE_WEIGHTS), requires_grad=False)
+        weights = torch.tensor(code_weights, dtype=torch.float32)
+        self.code_weights = nn.Parameter(weights, requires_grad=False)
         self.positional_encoding = LearnedPositionalEncoding(
             embed_dims // 2, *self.bev_shape, init_cfg=None
         )
