@@ -6,6 +6,7 @@ from helpers import build_detector, build_segmentor, load_all
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import convert
@@ -256,3 +257,25 @@ def test_a_model_without_layers_is_refused():
 def test_it_is_registered():
     found = OPTIM_WRAPPER_CONSTRUCTORS.get("dcnv4_mm.LayerDecayOptimWrapperConstructor")
     assert found is LayerDecayOptimWrapperConstructor
+
+
+def test_what_activation_checkpointing_wraps_is_grouped_alike():
+    """mmengine's FSDP strategy can wrap modules so before the optimizer is built."""
+    expected = groups_of(Model(), layer_decay_rate=0.5)
+    model = Model()
+    model.backbone.levels[1] = checkpoint_wrapper(model.backbone.levels[1])
+    model.backbone = checkpoint_wrapper(model.backbone)
+    for key, group in groups_of(model, layer_decay_rate=0.5).items():
+        assert group["lr_scale"] == expected[key]["lr_scale"]
+        plain = [name.replace("_checkpoint_wrapped_module.", "") for name in group["params"]]
+        assert plain == expected[key]["params"]
+
+
+def test_names_that_end_so():
+    """A bias of any shape has no decay; what is called an offset makes sampling points."""
+    model = Model()
+    model.neck.bias = nn.Parameter(torch.zeros(2, 2))
+    model.neck.offset = nn.Parameter(torch.zeros(2, 2))
+    groups = groups_of(model, offset_lr_scale=0.1)
+    assert "neck.bias" in groups["layer_6_no_decay"]["params"]
+    assert "neck.offset" in groups["layer_6_decay_offset_lr_scale"]["params"]
