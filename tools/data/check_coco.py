@@ -34,8 +34,8 @@ def check_split(root: Path, split: str, *, quick: bool) -> list[str]:
     try:
         images = json.loads(annotations.read_text())["images"]
         names = [image["file_name"] for image in images]
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError("a file_name is no text")
+        if not isinstance(images, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("images must be a list of objects with a text file_name")
     except (ValueError, KeyError, TypeError) as error:
         return [
             f"{annotations} is damaged ({type(error).__name__}: {error}): remove it, then "
