@@ -9,7 +9,7 @@ from dcnv4_mm.ops.functional import backend_info
 from dcnv4_mm.ops.portable import portable_decompositions
 
 TABLE = portable_decompositions()
-# grid_sample wants places as fractions of the image, a few roundings more on numbers below 10.
+# grid_sample wants places as fractions of the image: a few roundings more of numbers up to 20.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.float16: 2e-3}
 
 DCNV4_PROBLEMS = {
