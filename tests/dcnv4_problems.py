@@ -157,7 +157,7 @@ def check_against_reference(problem, run):
 
 
 def in_channel_slice(tensor):
-    return torch.cat([tensor, tensor], dim=-1)[..., 3 : 3 + tensor.shape[-1]].copy_(tensor)
+    return torch.cat([tensor] * 4, dim=-1)[..., 3 : 3 + tensor.shape[-1]].copy_(tensor)
 
 
 def in_wider_rows(tensor):
