@@ -26,7 +26,6 @@ def pairs(least, most):
 def dcnv4_problems(draw):
     settings = dict(
         batch=draw(st.integers(1, 3)),
-        # In smaller ones the largest number may be a sum that cancels, and is no measure.
         size=draw(pairs(3, 9)),
         groups=draw(st.integers(1, 4)),
         width=draw(WIDTHS),
@@ -62,7 +61,13 @@ def test_dcnv4(problem, layout):
         gradients = torch.autograd.grad(output, tensors, problem.grad_output)
         return output.detach(), *(gradient.contiguous() for gradient in gradients)
 
-    dcn.check_against_reference(problem, run)
+    exact = dcn.run_reference(problem.to(torch.float64))
+    reference = dcn.run_reference(problem)
+    for found, same_dtype, expected in zip(run(problem), reference, exact, strict=True):
+        # Terms are of size one; a small result is a sum that cancels, and no measure.
+        scale = max(1.0, expected.abs().max().item())
+        error, usual = ((t.double() - expected).abs().max() / scale for t in (found, same_dtype))
+        assert error <= 2 * usual + 4 * dcn.FLOOR[problem.value.dtype]
 
 
 @st.composite
