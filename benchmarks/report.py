@@ -21,9 +21,9 @@ Row = dict[str, str]
 
 HEAD = """# Benchmarks
 
-Written by `python benchmarks/report.py` from the tables in
-[benchmarks/results](../benchmarks/results): do not edit. `make bench` measures a processor,
-`make gpu` a GPU; both go on where they were cut short, and write the tables and plots.
+Written by `python benchmarks/report.py` from the tables in `benchmarks/results`: do not edit.
+`make bench` measures a processor, `make gpu` a GPU; both go on where they were cut short, and write
+the tables and plots.
 
 All contenders of a row ran by turns in one process, so that other work slowed all of them alike;
 figures are medians over the turns. (2.00x) means: takes twice as long, or as much memory, as the

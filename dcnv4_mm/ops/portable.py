@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dcnv4_mm.ops import functional  # noqa: F401  (defines the operators)
+from dcnv4_mm.ops.bev_cross_attn.portable import bev_cross_attn_forward_portable
 from dcnv4_mm.ops.dcnv4.portable import dcnv4_forward_portable
 from dcnv4_mm.ops.flash_deform_attn.portable import (
     flash_deform_attn_forward_portable,
@@ -32,6 +33,7 @@ def portable_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tenso
         False
     """
     return {
+        torch.ops.dcnv4_mm.bev_cross_attn_forward.default: bev_cross_attn_forward_portable,
         torch.ops.dcnv4_mm.dcnv4_forward.default: dcnv4_forward_portable,
         torch.ops.dcnv4_mm.flash_deform_attn_forward.default: flash_deform_attn_forward_portable,
         torch.ops.dcnv4_mm.ms_deform_attn_forward.default: ms_deform_attn_forward_portable,

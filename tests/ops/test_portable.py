@@ -1,5 +1,6 @@
 """The operators by standard ones mean the same as the references."""
 
+import bev_cross_attn_problems
 import dcnv4_problems
 import flash_deform_attn_problems
 import pytest
@@ -33,12 +34,20 @@ ATTENTION_PROBLEMS = {
     "far_outside": {"reach": 3.0},
     "half": {"dtypes": (torch.float16, torch.float32)},
 }
+BEV_PROBLEMS = {
+    "usual": {},
+    "one_camera": {"cameras": 1, "shapes": ((5, 3),)},
+    "no_hit": {"density": 0.0},
+    "more_points_than_pillar": {"points": 8, "pillar": 4},
+    "half": {"dtypes": (torch.float16, torch.float32)},
+}
 
 
 def check(name, arguments):
     operator = getattr(torch.ops.dcnv4_mm, f"{name}_forward").default
     output = TABLE[operator](*arguments)
-    wide = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+    is_number = [isinstance(a, torch.Tensor) and a.is_floating_point() for a in arguments]
+    wide = [a.double() if number else a for a, number in zip(arguments, is_number, strict=True)]
     expected = operator(*wide)
     value = arguments[0]
     assert output.dtype == value.dtype
@@ -63,3 +72,8 @@ def test_dcnv4_equals_the_operator(settings):
 def test_attention_equals_the_operator(settings, packed):
     problem = flash_deform_attn_problems.make_problem(packed=packed, **settings)
     check(problem.name, problem.inputs())
+
+
+@pytest.mark.parametrize("settings", BEV_PROBLEMS.values(), ids=BEV_PROBLEMS)
+def test_bev_attention_equals_the_operator(settings):
+    check("bev_cross_attn", bev_cross_attn_problems.make_problem(**settings).inputs())
