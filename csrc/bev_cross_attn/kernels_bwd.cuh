@@ -13,8 +13,9 @@
 namespace dcnv4_mm::bev_cross_attn::cuda {
 namespace {
 
+// With three blocks a multiprocessor, the float32 kernel would spill.
 template <typename Storage, int vector>
-__global__ void __launch_bounds__(256, sizeof(Storage) == sizeof(double) ? 2 : 3)
+__global__ void __launch_bounds__(256, sizeof(Storage) < sizeof(float) ? 3 : 2)
     backward_points_kernel(const __grid_constant__ Params params,
                            const __grid_constant__ Geometry geometry,
                            const __grid_constant__ Tiling tiling) {
