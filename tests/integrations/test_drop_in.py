@@ -14,6 +14,7 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dcnv4_mm.layers import swap_attention, swap_convolutions
@@ -132,8 +133,16 @@ def test_stochastic_depth_of_the_attention_stays():
     assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
 
 
+@pytest.fixture
+def mmseg_scope():
+    """The scope of mmseg, which is not left behind."""
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        yield
+
+
 @pytest.mark.mmseg
 @pytest.mark.parametrize("name", SEGMENTORS)
+@pytest.mark.usefixtures("mmseg_scope")
 def test_one_training_step_of_upernet(name, monkeypatch):
     # mmseg imports mmcv's compiled operators, of which UPerNet calls none.
     monkeypatch.setitem(sys.modules, "mmcv._ext", MagicMock(__spec__=ModuleSpec("mmcv._ext", None)))
@@ -143,7 +152,7 @@ def test_one_training_step_of_upernet(name, monkeypatch):
     from mmseg.structures import SegDataSample
     from mmseg.utils import register_all_modules
 
-    register_all_modules(init_default_scope=True)
+    register_all_modules(init_default_scope=False)
     config = load_config(name)
     config.model.data_preprocessor.size = (64, 64)
     model = revert_sync_batchnorm(SEGMENTORS_REGISTRY.build(config.model)).train()
