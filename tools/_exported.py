@@ -30,7 +30,7 @@ def main() -> None:
     kind, path, images, outputs, *libraries = sys.argv[1:]
     model = load(kind, path, libraries)
     results = []
-    for batch in torch.load(images):
+    for batch in torch.load(images, weights_only=True):
         with torch.no_grad():
             result = model(batch)
         results.append([result] if isinstance(result, torch.Tensor) else list(result))

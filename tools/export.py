@@ -153,7 +153,7 @@ def run_apart(kind: str, path: str, batches: list["Tensor"], folder: str) -> lis
     result = subprocess.run([*command, *libraries()], cwd=folder, capture_output=True, text=True)
     if result.returncode:
         stop(f"the exported model does not run: {result.stderr.strip().splitlines()[-1]}")
-    return torch.load(outputs)
+    return torch.load(outputs, weights_only=True)
 
 
 def compare(model: "nn.Module", args: argparse.Namespace, path: str, folder: str) -> bool:
