@@ -1,4 +1,4 @@
-"""The curves and pictures of quickstart.py and trials.py."""
+"""The curves and pictures of quickstart.py, trials.py and analyze_logs.py."""
 
 import csv
 import json
@@ -6,30 +6,47 @@ from pathlib import Path
 
 # Points of a curve: step (iterations), name, value.
 Curve = list[tuple[int, str, float]]
+# Those of one name.
+Points = dict[int, float]
+# Counters and times that mmengine writes beside what is plotted.
+COUNTERS = {"step", "iter", "epoch", "time", "data_time", "memory"}
+
+
+def read_logs(folder: Path) -> dict[str, Points]:
+    """Everything that mmengine logged below a work folder: values by iteration, by name.
+
+    A run that was interrupted and went on has logged some iterations twice: the later counts.
+    """
+    paths = sorted(folder.glob("*/vis_data/scalars.json"))
+    records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    # With epochs, results are logged under their number instead of the iteration's.
+    ends: dict[int, int] = {}
+    for record in records:
+        if "epoch" in record:
+            ends[record["epoch"]] = max(record["step"], ends.get(record["epoch"], 0))
+    found: dict[str, Points] = {}
+    for record in records:
+        training = "loss" in record
+        step = record["step"] if training else ends.get(record["step"], record["step"])
+        for key, value in record.items():
+            if key not in COUNTERS and isinstance(value, (int, float)):
+                found.setdefault(key, {})[step] = value
+    return found
 
 
 def read_curves(folder: Path, metrics: dict[str, str]) -> Curve:
-    """Training losses and results from all runs in a work folder, by iteration.
-
-    A run that was interrupted and went on has logged twice what it did twice: the later counts.
+    """Training losses and some results of a work folder, by iteration.
 
     Args:
         folder: A work folder.
         metrics: Name of a result -> its key in mmengine's log.
     """
-    points: dict[tuple[int, str], float] = {}
-    # Results are logged by epoch where training counts epochs.
-    per_epoch = 1
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        for record in map(json.loads, path.read_text().splitlines()):
-            if "loss" in record:
-                points[record["step"], "loss"] = record["loss"]
-                if "epoch" in record:
-                    per_epoch = max(per_epoch, round(record["step"] / record["epoch"]))
-            for name, key in metrics.items():
-                if key in record:
-                    points[record["step"] * per_epoch, name] = record[key]
-    return [(step, name, value) for (step, name), value in sorted(points.items())]
+    logs = read_logs(folder)
+    return sorted(
+        (step, name, value)
+        for name, key in {"loss": "loss", **metrics}.items()
+        for step, value in logs.get(key, {}).items()
+    )
 
 
 def training_minutes(folder: Path) -> float:

@@ -6,14 +6,10 @@ A work folder may hold several runs, if a training was interrupted; each is one 
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from _figures import Points, read_logs
 from _running import stop
-
-# Counters and times that mmengine writes beside what is plotted.
-COUNTERS = {"step", "iter", "epoch", "time", "data_time", "memory"}
-Points = dict[int, float]
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,30 +18,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--keys", nargs="+", metavar="KEY", help="default: the loss and all scores")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="default: curves.png")
     return parser.parse_args()
-
-
-def read_logs(folder: Path) -> dict[str, Points]:
-    """Everything logged below a work folder: values by iteration, by name.
-
-    A run that was interrupted and went on has logged some iterations twice: the later counts.
-    """
-    paths = sorted(folder.glob("*/vis_data/scalars.json"))
-    records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    if not records:
-        stop(f"{folder} holds no */vis_data/scalars.json of a training")
-    # With epochs, scores are logged under their number instead of the iteration's.
-    ends: dict[int, int] = {}
-    for record in records:
-        if "epoch" in record:
-            ends[record["epoch"]] = max(record["step"], ends.get(record["epoch"], 0))
-    found: dict[str, Points] = {}
-    for record in records:
-        training = "loss" in record
-        step = record["step"] if training else ends.get(record["step"], record["step"])
-        for key, value in record.items():
-            if key not in COUNTERS and isinstance(value, (int, float)):
-                found.setdefault(key, {})[step] = value
-    return found
 
 
 def plot(logs: dict[str, dict[str, Points]], keys: list[str], path: Path) -> None:
@@ -80,6 +52,8 @@ def plot(logs: dict[str, dict[str, Points]], keys: list[str], path: Path) -> Non
 def main() -> None:
     args = parse_args()
     logs = {str(folder): read_logs(folder) for folder in args.work_dirs}
+    if empty := [folder for folder, log in logs.items() if not log]:
+        stop(f"{empty[0]} holds no */vis_data/scalars.json of a training")
     known = sorted({key for log in logs.values() for key in log})
     # Scores are named after their metric, as in coco/bbox_mAP; segmentation's are not.
     scores = [k for k in known if k.endswith(("_mAP", "mIoU", "mAP", "NDS", "accuracy/top1"))]

@@ -16,6 +16,8 @@ import _figures
 from _mim import ROOT, evaluate, find_config, prepare_folder, resolve, train, write_data
 from _running import stop
 
+EIGHT = ("--num-train", "8", "--num-val", "2")
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -40,7 +42,7 @@ class Trial:
     minutes: float
     tested_on: str = "held-out pictures"
     sizes: tuple[str, ...] = ()
-    quick_sizes: tuple[str, ...] = ("--num-train", "8", "--num-val", "2")
+    quick_sizes: tuple[str, ...] = EIGHT
     quick: tuple[str, ...] = ()
 
 
@@ -48,7 +50,6 @@ TWO_STEPS = (
     *("train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=2"),
     *("default_hooks.checkpoint.interval=2", "default_hooks.logger.interval=1"),
 )
-EIGHT = ("--num-train", "8", "--num-val", "2")
 TRIALS = {
     "dino": Trial(
         config="dino-4scale_flash-internimage-nano_1xb2-9e_mini-coco",

@@ -1,7 +1,7 @@
 """The published networks, by operator and name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["ARCHS", "DCNV3_ARCHS", "Arch", "read_arch"]
@@ -79,17 +79,8 @@ ARCHS: Mapping[str, Arch] = {
 
 # InternImage's. Its T, S and L have the numbers of FlashInternImage's, its B another offset_scale.
 DCNV3_ARCHS: Mapping[str, Arch] = {
-    "nano": ARCHS["nano"],
-    "t": ARCHS["t"],
-    "s": Arch(channels=80, depths=(4, 4, 21, 4), groups=(5, 10, 20, 40), post_norm=True),
-    "b": Arch(channels=112, depths=(4, 4, 21, 4), groups=(7, 14, 28, 56), post_norm=True),
-    "l": Arch(
-        channels=160,
-        depths=(5, 5, 22, 5),
-        groups=(10, 20, 40, 80),
-        offset_scale=2.0,
-        post_norm=True,
-    ),
+    **ARCHS,
+    "b": replace(ARCHS["b"], offset_scale=1.0),
     "xl": Arch(
         channels=192,
         depths=(5, 5, 24, 5),

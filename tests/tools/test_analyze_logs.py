@@ -12,10 +12,10 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 @pytest.fixture
 def read_logs(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    import analyze_logs
+    import _figures
 
-    yield analyze_logs.read_logs
-    del sys.modules["analyze_logs"]
+    yield _figures.read_logs
+    del sys.modules["_figures"]
 
 
 def write(folder, *records):

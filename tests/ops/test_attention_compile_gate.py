@@ -14,10 +14,10 @@ MOST_INSTANCES = 60
 MOST_REGISTERS = 128
 
 
-@pytest.fixture
-def kernels(cuda_build):
-    """A function of ``fwd`` or ``bwd``: name -> PTX of the kernels."""
-    return partial(cuda_build.kernels, "flash_deform_attn")
+@pytest.fixture(params=["flash_deform_attn", "bev_cross_attn"])
+def kernels(request, cuda_build):
+    """A function of ``fwd`` or ``bwd``: name -> PTX of an operator's kernels."""
+    return partial(cuda_build.kernels, request.param)
 
 
 def test_registers(cuda_build, kernels):
