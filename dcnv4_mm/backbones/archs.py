@@ -77,10 +77,12 @@ ARCHS: Mapping[str, Arch] = {
     ),
 }
 
+# Of the settings below, FlashInternImage alone has others.
+_DCNV3: dict[str, Any] = dict(dw_kernel_size=None, dcn_output_bias=False, mlp_fc2_bias=False)
 # InternImage's. Its T, S and L have the numbers of FlashInternImage's, its B another offset_scale.
 DCNV3_ARCHS: Mapping[str, Arch] = {
-    **ARCHS,
-    "b": replace(ARCHS["b"], offset_scale=1.0),
+    **{name: replace(arch, **_DCNV3) for name, arch in ARCHS.items()},
+    "b": replace(ARCHS["b"], **_DCNV3, offset_scale=1.0),
     "xl": Arch(
         channels=192,
         depths=(5, 5, 24, 5),
