@@ -87,6 +87,8 @@ bench: install ## measure operators, layers and networks; write docs/benchmarks.
 	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py
 	for stage in $(STAGES); do \
 		env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/models.py $$stage --device cpu || exit 1; done
+	$(BIN)/python benchmarks/processes.py --device cpu
+	$(BIN)/python benchmarks/convergence.py --device cpu
 	$(BIN)/python benchmarks/report.py
 
 gpu: gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models ## check and measure the CUDA kernels, in stages
@@ -116,6 +118,8 @@ gpu-peers: gpu-build ## measure what could stand in their place beside them
 gpu-models: gpu-build ## measure layers and whole networks beside what users would take instead
 	for stage in $(STAGES); do $(ON_GPU) $(GPU_PYTHON) benchmarks/models.py $$stage \
 		--device $(GPU_DEVICE) $(if $(DRY),$(TINY)) || exit 1; done
+	$(ON_GPU) $(GPU_PYTHON) benchmarks/processes.py --device $(GPU_DEVICE) \
+		$(if $(DRY),--image 64 --seconds 0 --out work_dirs/gpu-dry-run)
 
 docs: install $(DOCS)/.complete ## check the documentation, run its notebook, build its site in build/docs
 	$(PYTEST) tests/test_docs.py

@@ -82,6 +82,42 @@ def test_times_are_fitted(tmp_path):
     )
 
 
+def test_processes_are_compared_with_one_and_the_all_reduce(tmp_path):
+    def row(measured, count, milliseconds):
+        return ROW | dict(
+            stage="processes",
+            measured=measured,
+            case=f"T 1x32x32 on {count}",
+            milliseconds=str(milliseconds),
+            images_per_second=str(1000 * count / milliseconds),
+        )
+
+    reductions = row("all-reduce", 1, 1), row("all-reduce", 2, 30)
+    write(tmp_path, row("training step", 1, 100), row("training step", 2, 125), *reductions)
+    assert (
+        "- FlashInternImage, T 1x32x32 on 2: 1.60x the images of one process; a single one's step "
+        "and the all-reduce one after the other would take 130 ms."
+    ) in page(tmp_path)
+
+
+def test_accuracies_are_means_with_their_range(tmp_path):
+    rows = [
+        ROW
+        | dict(stage="convergence", contender=contender, case=f"seed {seed} epoch {epoch}")
+        | dict(accuracy=str(base + 10 * epoch + seed), parameters_millions="1.5")
+        for contender, base in (("DCNv4", 20), ("Convolution", 0))
+        for seed in (0, 3)
+        for epoch in (1, 2, 3)
+    ]
+    write(tmp_path, *rows)
+    text = page(tmp_path)
+    assert "| DCNv4 | 1.5 | 31.5 (30.0 to 33.0) | 41.5 (40.0 to 43.0) | 51.5 (50.0 to 53.0) |" in (
+        text
+    )
+    assert "| Convolution | 1.5 | 11.5 (10.0 to 13.0) |" in text
+    assert "| ms |" not in text
+
+
 def test_kernels_of_no_commit_are_not_reported(tmp_path):
     write(tmp_path, ROW | dict(commit="1234567+changes"))
     with pytest.raises(
