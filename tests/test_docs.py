@@ -1,25 +1,36 @@
-"""The documentation: its links lead somewhere, and its examples run."""
+"""The documentation: its links lead somewhere, and its commands are accepted."""
 
+import argparse
+import importlib
 import importlib.util
 import re
+import runpy
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.md")]
 PAGES += ROOT.glob("examples/**/*.md")
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+SHELLS = ("sh", "shell", "bash")
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub makes of a page's headings."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@each_page
 def test_links_lead_somewhere(page):
     broken = []
     for link in ("".join(pair) for pair in LINK.findall(page.read_text())):
@@ -40,34 +51,98 @@ def test_model_zoo_is_what_the_metafiles_say():
     assert (ROOT / "docs" / "model_zoo.md").read_text() == zoo.model_zoo()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_name_tools_options_and_configs_that_exist(page):
-    text = re.sub(r"\\\n\s*", "", page.read_text())
-    shared = "".join((ROOT / "tools" / name).read_text() for name in ("_running.py", "_models.py"))
-    for name, arguments in re.findall(
-        r"(?:mim run dcnv4_mm |python (?:[\w/]*/)?tools/)([a-z][\w/]*)(?:\.py)?([^`|\n#]*)", text
-    ):
-        (tool,) = [*ROOT.glob(f"tools/{name}.py"), *ROOT.glob(f"tools/data/{name}.py")]
-        for option in re.findall(r"--[\w-]+", arguments):
-            assert f'"{option}"' in tool.read_text() + shared, f"{name} {option}"
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command on a page, in blocks and in the text."""
+    text = page.read_text()
+    lines = [
+        code.replace("\\\n", " ") for language, code in BLOCK.findall(text) if language in SHELLS
+    ]
+    spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", BLOCK.sub("", text))
+    lines += [span.replace("\n", " ") for span in spans if re.match(r"[\w./=-]+ ", span)]
+    found = []
+    for line in "\n".join(lines).splitlines():
+        # Options in brackets may be left out; R is the number of a machine.
+        line = re.sub(r"\[(--[\w-]+)\]", r"\1", line).replace(" R ", " 0 ")
+        words = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+        words.whitespace_split = True
+        found.append([])
+        for word in words:
+            if set(word) <= set("&|;"):
+                found.append([])
+            else:
+                found[-1].append(word)
+    return found
+
+
+@each_page
+def test_shell_blocks_are_of_the_shells_language(page):
+    code = "\n".join(
+        code for language, code in BLOCK.findall(page.read_text()) if language in SHELLS
+    )
+    subprocess.run(["bash", "-n"], input=code, text=True, check=True)
+
+
+@pytest.fixture
+def accept(monkeypatch):
+    """Function that gives a script its arguments, and fails unless it takes them."""
+
+    class Accepted(Exception):
+        pass
+
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_leave(*args, **kwargs):
+        parse_args(*args, **kwargs)
+        raise Accepted
+
+    def run(script, arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
+            patch.setattr(sys, "argv", [str(script), *arguments])
+            for folder in (script.parent, ROOT / "tools"):
+                patch.syspath_prepend(str(folder))
+            with pytest.raises(Accepted):
+                runpy.run_path(str(script), run_name="__main__")
+
+    return run
+
+
+def tool(name):
+    (script,) = [*ROOT.glob(f"tools/{name}.py"), *ROOT.glob(f"tools/data/{name}.py")]
+    return script
+
+
+@each_page
+def test_commands_are_accepted(page, accept):
+    """By the parsers of mim, torchrun and the scripts; a name alone is no command."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):|\b(trial-\w+)", makefile, re.MULTILINE))
+    for words in commands(page):
+        script = next(
+            (w for w in words if re.fullmatch(r"(tools|benchmarks)/\w[\w/]*\.py", w)), None
+        )
+        if words[:1] == ["make"]:
+            assert set(words[1:]) <= {name for pair in targets for name in pair}
+        elif words[:1] == ["mim"] and words[2:3] == ["dcnv4_mm"] and "NAME" not in words:
+            cli = importlib.import_module(f"mim.commands.{words[1]}").cli
+            given = cli.make_context(words[1], words[2:]).params
+            if words[1] in ("train", "test"):
+                checkpoint = [given["checkpoint"]] if words[1] == "test" else []
+                accept(tool(words[1]), [given["config"], *checkpoint, *given["other_args"]])
+            elif words[1] == "run" and given["other_args"]:
+                accept(tool(given["command"]), given["other_args"])
+        elif script and script != "tools/NAME.py":
+            before, after = words[: words.index(script)], words[words.index(script) + 1 :]
+            if "torchrun" in before:
+                options = before[before.index("torchrun") + 1 :]
+                get_args_parser().parse_args([*options, script])
+            if after:
+                accept(ROOT / script, after)
+
+
+@each_page
+def test_configs_exist(page):
     configs = {
         path.name for path in (*ROOT.glob("configs/**/*.py"), *ROOT.glob("examples/**/*.py"))
     }
-    for config in re.findall(r"[\w-]*flash-internimage[\w-]*\.py", text):
-        assert config in configs
-
-
-@pytest.mark.parametrize("page", ["docs/extend.md", "docs/backbones.md"])
-def test_examples_of_torch_alone_run(page):
-    text = (ROOT / page).read_text()
-    examples = re.findall(r"```python\n(import torch\n.*?)```", text, re.DOTALL)
-    assert examples
-    for code in examples:
-        exec(code, {})
-
-
-@pytest.mark.parametrize("page", ["README.md", "README_zh-CN.md"])
-def test_readme_example_runs(page, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    exec(code, {})
-    assert capsys.readouterr().out.strip() == "torch.Size([2, 56, 56, 64])"
+    assert set(re.findall(r"[\w-]+_\d+xb\d[\w-]*\.py", page.read_text())) <= configs
