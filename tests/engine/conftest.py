@@ -81,7 +81,10 @@ def make_runner(tmp_path):
             train_cfg={"by_epoch": True, "max_epochs": epochs},
             val_cfg={},
             val_evaluator={"type": Score},
-            optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.01}},
+            optim_wrapper={
+                "optimizer": {"type": "AdamW", "lr": 0.01},
+                **arguments.pop("optim_wrapper", {}),
+            },
             param_scheduler=[
                 {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "end": 3},
                 {"type": "MultiStepLR", "milestones": [1]},

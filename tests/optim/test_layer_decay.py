@@ -206,6 +206,14 @@ def test_any_place_of_the_backbone(name, wrap):
     assert scales[f"{name}.patch_embed.conv1.weight"] == pytest.approx(0.5 ** (LAYERS - 1))
 
 
+def test_the_innermost_module_is_asked_for_layers():
+    """mmpretrain's classifiers pass the question on, without the backbone's place."""
+    model = Model()
+    model.get_layer_depth = lambda *_: (0, 1)
+    scales = scales_of(model, layer_decay_rate=0.5)
+    assert scales["backbone.levels.1.norm.weight"] == pytest.approx(0.25)
+
+
 def test_backbone_alone():
     scales = scales_of(FlashInternImage(ARCH), layer_decay_rate=0.5)
     assert scales["patch_embed.conv1.weight"] == pytest.approx(0.5 ** (LAYERS - 1))
@@ -249,6 +257,12 @@ def test_bad_options_are_refused(config, message):
         groups_of(Model(), **config)
 
 
+def test_options_must_be_a_dictionary():
+    config = {**wrapper_config(), "paramwise_cfg": [("layer_decay_rate", 0.9)]}
+    with pytest.raises(TypeError, match="paramwise_cfg should be None or a dict"):
+        build_optim_wrapper(Model(), config)
+
+
 def test_a_model_without_layers_is_refused():
     with pytest.raises(ValueError, match="get_layer_depth"):
         groups_of(nn.Linear(2, 2))
@@ -269,6 +283,16 @@ def test_what_activation_checkpointing_wraps_is_grouped_alike():
         assert group["lr_scale"] == expected[key]["lr_scale"]
         plain = [name.replace("_checkpoint_wrapped_module.", "") for name in group["params"]]
         assert plain == expected[key]["params"]
+
+
+def test_names_that_say_what_a_matrix_is():
+    model = Model()
+    model.norms = nn.Linear(2, 2)
+    model.relative_position_table = nn.Parameter(torch.zeros(2, 2))
+    model.reference_points = nn.Linear(2, 2)
+    groups = groups_of(model, offset_lr_scale=0.1)
+    assert {"norms.weight", "relative_position_table"} <= set(groups["layer_6_no_decay"]["params"])
+    assert groups["layer_6_decay_offset_lr_scale"]["params"] == ["reference_points.weight"]
 
 
 def test_names_that_end_so():

@@ -1,14 +1,21 @@
 """mim's commands, run by hand as it were: from another folder, on the installed wheel."""
 
+import functools
+import hashlib
 import json
 import os
 import re
+import shutil
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+
+import dcnv4_mm
 
 pytestmark = [pytest.mark.mim, pytest.mark.mmdet]
 
@@ -99,6 +106,42 @@ def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
     weights = [model["Weights"] for model in here if model["Weights"] != [""]]
     assert len(weights) == 12 + 8 + 15
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Where the files of the folder `served` are: mim knows http alone, no file:// addresses."""
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def test_download_of_a_published_checkpoint(run, address, tmp_path):
+    """A checkpoint is published, a metafile names it, and mim brings the bytes that were hashed."""
+    torch.save({"state_dict": {"x": torch.randn(100)}, "optimizer": {}}, tmp_path / "epoch_1.pth")
+    publish = (MIM, "run", "dcnv4_mm", "publish_checkpoint", "epoch_1.pth", "served/x.pth")
+    said = run(*publish, cwd=tmp_path)
+    ((name, digest),) = re.findall(r"served/(x-[0-9a-f]{8}\.pth): .* SHA-256 ([0-9a-f]{64})", said)
+    assert digest.startswith(name[2:10])
+    # A copy of the installed package, ahead of it on the path, with the address in its metafile.
+    installed, copy = Path(dcnv4_mm.__file__).parent, tmp_path / "site"
+    shutil.copytree(installed, copy / installed.name)
+    (about,) = installed.parent.glob("dcnv4_mm-*.dist-info")
+    shutil.copytree(about, copy / about.name)
+    metafile = copy / "dcnv4_mm/.mim/configs/quickstart/metafile.yml"
+    content = yaml.safe_load(metafile.read_text())
+    (model,) = (m for m in content["Models"] if m["Name"] + ".py" == QUICKSTART)
+    model["Weights"] = [f"{address}/{name}"]
+    metafile.write_text(yaml.safe_dump(content))
+
+    download = (MIM, "download", "dcnv4_mm", "--config", model["Name"], "--dest", "weights")
+    run(*download, cwd=tmp_path, PYTHONPATH=str(copy))
+    brought = tmp_path / "weights" / name
+    assert hashlib.sha256(brought.read_bytes()).hexdigest() == digest
+    assert (tmp_path / "weights" / QUICKSTART).is_file()
 
 
 def test_download_fetches_and_unpacks_a_data_set(run, tmp_path):
