@@ -1,6 +1,6 @@
 # Three frames, to compare with the single one of bevformerv2_r18_fpn_1xb2-6e-t1_motion-nus-3d:
 # scenes of five keyframes in which no single picture tells how fast an object is (docs/bev.md).
-_base_ = "bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d.py"
+_base_ = "bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d.py"
 
 data_root = "data/nuscenes-motion/"
 version = dict(version="v1.0-trainval")

@@ -100,6 +100,7 @@ def recording(request):
 
 @pytest.mark.parametrize("mode", ["eval", "eval_bda", "train"])
 def test_forward(recording, mode):
+    """P16 to P18 and P20 by what comes out: maps, logits and codes of all layers."""
     bevs, logits, codes = recording.run(mode)
     recording.expect(f"{mode}/all_cls_scores", logits)
     recording.expect(f"{mode}/all_bbox_preds", codes)

@@ -4,9 +4,9 @@ The set loads with the nuScenes devkit and passes mmdet3d's converter. It holds 
 hold: cameras that fire at other moments than the LiDAR, a tilted LiDAR, a curved way, objects
 without points, seen only once, or of no detection class, and a keyframe without any. How fast an
 object is, and where to, depends neither on its class or colour nor on where it is or looks: only
-pictures of several moments tell.
+pictures of several moments tell. The info files that the BEVFormerV2 configs read are made too.
 
-    python tools/data/synthetic_nuscenes.py data/nuscenes-synthetic
+    python tools/data/synthetic_nuscenes.py data/synthetic_nuscenes
 """
 
 import argparse
@@ -14,6 +14,7 @@ import colorsys
 import itertools
 import json
 import math
+import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from _whole import write_whole
 from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
+FORMAT = 1
 # The devkit's splits to train on and to evaluate on: they name the scenes, 8 + 2 and 700 + 150.
 SPLITS = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val")}
 SECONDS = 0.5
@@ -452,37 +455,18 @@ def scene_names(version: str, counts: tuple[int, int]) -> list[str]:
     return names
 
 
-def generate(
+def write_set(
     root: Path,
-    *,
-    train: int = 2,
-    val: int = 1,
-    keyframes: int = 10,
-    objects: int = 10,
-    reach: float = math.inf,
-    top_speed: float = 3.0,
-    size: tuple[int, int] = (1600, 900),
-    version: str = "v1.0-mini",
-    seed: int = 0,
+    names: list[str],
+    keyframes: int,
+    objects: int,
+    reach: float,
+    top_speed: float,
+    size: tuple[int, int],
+    version: str,
+    seed: int,
 ) -> None:
-    """Writes the set.
-
-    Args:
-        root: Folder to write to.
-        train: Scenes to train on.
-        val: Scenes to evaluate on.
-        keyframes: Of each scene, half a second apart.
-        objects: Of each scene, beside one of every category.
-        reach: Metres within which the objects lie in the middle of a scene, above 11.
-        top_speed: Metres per second, above 1; the slowest of those that move drives at 1.
-        size: (W, H) of the pictures; the intrinsics are scaled accordingly.
-        version: One of ``SPLITS``, by whose names the scenes go.
-        seed: Of all that is random.
-
-    Raises:
-        ValueError: The version has fewer scenes.
-    """
-    names = scene_names(version, (train, val))
+    """Writes tables, pictures and points of the named scenes; see :func:`generate`."""
     tables = Tables()
     tokens = fixed_tables(tables)
     writer = SceneWriter(root, tables, tokens, size, keyframes)
@@ -501,9 +485,56 @@ def generate(
     tables.write(root / version)
 
 
-def main() -> None:
+def generate(
+    out_dir: str | Path,
+    *,
+    train: int = 2,
+    val: int = 1,
+    keyframes: int = 10,
+    objects: int = 10,
+    reach: float = math.inf,
+    top_speed: float = 3.0,
+    size: tuple[int, int] = (1600, 900),
+    version: str = "v1.0-mini",
+    seed: int = 0,
+) -> bool:
+    """Writes the set and its info files to ``out_dir``, or keeps a finished one.
+
+    Args:
+        out_dir: Folder to make.
+        train: Scenes to train on.
+        val: Scenes to evaluate on.
+        keyframes: Of each scene, half a second apart.
+        objects: Of each scene, beside one of every category.
+        reach: Metres within which the objects lie in the middle of a scene, above 11.
+        top_speed: Metres per second, above 1; the slowest of those that move drives at 1.
+        size: (W, H) of the pictures; the intrinsics are scaled accordingly.
+        version: One of ``SPLITS``, by whose names the scenes go.
+        seed: Of all that is random.
+
+    Returns:
+        True if the set was written, False if it was there already.
+
+    Raises:
+        ValueError: The version has fewer scenes, or the folder holds something else.
+        subprocess.CalledProcessError: The info files could not be made.
+    """
+    names = scene_names(version, (train, val))
+    options = dict(keyframes=keyframes, objects=objects, reach=reach, top_speed=top_speed)
+    options |= dict(size=list(size), version=version, seed=seed)
+    settings = dict(name="synthetic_nuscenes", format=FORMAT, train=train, val=val, **options)
+
+    def write(folder: Path) -> None:
+        write_set(folder, names, **options)
+        prepare = Path(__file__).with_name("prepare_nuscenes.py")
+        subprocess.run([sys.executable, prepare, folder, "--version", version], check=True)
+
+    return write_whole(out_dir, settings, write)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", type=Path, help="folder to write to; must not exist")
+    parser.add_argument("out_dir", type=Path, help="folder to make")
     parser.add_argument("--train", type=int, default=2, help="scenes to train on")
     parser.add_argument("--val", type=int, default=1, help="scenes to evaluate on")
     parser.add_argument("--keyframes", type=int, default=10)
@@ -513,27 +544,19 @@ def main() -> None:
     parser.add_argument("--size", default="1600x900", help="width and height of the pictures")
     parser.add_argument("--version", choices=SPLITS, default="v1.0-mini")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    if args.target.exists():
-        sys.exit(f"error: {args.target} exists; give another folder")
-    width, height = map(int, args.size.split("x"))
+    options = vars(parser.parse_args())
+    out_dir = options.pop("out_dir")
+    options["size"] = tuple(map(int, options["size"].split("x")))
     try:
-        generate(
-            args.target,
-            train=args.train,
-            val=args.val,
-            keyframes=args.keyframes,
-            objects=args.objects,
-            reach=args.reach,
-            top_speed=args.top_speed,
-            size=(width, height),
-            version=args.version,
-            seed=args.seed,
-        )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(f"{args.target}: {args.train} + {args.val} scenes of {args.keyframes} keyframes")
+        written = generate(out_dir, **options)
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"synthetic_nuscenes.py: error: {error}", file=sys.stderr)
+        return 1
+    what = "wrote" if written else "kept the finished set in"
+    scenes = f"{options['train']} + {options['val']} scenes of {options['keyframes']} keyframes"
+    print(f"{what} {out_dir}: {scenes}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,5 @@
 # A small model that learns the ten keyframes of one synthetic scene by heart, on two processor
-# cores (docs/bev.md). It trains on the scene that mmdet3d's metric evaluates, that of mini_val.
+# cores (make trial-bev). It trains on the scene that mmdet3d's metric evaluates, that of mini_val.
 _base_ = "../_base_/bevformerv2_r50_fpn_nus-3d.py"
 
 channels = 48
@@ -27,7 +27,7 @@ model = dict(
     grid_mask_prob=0.0,
 )
 
-data_root = "data/nuscenes-scene/"
+data_root = "data/synthetic_nuscenes/"
 ann_file = "bevformerv2_infos_val.pkl"
 version = dict(version="v1.0-mini")
 frame_pipeline = [
@@ -55,8 +55,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(data_root=data_root, ann_file=data_root + ann_file)
 test_evaluator = val_evaluator
 
-epochs = 100
-train_cfg = dict(max_epochs=epochs, val_interval=50)
+epochs = 40
+train_cfg = dict(max_epochs=epochs, val_interval=20)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=1.0)})
 )
@@ -72,4 +72,4 @@ param_scheduler = [
     ),
 ]
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=50, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=20, max_keep_ckpts=1))
