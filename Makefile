@@ -85,7 +85,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former
+TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion
 
 trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino
 

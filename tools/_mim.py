@@ -43,7 +43,7 @@ def run(command: list[str], folder: Path, log: Path) -> None:
         )
         for line in process.stdout:
             file.write(line)
-            if re.search(r"(Epoch|Iter)\(train\)|bbox_mAP:|mIoU: |accuracy/top1:", line):
+            if re.search(r"(Epoch|Iter)\(train\)|mAP:|mIoU: |accuracy/top1:", line):
                 print("  " + progress(line), flush=True)
     if process.wait() != 0:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
@@ -53,7 +53,7 @@ def run(command: list[str], folder: Path, log: Path) -> None:
 
 def progress(line: str) -> str:
     """The telling part of a line of mmengine's log."""
-    metrics = r"(?:bbox|segm)_mAP(?:_50)?: \S+|mIoU: \S+|accuracy/top\d: \S+"
+    metrics = r"(?:(?:bbox|segm)_)?mAP(?:_50)?: \S+|mAVE: \S+|mIoU: \S+|accuracy/top\d: \S+"
     wanted = rf"(?:Epoch|Iter)\(\w+\) +\[ *\S+|eta: \S+|(?<=  )loss: \S+|{metrics}"
     return "  ".join(re.findall(wanted, line))
 
@@ -87,11 +87,11 @@ def find_config(name: str) -> Path:
     """The config as installed, which is what mim will use."""
     import dcnv4_mm
 
-    folder = Path(dcnv4_mm.__file__).parent / ".mim" / "configs" / "quickstart"
-    path = folder / f"{name}.py"
-    if not path.is_file():
-        stop(f"{path} does not exist: install the wheel (`make install`); mim needs it")
-    return path
+    folder = Path(dcnv4_mm.__file__).parent / ".mim" / "configs"
+    paths = list(folder.glob(f"*/{name}.py"))
+    if not paths:
+        stop(f"{folder} has no {name}.py: install the wheel (`make install`); mim needs it")
+    return paths[0]
 
 
 def resolve(config: Path, options: list[str]) -> "Config":

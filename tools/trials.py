@@ -1,6 +1,6 @@
 """Trains small models on generated data through mim, and checks what they have learned.
 
-    python tools/trials.py dino [upernet] [mask2former] [--quick] [--record DIR]
+    python tools/trials.py dino [upernet] [mask2former] [bev] [motion] [--quick] [--record DIR]
     python tools/trials.py classifier       # where mmpretrain is installed
 
 What is finished is not done again; an interrupted training goes on. Needs the installed package
@@ -9,11 +9,12 @@ with its hosts and openmim. ``make trials`` runs all, ``make trial-dino`` one.
 
 import argparse
 import shutil
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import _figures
-from _mim import ROOT, evaluate, find_config, prepare_folder, resolve, train, write_data
+from _mim import ROOT, evaluate, find_config, prepare_folder, resolve, run, train, write_data
 from _running import stop
 
 EIGHT = ("--num-train", "8", "--num-val", "2")
@@ -24,12 +25,14 @@ class Trial:
     """A config, and what it has to reach.
 
     Args:
-        config: Name of a quickstart config.
+        config: Name of a config.
         data: Generator of its data set, of tools/data.
         sizes: Options of the generator.
         metrics: What is printed of the result, and plotted -> the host's name of it.
-        target: The least that the first of them has to reach.
-        minutes: What the training may take on two cores.
+        target: The least that the first of them has to reach; beside a rival, the most that it
+            may be of the rival's.
+        minutes: What a training may take on two cores.
+        rival: Name of another model that learns from the same data -> its config.
         tested_on: The pictures of the test.
         quick_sizes: Options of the generator, and
         quick: settings of the config, for a run of a few iterations.
@@ -40,6 +43,7 @@ class Trial:
     metrics: dict[str, str]
     target: float
     minutes: float
+    rival: dict[str, str] = field(default_factory=dict)
     tested_on: str = "held-out pictures"
     sizes: tuple[str, ...] = ()
     quick_sizes: tuple[str, ...] = EIGHT
@@ -49,6 +53,12 @@ class Trial:
 TWO_STEPS = (
     *("train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=2"),
     *("default_hooks.checkpoint.interval=2", "default_hooks.logger.interval=1"),
+)
+NUSCENES = "NuScenes metric/pred_instances_3d_NuScenes"
+SCENES = ("--size", "160x90", "--keyframes", "2", "--train", "1")
+ONE_EPOCH = (
+    *("train_cfg.max_epochs=1", "train_cfg.val_interval=1", "default_hooks.logger.interval=1"),
+    "default_hooks.checkpoint.interval=1",
 )
 TRIALS = {
     "dino": Trial(
@@ -88,6 +98,29 @@ TRIALS = {
         quick_sizes=("--num-train", "4", "--num-val", "1"),
         quick=("train_cfg.max_epochs=1", "train_cfg.val_interval=1"),
     ),
+    "bev": Trial(
+        config="bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d",
+        data="synthetic_nuscenes",
+        sizes=("--train", "1", "--reach", "20", "--size", "240x135"),
+        metrics={"mAP": f"{NUSCENES}/mAP", "NDS": f"{NUSCENES}/NDS"},
+        target=0.5,
+        minutes=60,
+        tested_on="the ten keyframes it has learned",
+        quick_sizes=SCENES,
+        quick=ONE_EPOCH,
+    ),
+    "motion": Trial(
+        config="bevformerv2_r18_fpn_1xb2-6e-bi3_motion-nus-3d",
+        data="synthetic_nuscenes",
+        sizes=(*SCENES, "--train", "200"),
+        metrics={"mAVE": f"{NUSCENES}/mAVE", "mAP": f"{NUSCENES}/mAP"},
+        target=0.7,
+        minutes=60,
+        rival={"one frame": "bevformerv2_r18_fpn_1xb2-6e-t1_motion-nus-3d"},
+        tested_on="other scenes",
+        quick_sizes=(*SCENES, "--version", "v1.0-trainval"),
+        quick=ONE_EPOCH,
+    ),
 }
 
 
@@ -109,8 +142,51 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def paint(config: Path, checkpoint: Path, picture: Path, work_dir: Path) -> None:
+    """Draws what a BEVFormerV2 finds in one keyframe, in all cameras and from above.
+
+    Args:
+        config: An installed config.
+        checkpoint: Of the model.
+        picture: What to write, unless it is there.
+        work_dir: The folder to run in.
+    """
+    if picture.is_file():
+        return
+    picture.parent.mkdir(exist_ok=True)
+    demo = [sys.executable, str(ROOT / "tools" / "bev_demo.py"), str(config), str(checkpoint)]
+    run([*demo, "--index", "1", "--out", str(picture)], work_dir, work_dir / "demo.log")
+
+
+def learn(
+    trial: Trial, config: Path, folder: Path, work_dir: Path, stamp: Path, options: list[str]
+) -> dict[str, float]:
+    """Trains, tests and paints one model.
+
+    Args:
+        trial: What it is for.
+        config: An installed config.
+        folder: The run's work folder; the pictures go to ``folder/pictures``.
+        work_dir: The folder to run in.
+        stamp: The stamp of the data set.
+        options: ``KEY=VALUE`` pairs for ``--cfg-options`` of the training.
+
+    Returns:
+        The trial's metrics.
+    """
+    cfg = resolve(config, options)
+    prepare_folder(folder, cfg, stamp)
+    checkpoint = train(config, folder, work_dir, options)
+    pictures, in_space = folder / "pictures", cfg.default_scope == "mmdet3d"
+    show = () if in_space else ("--show-dir", str(pictures))
+    found = evaluate(config, checkpoint, folder, work_dir, *show)
+    if in_space:
+        paint(config, checkpoint, pictures / "boxes.jpg", work_dir)
+    return {metric: found[key] for metric, key in trial.metrics.items()}
+
+
 def attempt(name: str, work_dir: Path, record: Path | None, *, quick: bool) -> bool:
-    """Trains and tests one model, and shows what came out.
+    """Trains and tests a model, and its rival, and shows what came out.
 
     Args:
         name: A key of ``TRIALS``.
@@ -121,24 +197,27 @@ def attempt(name: str, work_dir: Path, record: Path | None, *, quick: bool) -> b
     Returns:
         Whether the target was reached, in the time it has.
     """
-    trial, folder = TRIALS[name], work_dir / "run"
+    trial = TRIALS[name]
     stamp = write_data(trial.data, list(trial.quick_sizes if quick else trial.sizes), work_dir)
-    config, options = find_config(trial.config), list(trial.quick if quick else ())
-    prepare_folder(folder, resolve(config, options), stamp)
-    checkpoint = train(config, folder, work_dir, options)
-    pictures = ("--show-dir", str(folder / "pictures"))
-    found = evaluate(config, checkpoint, folder, work_dir, *pictures)
-    results = {metric: found[key] for metric, key in trial.metrics.items()}
-    minutes = _figures.training_minutes(folder)
-    first = next(iter(results))
+    options = list(trial.quick if quick else ())
+    curves, told, scores, longest = {}, [], [], 0.0
+    for model, config in {name: trial.config, **trial.rival}.items():
+        folder = work_dir / ("run" if model == name else "rival")
+        results = learn(trial, find_config(config), folder, work_dir, stamp, options)
+        told.append(f"{model}: " + ", ".join(f"{key} {x:.4g}" for key, x in results.items()))
+        scores.append(next(iter(results.values())))
+        curves[model] = _figures.read_curves(folder, trial.metrics)
+        longest = max(longest, _figures.training_minutes(folder))
+    first, score, wanted = next(iter(trial.metrics)), scores[0], "at least"
+    if trial.rival:
+        first, score, wanted = f"ratio of {first}", scores[0] / scores[1], "at most"
+        told.append(f"{first} {score:.4g}")
     summary = (
-        f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in results.items())} on "
-        f"{trial.tested_on} (target {first} {trial.target:g}), "
-        f"after {minutes:.1f} min of training (target {trial.minutes:g})"
+        f"{'; '.join(told)} on {trial.tested_on} (target {first} {wanted} {trial.target:g}), "
+        f"after {longest:.1f} min of training (target {trial.minutes:g})"
     )
-    curves = {name: _figures.read_curves(folder, trial.metrics)}
     plot = _figures.plot_curves(curves, work_dir / "curves.png")
-    grid = _figures.picture_grid(folder / "pictures", work_dir / "predictions.jpg")
+    grid = _figures.picture_grid(work_dir / "run" / "pictures", work_dir / "predictions.jpg")
     if record:
         record.mkdir(parents=True, exist_ok=True)
         _figures.write_curves(curves, record / "curves.csv")
@@ -146,7 +225,8 @@ def attempt(name: str, work_dir: Path, record: Path | None, *, quick: bool) -> b
             shutil.copy(path, record)
         (record / "summary.txt").write_text(f"{summary}\n")
     print(f"{summary}\nloss and results: {plot}\npredictions: {grid}")
-    return results[first] >= trial.target and minutes <= trial.minutes
+    reached = score <= trial.target if trial.rival else score >= trial.target
+    return reached and longest <= trial.minutes
 
 
 def main() -> None:

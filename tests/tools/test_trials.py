@@ -30,7 +30,7 @@ def run(*command, cwd):
     return result.stdout
 
 
-def few_iterations(name, folder):
+def few_iterations(name, folder, *rivals):
     """Runs a trial twice; gives its work folder."""
     command = (TOOLS / "trials.py", name, "--quick", "--work-dir", "work")
     first = run(*command, "--record", "record", cwd=folder)
@@ -41,7 +41,7 @@ def few_iterations(name, folder):
     assert (record / "summary.txt").read_text().strip() in first
     with (record / "curves.csv").open() as file:
         points = list(csv.DictReader(file))
-    assert {p["run"] for p in points} == {name}
+    assert {p["run"] for p in points} == {name, *rivals}
     assert len({p["name"] for p in points}) >= 2
     for picture in ("curves.png", "predictions.jpg"):
         assert (record / picture).stat().st_size > 5000
@@ -92,6 +92,14 @@ def test_classification(tmp_path):
     work_dir = few_iterations("classifier", tmp_path)
     # All pictures, not one of so many.
     assert len(list((work_dir / "run" / "pictures").rglob("*.png"))) == 10
+
+
+@pytest.mark.mmdet3d
+@pytest.mark.parametrize(("name", "rivals"), [("bev", []), ("motion", ["one frame"])])
+def test_bev(name, rivals, tmp_path):
+    pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
+    work_dir = few_iterations(name, tmp_path, *rivals)
+    assert (work_dir / "rival").is_dir() == bool(rivals)
 
 
 def test_a_missed_target_is_an_error(monkeypatch, tmp_path):
