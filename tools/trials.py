@@ -55,7 +55,7 @@ TWO_STEPS = (
     *("default_hooks.checkpoint.interval=2", "default_hooks.logger.interval=1"),
 )
 NUSCENES = "NuScenes metric/pred_instances_3d_NuScenes"
-SCENES = ("--size", "160x90", "--keyframes", "2", "--train", "1")
+MOTION = ("--version", "v1.0-trainval", "--size", "160x90", "--objects", "0")
 ONE_EPOCH = (
     *("train_cfg.max_epochs=1", "train_cfg.val_interval=1", "default_hooks.logger.interval=1"),
     "default_hooks.checkpoint.interval=1",
@@ -106,19 +106,22 @@ TRIALS = {
         target=0.5,
         minutes=60,
         tested_on="the ten keyframes it has learned",
-        quick_sizes=SCENES,
+        quick_sizes=("--train", "1", "--keyframes", "2", "--size", "160x90"),
         quick=ONE_EPOCH,
     ),
     "motion": Trial(
-        config="bevformerv2_r18_fpn_1xb2-6e-bi3_motion-nus-3d",
+        config="bevformerv2_r18_fpn_1xb4-4e-bi3_motion-nus-3d",
         data="synthetic_nuscenes",
-        sizes=(*SCENES, "--train", "200"),
+        sizes=(
+            *(*MOTION, "--reach", "12", "--top-speed", "9"),
+            *("--train", "200", "--val", "12", "--keyframes", "4"),
+        ),
         metrics={"mAVE": f"{NUSCENES}/mAVE", "mAP": f"{NUSCENES}/mAP"},
         target=0.7,
         minutes=60,
-        rival={"one frame": "bevformerv2_r18_fpn_1xb2-6e-t1_motion-nus-3d"},
+        rival={"one frame": "bevformerv2_r18_fpn_1xb4-4e-t1_motion-nus-3d"},
         tested_on="other scenes",
-        quick_sizes=(*SCENES, "--version", "v1.0-trainval"),
+        quick_sizes=(*MOTION, "--train", "1", "--keyframes", "2"),
         quick=ONE_EPOCH,
     ),
 }
