@@ -6,6 +6,7 @@ Environment variables:
     DCNV4_MM_REQUIRE_CUDA=1: build the CUDA library against any torch, or fail.
     DCNV4_MM_CUDA_ARCHS: the same, for these architectures, such as "80;90".
     DCNV4_MM_NO_CUDA=1: leave the CUDA library out.
+    DCNV4_MM_ONNXRUNTIME: the folder of onnxruntime_cxx_api.h; builds custom operators for it.
     CUDA_HOME: where CUDA is, if nvcc is not on PATH.
     CXX: the C++ compiler, by default g++.
     MAX_JOBS: how many files to compile at a time, by default one per core.
@@ -87,6 +88,18 @@ def why_no_cuda_library() -> str | None:
     return None
 
 
+def why_no_onnxruntime_library() -> str | None:
+    """The reason why the custom operators of onnxruntime are not built, or None when they are."""
+    if reason := why_no_library():
+        return reason
+    folder = os.environ.get("DCNV4_MM_ONNXRUNTIME")
+    if not folder:
+        return "DCNV4_MM_ONNXRUNTIME does not name the folder of onnxruntime's headers"
+    if not Path(folder, "onnxruntime_cxx_api.h").exists():
+        sys.exit(f"error: DCNV4_MM_ONNXRUNTIME={folder}: onnxruntime_cxx_api.h is not there")
+    return None
+
+
 def find_nvcc() -> str | None:
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     folders = [Path(home, "bin").as_posix() for home in homes if home]
@@ -139,6 +152,7 @@ class BuildLibraries(build_ext):
             CPU_LIBRARY: build_cpu_library,
             CUDA_LIBRARY: build_cuda_library,
             SCHEMA_LIBRARY: build_schema_library,
+            ONNXRUNTIME_LIBRARY: build_onnxruntime_library,
         }[ext.name]
         build(target, folder)
 
@@ -161,6 +175,21 @@ def build_schema_library(target: Path, folder: Path) -> None:
         source.write_text(text)
     objects = compile_objects([compiler, *CXX_FLAGS], {str(source): []}, folder)
     link_library(target, compiler, objects)
+
+
+def build_onnxruntime_library(target: Path, folder: Path) -> None:
+    """Builds the custom operators of onnxruntime: the CPU kernels, without torch."""
+    compiler = os.environ.get("CXX", "g++")
+    kernels = {
+        path: flags
+        for path, flags in cpu_sources().items()
+        if re.match("csrc/(dcnv4|flash_deform_attn)/cpu", path)
+    }
+    operators = {"csrc/onnxruntime/custom_ops.cpp": []}
+    headers = f"-I{os.environ['DCNV4_MM_ONNXRUNTIME']}"
+    objects = compile_objects([compiler, *CXX_FLAGS], kernels, folder)
+    objects += compile_objects([compiler, *CXX_FLAGS, headers], operators, folder)
+    run_into(target, [compiler, "-shared", "-s", "-Wl,-z,defs", *objects])
 
 
 def read_schemas() -> list[str]:
@@ -279,11 +308,17 @@ class Wheel(bdist_wheel):
 
 CPU_LIBRARY, CUDA_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_cpu", "dcnv4_mm.lib.libdcnv4_mm_cuda"
 SCHEMA_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_schemas"
+ONNXRUNTIME_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_onnxruntime"
 REASON, CUDA_REASON = why_no_library(), why_no_cuda_library()
 for variable, reason in (("REQUIRE_EXT", REASON), ("REQUIRE_CUDA", CUDA_REASON)):
     if reason and os.environ.get(f"DCNV4_MM_{variable}") == "1":
         sys.exit(f"error: DCNV4_MM_{variable}=1 is set, but the kernels cannot be built: {reason}")
-libraries = {CPU_LIBRARY: REASON, SCHEMA_LIBRARY: REASON, CUDA_LIBRARY: CUDA_REASON}
+libraries = {
+    CPU_LIBRARY: REASON,
+    SCHEMA_LIBRARY: REASON,
+    CUDA_LIBRARY: CUDA_REASON,
+    ONNXRUNTIME_LIBRARY: why_no_onnxruntime_library(),
+}
 
 setup(
     ext_modules=[Extension(name, sources=[]) for name, reason in libraries.items() if not reason],

@@ -3,35 +3,21 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <sstream>
-#include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "common/check.h"
 #include "common/dtype.h"
 
 namespace dcnv4_mm {
 
-using Ints = std::vector<int64_t>;
-
-// Throws std::runtime_error, a RuntimeError in Python, with the parts as its text.
-template <typename... Parts>
-void check(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
+inline Ints shape_of(const torch::stable::Tensor& tensor) {
+  Ints shape;
+  for (int64_t i = 0; i < tensor.dim(); ++i) shape.push_back(tensor.size(i));
+  return shape;
 }
 
-// Every size, pitch product and index of the kernels then fits an int64, every coordinate an int32.
-constexpr int64_t kMaxSize = (int64_t(1) << 31) - 1;
-
 inline std::string shape_text(const torch::stable::Tensor& tensor) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-  text << ")";
-  return text.str();
+  return shape_text(shape_of(tensor));
 }
 
 inline void check_tensor(const char* name, const torch::stable::Tensor& tensor, int64_t axes,

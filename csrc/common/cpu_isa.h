@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "checks.h"
+#include "common/check.h"
 
 namespace dcnv4_mm {
 

@@ -5,24 +5,11 @@
 #include <algorithm>
 
 #include "common/cpu_bindings.h"
-#include "common/cpu_isa.h"
-#include "dcnv4/cpu.h"
+#include "dcnv4/cpu_choice.h"
 #include "dcnv4/problem.h"
 
 namespace dcnv4_mm::dcnv4 {
 namespace {
-
-const cpu::Kernels& kernels_for(DType dtype) {
-  const cpu::KernelTable* table = &cpu::kDefaultKernels;
-#if defined(__x86_64__)
-  if (cpu_isa() == CpuIsa::kAvx2) table = &cpu::kAvx2Kernels;
-  if (cpu_isa() == CpuIsa::kAvx512) table = &cpu::kAvx512Kernels;
-#endif
-  return table->kernels[static_cast<int>(dtype)];
-}
-
-// An item, one group of one output pixel, takes about this many nanoseconds.
-double item_nanoseconds(const Params& p) { return p.points * (3.0 + 0.1 * p.group_channels); }
 
 // Divides the output pixels among threads; each of them is computed by one.
 void for_pixels(const Params& p, const cpu::Kernels& kernels,

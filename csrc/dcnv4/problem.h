@@ -8,23 +8,13 @@
 #include <tuple>
 
 #include "common/checks.h"
-#include "dcnv4/params.h"
+#include "dcnv4/geometry.h"
 
 namespace dcnv4_mm::dcnv4 {
 namespace {
 
 using torch::headeronly::DeviceType;
 using torch::stable::Tensor;
-
-void read_pair(const char* name, const Ints& pair, int64_t minimum, int64_t* result) {
-  check(pair.size() == 2, "dcnv4: ", name, " must be two numbers (rows, columns), got ",
-        pair.size());
-  for (int i = 0; i < 2; ++i) {
-    check(pair[i] >= minimum && pair[i] <= kMaxSize, "dcnv4: ", name, " must be in [", minimum,
-          ", 2^31), got ", pair[i]);
-    result[i] = pair[i];
-  }
-}
 
 Pitches pitches_of(const Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2)};
@@ -66,47 +56,9 @@ Params read_problem(DeviceType device, const Tensor& value, const Tensor& offset
   check(value.scalar_type() == offset_mask.scalar_type(),
         "dcnv4: value and offset_mask must have one dtype");
 
-  Params p{};
+  Params p = read_geometry(shape_of(value), shape_of(offset_mask), kernel_size, stride, padding,
+                           dilation, groups, offset_scale, remove_center);
   p.dtype = dtype_of("dcnv4: value", value);
-  read_pair("kernel_size", kernel_size, 1, p.kernel);
-  read_pair("stride", stride, 1, p.stride);
-  read_pair("padding", padding, 0, p.padding);
-  read_pair("dilation", dilation, 1, p.dilation);
-  p.batch = value.size(0);
-  p.height = value.size(1);
-  p.width = value.size(2);
-  check(p.height > 0 && p.width > 0 && p.height * p.width <= kMaxSize,
-        "dcnv4: an image of value must have 1 to 2^31 - 1 pixels, got the shape ",
-        shape_text(value));
-  const int64_t channels = value.size(3);
-  check(groups > 0 && channels > 0 && channels % groups == 0, "dcnv4: the channels of value (",
-        channels, ") must be a positive multiple of groups (", groups, ")");
-  p.groups = groups;
-  p.group_channels = channels / groups;
-  p.offset_scale = offset_scale;
-  p.remove_center = remove_center;
-  p.points = p.kernel[0] * p.kernel[1] - (remove_center ? 1 : 0);
-  check(p.points > 0, "dcnv4: remove_center leaves a 1x1 kernel without points");
-
-  int64_t out_size[2];
-  for (int i = 0; i < 2; ++i) {
-    const int64_t padded = value.size(1 + i) + 2 * p.padding[i];
-    const int64_t extent = p.dilation[i] * (p.kernel[i] - 1) + 1;
-    check(extent <= padded, "dcnv4: the kernel covers ", extent, " pixels, the padded value ",
-          padded);
-    out_size[i] = (padded - extent) / p.stride[i] + 1;
-    check(offset_mask.size(1 + i) == out_size[i], "dcnv4: offset_mask must have the output size ",
-          out_size[i], " on axis ", 1 + i, ", got the shape ", shape_text(offset_mask));
-  }
-  p.out_height = out_size[0];
-  p.out_width = out_size[1];
-  p.offset_mask_channels = offset_mask.size(3);
-  check(offset_mask.size(0) == p.batch, "dcnv4: offset_mask must have the batch size ", p.batch,
-        ", got the shape ", shape_text(offset_mask));
-  // A division, as the product of three large numbers could overflow.
-  check(p.points <= p.offset_mask_channels / (3 * groups), "dcnv4: a row of offset_mask has ",
-        p.offset_mask_channels, " numbers, fewer than 3 * groups (", groups, ") * points (",
-        p.points, ")");
   return p;
 }
 

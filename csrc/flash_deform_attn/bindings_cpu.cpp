@@ -5,27 +5,12 @@
 #include <algorithm>
 
 #include "common/cpu_bindings.h"
-#include "common/cpu_isa.h"
-#include "flash_deform_attn/cpu.h"
 #include "flash_deform_attn/cpu_bands.h"
+#include "flash_deform_attn/cpu_choice.h"
 #include "flash_deform_attn/operators.h"
 
 namespace dcnv4_mm::flash_deform_attn {
 namespace {
-
-const cpu::Kernels& kernels_for(const Params& p) {
-  const cpu::KernelTable* table = &cpu::kDefaultKernels;
-#if defined(__x86_64__)
-  if (cpu_isa() == CpuIsa::kAvx2) table = &cpu::kAvx2Kernels;
-  if (cpu_isa() == CpuIsa::kAvx512) table = &cpu::kAvx512Kernels;
-#endif
-  return table->kernels[static_cast<int>(p.dtype)][p.float32_points];
-}
-
-// An item, one head of one query, takes about this many nanoseconds.
-double item_nanoseconds(const Params& p) {
-  return p.num_levels * p.num_points * (3.0 + 0.1 * p.channels);
-}
 
 // Divides the queries among threads; each of them is computed by one.
 void for_queries(const Params& p, const cpu::Kernels& kernels,

@@ -11,6 +11,11 @@ _FOLDER = Path(__file__).resolve().parent.parent / "lib"
 _OLDEST_TORCH = (2, 10)
 
 
+def library_path(name: str) -> Path:
+    """Where a library of the package is, if it is part of this installation."""
+    return _FOLDER / f"libdcnv4_mm_{name}.so"
+
+
 @cache
 def load_library(device_type: str) -> str | None:
     """Loads the kernels of one device type, once per process.
@@ -29,7 +34,7 @@ def load_library(device_type: str) -> str | None:
         return f"torch {torch.__version__} is older than 2.10, the first with a stable ABI"
     if device_type == "cuda" and torch.version.cuda is None:
         return "this torch is a CPU-only build"
-    path = _FOLDER / f"libdcnv4_mm_{device_type}.so"
+    path = library_path(device_type)
     if not path.exists():
         return f"{path.name} is not part of this installation"
     try:
