@@ -131,7 +131,12 @@ def sampling_locations(
     """
     reference_points = reference_points[:, :, None, :, None]
     if reference_points.shape[-1] == 2:
-        shapes = torch.as_tensor(spatial_shapes, device=offsets.device)
+        if isinstance(spatial_shapes, Tensor):
+            shapes = spatial_shapes.to(offsets.device)
+        else:
+            # While a graph is recorded an int may be a symbol, whose value as_tensor would fix.
+            sizes = read_spatial_shapes(spatial_shapes)
+            shapes = torch.tensor(sizes, device=offsets.device).view(-1, 2)
         # [L, 1, 2]: width and height of every level.
         return reference_points + offsets / shapes.flip(-1).unsqueeze(-2)
     if reference_points.shape[-1] == 4:

@@ -71,6 +71,29 @@ def test_locations_around_boxes():
     torch.testing.assert_close(found.flatten(), torch.tensor([0.6, 0.05, 0.55, 0.25]))
 
 
+class _Locations(torch.nn.Module):
+    """Locations in maps of the size of the images, and of half of it."""
+
+    def forward(self, images, points, offsets):
+        height, width = images.shape[-2:]
+        return sampling_locations(points, offsets, [(height, width), (height // 2, width // 2)])
+
+
+def test_sizes_stay_free_in_an_exported_graph():
+    def inputs(height, width):
+        generator = torch.Generator().manual_seed(height)
+        shapes = (1, 3, height, width), (1, 5, 2, 2), (1, 5, 4, 2, 3, 2)
+        return [torch.rand(shape, generator=generator) for shape in shapes]
+
+    free = torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        _Locations(), tuple(inputs(8, 6)), dynamic_shapes=({2: free, 3: free}, {}, {})
+    )
+    for size in [(8, 6), (20, 33)]:
+        # The exact division of the eager mode.
+        assert torch.equal(program.module()(*inputs(*size)), _Locations()(*inputs(*size)))
+
+
 def test_other_reference_points():
     message = "reference_points must have 2 numbers (x, y) or 4 (x, y, width, height), got 3"
     with pytest.raises(ValueError, match=re.escape(message)):
