@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 LANE := .venv-mmpretrain
 # Sphinx and Jupyter bring eighty packages that nothing else needs.
 DOCS := .venv-docs
+# The example on diffusion needs torchvision too, which only LANE has.
+DIFFUSION := .venv-diffusion
 
 # Never touch another Python; leave no bytecode that would make the sources look changed.
 export PIP_REQUIRE_VIRTUALENV := 1
@@ -37,8 +39,8 @@ STAGES ?= layers ablation backbones detectors training scaling
 TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
 	--out work_dirs/gpu-dry-run
 
-.PHONY: help install quickstart test coverage fuzz test-mim test-mmpretrain check lint trials bench \
-	gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit ext wheel clean
+.PHONY: help install quickstart test coverage fuzz test-mim test-mmpretrain test-diffusion check lint \
+	trials bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit ext wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -76,6 +78,9 @@ test-mmpretrain: $(LANE)/.installed ## another torch, in .venv-mmpretrain: the o
 	PIP_NO_INDEX=1 $(LANE)/bin/pytest -k "not on_host and not compile_gate" tests/ops tests/layers tests/backbones
 	PIP_NO_INDEX=1 $(LANE)/bin/pytest -m mmpretrain $(shell grep -rl mark.mmpretrain tests)
 
+test-diffusion: $(LANE)/.installed $(DIFFUSION)/.complete ## train and sample with diffusers, in .venv-diffusion
+	PIP_NO_INDEX=1 $(DIFFUSION)/bin/python -m pytest -m diffusers tests/examples
+
 check: lint test ## lint, types, import contract, tests
 
 lint: install
@@ -85,12 +90,15 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion
+TRIALS := $(addprefix trial-,classifier dino upernet mask2former bev motion diffusion)
 
 trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino
 
 trial-classifier: $(LANE)/.installed
 	$(LANE)/bin/python tools/trials.py classifier
+
+trial-diffusion: $(LANE)/.installed $(DIFFUSION)/.complete
+	OMP_NUM_THREADS=1 $(DIFFUSION)/bin/python examples/latent_diffusion/trial.py
 
 trial-%: install
 	$(BIN)/python tools/trials.py $*
@@ -190,6 +198,13 @@ $(DOCS)/.complete: requirements/docs.txt $(VENV)/.complete
 	$(DOCS)/bin/python -m pip install --quiet --no-deps --requirement $<
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
 		> $$($(DOCS)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz-main.pth
+	touch $@
+
+$(DIFFUSION)/.complete: requirements/diffusion.txt $(LANE)/.complete
+	$(PYTHON) -m venv --clear $(DIFFUSION)
+	$(DIFFUSION)/bin/python -m pip install --quiet --no-deps --requirement $<
+	$(LANE)/bin/python -c "import site; print(site.getsitepackages()[0])" \
+		> $$($(DIFFUSION)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz-lane.pth
 	touch $@
 
 # The wheel is built with the torch of .venv: one library serves both.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
-HOSTS = ("mmcv", "mmdet", "mmseg", "mmpretrain", "mmdet3d")
+HOSTS = ("mmcv", "mmdet", "mmseg", "mmpretrain", "mmdet3d", "diffusers")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,136 @@
+"""The pipeline that makes pictures of asked classes, from a U-Net and, for latents, a VAE."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    UNet2DModel,
+)
+from diffusers.utils.torch_utils import randn_tensor
+
+__all__ = ["ClassConditionalPipeline", "load_pipeline"]
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    """Makes pictures of classes with classifier-free guidance.
+
+    Args:
+        unet: Predicts what ``scheduler`` asks for from noisy pictures or latents; the last of its
+            ``num_class_embeds`` classes is "any".
+        scheduler: Removes the noise step by step.
+        vae: Turns latents into pictures; ``None`` if the U-Net works on pixels.
+        class_names: Names of the classes, in the order of their labels.
+
+    Example:
+        >>> pipeline = load_pipeline("work_dirs/mini_dcnv4/pipeline")
+        >>> pipeline(["ring", "cross"], generator=torch.manual_seed(0)).images
+        [<PIL.Image.Image ...>, <PIL.Image.Image ...>]
+    """
+
+    _optional_components = ["vae"]
+    model_cpu_offload_seq = "unet->vae"
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDIMScheduler,
+        vae: AutoencoderKL | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_to_config(class_names=list(class_names))
+
+    def labels(self, classes: Sequence[str | int]) -> list[int]:
+        """Labels of classes given by name or label.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        names = list(self.config.class_names)
+        count = self.unet.config.num_class_embeds - 1
+        found = [names.index(each) if each in names else each for each in classes]
+        if not found or not all(isinstance(each, int) and 0 <= each < count for each in found):
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise ValueError(
+                f"classes must be labels from 0 to {count - 1} or names ({shown}), got {classes}"
+            )
+        return found
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        classes: Sequence[str | int],
+        *,
+        guidance_scale: float = 2.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Makes one picture for each of ``classes``.
+
+        Args:
+            classes: Names or labels, N of them.
+            guidance_scale: 1 takes the class's prediction as it is; more exaggerates what sets it
+                apart from that for any class, at the price of a second evaluation.
+            num_inference_steps: Evaluations for a picture, at least 1.
+            generator: Makes the noise; on the CPU the same for all devices.
+            output_type: ``"pil"``, ``"np"`` (N, H, W, 3) or ``"pt"`` (N, 3, H, W), in [0, 1].
+
+        Returns:
+            The pictures, as ``images``.
+
+        Raises:
+            ValueError: A class is unknown, or a number is out of its range.
+        """
+        if guidance_scale < 1 or num_inference_steps < 1 or output_type not in ("pil", "np", "pt"):
+            raise ValueError(
+                "guidance_scale and num_inference_steps must be at least 1, output_type one of "
+                f"pil, np, pt; got {guidance_scale}, {num_inference_steps}, {output_type!r}"
+            )
+        device, config = self._execution_device, self.unet.config
+        labels = torch.tensor(self.labels(classes), device=device)
+        shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+        sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        for step in self.progress_bar(self.scheduler.timesteps):
+            sample = self.scheduler.step(
+                self._predict(sample, step, labels, guidance_scale), step, sample
+            ).prev_sample
+        if self.vae is not None:
+            latents = sample.to(self.vae.dtype) / self.vae.config.scaling_factor
+            sample = self.vae.decode(latents).sample
+        self.maybe_free_model_hooks()
+        images = (sample.float() / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).cpu().numpy()
+        return ImagePipelineOutput(self.numpy_to_pil(images) if output_type == "pil" else images)
+
+    def _predict(
+        self, sample: torch.Tensor, step: torch.Tensor, labels: torch.Tensor, guidance_scale: float
+    ) -> torch.Tensor:
+        if guidance_scale == 1:
+            return self.unet(sample, step, labels).sample
+        any_class = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+        both = self.unet(torch.cat([sample] * 2), step, torch.cat([labels, any_class])).sample
+        asked, unasked = both.chunk(2)
+        return unasked + guidance_scale * (asked - unasked)
+
+
+def load_pipeline(folder: str | Path) -> ClassConditionalPipeline:
+    """Loads what ``train.py`` has saved; weights from safetensors only.
+
+    Raises:
+        ValueError: The folder holds no such pipeline.
+    """
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(
+            f"{folder} holds no pipeline (no model_index.json): give the folder `pipeline` that "
+            "train.py has saved"
+        )
+    return ClassConditionalPipeline.from_pretrained(folder, use_safetensors=True)

@@ -1,0 +1,148 @@
+"""The settings of a training, read from YAML, and the networks made from them."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dcnv4_unet import DCNv4UNet2DModel
+from diffusers import UNet2DModel
+
+__all__ = ["OPERATORS", "Settings", "Training", "build_unet", "read_settings"]
+
+OPERATORS: dict[str, type[UNet2DModel]] = {"dcnv4": DCNv4UNet2DModel, "convolution": UNet2DModel}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a U-Net is trained.
+
+    Args:
+        steps: Updates of the weights.
+        batch_size: Pictures of an update, on each process.
+        learning_rate: AdamW's, after the warm-up.
+        warmup_steps: Updates in which it rises from 0.
+        schedule: How it goes on, by diffusers' name: ``constant_with_warmup``, ``cosine``, ...
+        weight_decay: AdamW's.
+        label_dropout: Share of pictures whose class is not told, for guidance.
+        ema_decay: The most that the mean of the weights keeps at an update.
+        max_grad_norm: To what a longer gradient is cut.
+        flip: Whether half of the pictures or latents are mirrored.
+        save_every: Updates from one checkpoint to the next.
+        sample_every: Updates from one grid of samples to the next.
+        log_every: Updates from one line of the log to the next.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    schedule: str = "constant_with_warmup"
+    weight_decay: float = 0.0
+    label_dropout: float = 0.1
+    ema_decay: float = 0.9999
+    max_grad_norm: float = 1.0
+    flip: bool = True
+    save_every: int = 10000
+    sample_every: int = 10000
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every", "sample_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+            raise ValueError(
+                "training.learning_rate and training.max_grad_norm must be positive, got "
+                f"{self.learning_rate} and {self.max_grad_norm}"
+            )
+        for name in ("label_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A config.
+
+    Args:
+        unet: Arguments of diffusers' ``UNet2DModel``.
+        scheduler: Arguments of its ``DDIMScheduler``.
+        training: See :class:`Training`.
+        narrow: What the convolutional U-Net has otherwise to be as large as that with DCNv4.
+        vae: Name or folder of the ``AutoencoderKL`` whose latents are learned.
+        guidance_scale: Of the grids of samples.
+    """
+
+    unet: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    training: Training
+    narrow: Mapping[str, Any] = field(default_factory=dict)
+    vae: str | None = None
+    guidance_scale: float = 2.0
+
+
+def read_settings(path: str | Path, changes: Mapping[str, str] | None = None) -> Settings:
+    """Reads a config.
+
+    Args:
+        path: A YAML file with the fields of :class:`Settings`.
+        changes: Fields of ``training`` to set otherwise, values in YAML.
+
+    Raises:
+        ValueError: The file is missing or not YAML, or a field is unknown, missing or of another
+            type.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"the config {path} cannot be read: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("training"), dict):
+        raise ValueError(f"the config {path} must have the parts {_names(Settings)}")
+    found["training"] |= {name: yaml.safe_load(text) for name, text in (changes or {}).items()}
+    try:
+        return _make(Settings, found | {"training": _make(Training, found["training"])})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def build_unet(
+    settings: Settings, operator: str, classes: int, *, narrow: bool = True
+) -> UNet2DModel:
+    """Makes the U-Net for a number of classes, with one label more for "any class".
+
+    Args:
+        settings: A config.
+        operator: ``"dcnv4"`` or ``"convolution"``.
+        classes: Number of classes.
+        narrow: Whether one with convolutions is as large as that with DCNv4, instead of as wide.
+
+    Raises:
+        ValueError: An argument of the config is unknown, or does not fit the others.
+    """
+    arguments = dict(settings.unet)
+    if narrow and operator == "convolution":
+        arguments |= settings.narrow
+    known = inspect.signature(UNet2DModel.__init__).parameters
+    if unknown := sorted(arguments.keys() - known.keys()):
+        raise ValueError(f"unet: unknown: {', '.join(unknown)}")
+    return OPERATORS[operator](**arguments, num_class_embeds=classes + 1)
+
+
+def _names(kind: type) -> str:
+    return ", ".join(each.name for each in fields(kind))
+
+
+def _make(kind: type, found: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass, its numbers and texts of the types that are declared."""
+    if unknown := sorted(found.keys() - {each.name for each in fields(kind)}):
+        raise ValueError(f"unknown: {', '.join(unknown)}; known are {_names(kind)}")
+    for each in fields(kind):
+        if each.name in found and each.type in (int, float, str, bool):
+            value = found[each.name]
+            wanted = (int, float) if each.type is float else each.type
+            if not isinstance(value, wanted) or (isinstance(value, bool) and each.type is not bool):
+                raise ValueError(f"{each.name} must be {each.type.__name__}, got {value!r}")
+    return kind(**found)
