@@ -25,13 +25,15 @@ def rows(config: Path, classes: int = 1000) -> list[str]:
     """Rows of a Markdown table: kind, widths, parameters in millions, GFLOP."""
     settings, found = read_settings(config), []
     for name, (operator, narrow) in KINDS.items():
-        # No memory is taken, nothing is computed: shapes are enough.
-        with FakeTensorMode():
+        # Nothing is initialised or computed: shapes are enough.
+        with torch.device("meta"):
             unet = build_unet(settings, operator, classes, narrow=narrow)
+        unet.to_empty(device="cpu")
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
             sample = torch.empty(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
-            times = labels = torch.zeros(1, dtype=torch.long)
-            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-                unet(sample, times, labels)
+            labels = torch.zeros(1, dtype=torch.long)
+            with sdpa_kernel(SDPBackend.MATH):
+                unet(sample, labels, labels)
         widths = ", ".join(map(str, unet.config.block_out_channels))
         found.append(
             f"| {name} | {widths} | {unet.num_parameters() / 1e6:.1f} M | "

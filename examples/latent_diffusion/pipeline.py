@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import (
@@ -32,7 +33,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         [<PIL.Image.Image ...>, <PIL.Image.Image ...>]
     """
 
-    _optional_components = ["vae"]
+    _optional_components: ClassVar[list[str]] = ["vae"]
     model_cpu_offload_seq = "unet->vae"
 
     def __init__(
