@@ -24,7 +24,7 @@ def outline(name: str, centre: np.ndarray, radius: float, angle: float) -> np.nd
     mask = np.zeros((SIDE * FINER, SIDE * FINER), np.uint8)
     middle = tuple(int(value) for value in centre * FINER)
     if name == "ring":
-        cv2.circle(mask, middle, int(0.8 * radius * FINER), 255, int(0.4 * radius * FINER))
+        cv2.circle(mask, middle, int(0.75 * radius * FINER), 255, int(0.4 * radius * FINER))
     elif name == "cross":
         for turn in (angle, angle + np.pi / 2):
             step = 0.9 * radius * np.array([np.cos(turn), np.sin(turn)])
