@@ -32,6 +32,7 @@ class Training:
         flip: Whether half of the pictures or latents are mirrored.
         save_every: Updates from one checkpoint to the next.
         sample_every: Updates from one grid of samples to the next.
+        sample_steps: Evaluations for a sample of these.
         log_every: Updates from one line of the log to the next.
     """
 
@@ -47,10 +48,18 @@ class Training:
     flip: bool = True
     save_every: int = 10000
     sample_every: int = 10000
+    sample_steps: int = 50
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "sample_every", "log_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "save_every",
+            "sample_every",
+            "sample_steps",
+            "log_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:

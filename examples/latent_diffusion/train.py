@@ -31,19 +31,8 @@ from tqdm.auto import tqdm
 
 # Pictures of a row in the grids of samples.
 COLUMNS = 8
-
-
-class Progress:
-    """Number of updates done, as accelerate saves it."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step = state["step"]
+# What a checkpoint holds beside accelerate's files.
+PROGRESS = "progress.pt"
 
 
 class Trainer:
@@ -101,9 +90,15 @@ class Trainer:
         )
         self.ema = EMAModel(unet.parameters(), plan.ema_decay, foreach=True)
         self.ema.to(self.accelerator.device)
-        self.progress = Progress()
+        self.step = 0
         loader = DataLoader(
-            dataset, plan.batch_size, shuffle=True, drop_last=True, num_workers=workers
+            dataset,
+            plan.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            # A further epoch takes no number from the generator of the noise.
+            generator=torch.Generator().manual_seed(seed),
         )
         if len(loader) < self.accelerator.num_processes:
             raise ValueError(
@@ -111,7 +106,6 @@ class Trainer:
                 f"{self.accelerator.num_processes} processes, got {len(dataset)} pictures"
             )
         self.unet, self.optimizer, self.loader = self.accelerator.prepare(unet, optimizer, loader)
-        self.accelerator.register_for_checkpointing(self.rate, self.ema, self.progress)
 
     def loss(self, sample: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error of what the U-Net predicts for noisy pictures or latents."""
@@ -133,7 +127,7 @@ class Trainer:
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The rest of the epoch that is under way, then further ones."""
-        epoch, done = divmod(self.progress.step, len(self.loader))
+        epoch, done = divmod(self.step, len(self.loader))
         while True:
             self.loader.set_epoch(epoch)
             yield from self.accelerator.skip_first_batches(self.loader, done)
@@ -142,20 +136,19 @@ class Trainer:
     def train(self) -> None:
         """Does the updates that are missing."""
         plan, main = self.settings.training, self.accelerator.is_main_process
-        bar = tqdm(total=plan.steps, initial=self.progress.step, disable=not main)
+        bar = tqdm(total=plan.steps, initial=self.step, disable=not main)
         total, since, start = torch.zeros((), device=self.accelerator.device), 0, time.time()
         for sample, labels in self.batches():
-            if self.progress.step >= plan.steps:
+            if self.step >= plan.steps:
                 break
-            with self.accelerator.autocast():
-                loss = self.loss(sample, labels)
+            loss = self.loss(sample, labels)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.unet.parameters(), plan.max_grad_norm)
             self.optimizer.step()
             self.rate.step()
             self.optimizer.zero_grad()
             self.ema.step(self.unet.parameters())
-            self.progress.step = step = self.progress.step + 1
+            self.step = step = self.step + 1
             total, since = total + loss.detach(), since + 1
             bar.update()
             if step % plan.log_every == 0 or step == plan.steps:
@@ -189,8 +182,15 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint, then removes the one before."""
-        name = f"checkpoint-{self.progress.step:08d}"
-        whole(self.out_dir / name, self.accelerator.save_state, self.accelerator)
+        name = f"checkpoint-{self.step:08d}"
+
+        def write(folder: Path) -> None:
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                state = {"step": self.step, "ema": self.ema.state_dict()}
+                torch.save({**state, "rate": self.rate.state_dict()}, folder / PROGRESS)
+
+        self.whole(self.out_dir / name, write)
         if self.accelerator.is_main_process:
             for old in self.out_dir.glob("checkpoint-*"):
                 if old.name != name:
@@ -200,14 +200,45 @@ class Trainer:
         """Goes on from the last checkpoint, if there is one."""
         # Only whole ones match.
         if found := sorted(self.out_dir.glob("checkpoint-" + "[0-9]" * 8)):
+            # Not by accelerate, which would unpickle anything.
+            state = torch.load(found[-1] / PROGRESS, map_location="cpu", weights_only=True)
             self.accelerator.load_state(str(found[-1]))
+            self.step = state["step"]
+            self.rate.load_state_dict(state["rate"])
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
 
     def averaged(self) -> ClassConditionalPipeline:
         """The pipeline of the averaged weights."""
         trained: UNet2DModel = self.accelerator.unwrap_model(self.unet)
-        unet = type(trained).from_config(trained.config).to(self.accelerator.device)
+        # The noise of the next update must not depend on whether this was called.
+        with torch.random.fork_rng(devices=()):
+            unet = type(trained).from_config(trained.config).to(self.accelerator.device)
         self.ema.copy_to(unet.parameters())
         return ClassConditionalPipeline(unet.eval(), self.scheduler, self.vae, self.classes)
+
+    def finish(self) -> None:
+        """Writes the pipeline of the averaged weights."""
+
+        def write(folder: Path) -> None:
+            if self.accelerator.is_main_process:
+                self.averaged().save_pretrained(folder)
+
+        self.whole(self.out_dir / "pipeline", write)
+        self.accelerator.end_training()
+
+    def whole(self, folder: Path, write: Callable[[Path], None]) -> None:
+        """Makes a folder that appears under its name only when it is complete."""
+        partial, accelerator = folder.with_name(f".{folder.name}.part"), self.accelerator
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        write(partial)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        accelerator.wait_for_everyone()
 
     def draw(self, step: int) -> None:
         """Writes a grid of samples, the classes by turns."""
@@ -217,7 +248,7 @@ class Trainer:
         images = pipeline(
             labels,
             guidance_scale=self.settings.guidance_scale,
-            num_inference_steps=25,
+            num_inference_steps=self.settings.training.sample_steps,
             generator=torch.Generator().manual_seed(0),
         ).images
         path = self.out_dir / "samples" / f"{step:08d}.png"
@@ -225,19 +256,6 @@ class Trainer:
         partial = path.with_suffix(".part.png")
         make_image_grid(images, rows=4, cols=COLUMNS).save(partial)
         partial.replace(path)
-
-
-def whole(folder: Path, write: Callable[[str], object], accelerator: Accelerator) -> None:
-    """Makes a folder that appears under its name only when it is complete."""
-    partial = folder.with_name(f".{folder.name}.part")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    write(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
 
 
 def parse_args() -> argparse.Namespace:
@@ -278,12 +296,9 @@ def main() -> None:
         args.out_dir.mkdir(parents=True, exist_ok=True)
         trainer.resume()
         trainer.train()
+        trainer.finish()
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
-    if trainer.accelerator.is_main_process:
-        pipeline = trainer.averaged()
-        whole(args.out_dir / "pipeline", pipeline.save_pretrained, trainer.accelerator)
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ CONFIG = HERE / "configs" / "mini.yaml"
 # The least share of samples that must be of the asked class; by chance it is 0.25.
 TARGET = 0.8
 MINUTES = 20
-QUICK = ("steps=4", "save_every=2", "sample_every=4", "log_every=1", "warmup_steps=1")
+QUICK = ("steps=4", "save_every=2", "sample_steps=1", "log_every=1", "warmup_steps=1")
 
 
 @dataclass(frozen=True)

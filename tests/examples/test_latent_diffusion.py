@@ -26,7 +26,14 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "latent_diffusion"
 MINI_SHAPES = ROOT / "tools" / "data" / "mini_shapes.py"
 MINI, LARGE = (EXAMPLE / "configs" / name for name in ("mini.yaml", "imagenet-256.yaml"))
-FEW = ("batch_size=4", "save_every=2", "sample_every=100", "log_every=1", "warmup_steps=1")
+FEW = (
+    "batch_size=4",
+    "save_every=2",
+    "sample_every=3",
+    "sample_steps=1",
+    "log_every=1",
+    "warmup_steps=1",
+)
 
 # The example's modules are found beside its programs, by name.
 sys.path.insert(0, str(EXAMPLE))
@@ -171,7 +178,6 @@ def test_two_processes_train_and_save(trained):
 def test_a_resumed_training_ends_as_an_uninterrupted_one(run_example, shapes, tmp_path):
     def train(folder, steps, *more):
         arguments = (MINI, shapes / "train", "--out-dir", tmp_path / folder, *more)
-        # One that draws samples consumes no random number of the training.
         run = run_example("train.py", *arguments, "--set", f"steps={steps}", *FEW)
         assert run[1] is None
         return load_file(next((tmp_path / folder / "pipeline" / "unet").glob("*.safetensors")))
