@@ -197,16 +197,27 @@ class Trainer:
                     shutil.rmtree(old)
 
     def resume(self) -> None:
-        """Goes on from the last checkpoint, if there is one."""
+        """Goes on from the last checkpoint, if there is one.
+
+        Raises:
+            ValueError: It is damaged, or of another network.
+        """
         # Only whole ones match.
-        if found := sorted(self.out_dir.glob("checkpoint-" + "[0-9]" * 8)):
+        found = sorted(self.out_dir.glob("checkpoint-" + "[0-9]" * 8))
+        if not found:
+            return
+        try:
             # Not by accelerate, which would unpickle anything.
             state = torch.load(found[-1] / PROGRESS, map_location="cpu", weights_only=True)
             self.accelerator.load_state(str(found[-1]))
-            self.step = state["step"]
             self.rate.load_state_dict(state["rate"])
             self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.accelerator.device)
+            self.step = state["step"]
+        except Exception as error:
+            raise ValueError(
+                f"{found[-1]} is damaged, or of another network than the config's: {error}"
+            ) from error
+        self.ema.to(self.accelerator.device)
 
     def averaged(self) -> ClassConditionalPipeline:
         """The pipeline of the averaged weights."""

@@ -190,6 +190,12 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(run_example, shapes, tm
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=0, msg=name)
 
 
+def test_a_checkpoint_of_another_network_is_refused(run_example, trained, shapes):
+    arguments = (MINI, shapes / "train", "--out-dir", trained, "--resume")
+    _, message = run_example("train.py", *arguments, "--operator", "convolution")
+    assert "checkpoint-00000004 is damaged, or of another network" in message
+
+
 def test_samples_follow_from_their_number_alone(run_example, trained, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     few = ("--steps", "2", "--device", "cpu")
