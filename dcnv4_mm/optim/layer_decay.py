@@ -150,8 +150,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         group = {"name": name, "params": [], "lr": self.base_lr * scale, "lr_scale": scale}
         if not decays:
             group["weight_decay"] = 0.0
-        elif self.base_wd is not None:
-            group["weight_decay"] = self.base_wd
         return group
 
 

@@ -152,6 +152,12 @@ def test_offset_layers_have_their_own_factor():
     assert all(scales[name] == pytest.approx(0.25) for name in slow)
 
 
+def test_offset_layers_may_stand_still():
+    scales = scales_of(Model(), offset_lr_scale=0.0)
+    assert scales["backbone.levels.0.blocks.0.dcn.offset_mask.weight"] == 0
+    assert scales["neck.weight"] == 1
+
+
 def test_offset_layers_may_be_those_of_the_backbone_alone():
     scales = scales_of(Model(), offset_lr_scale=0.25, offset_prefix="backbone.")
     slow = {name for name, scale in scales.items() if scale != 1}
@@ -186,7 +192,8 @@ def test_classification_recipe():
 
 
 def test_names_of_the_first_layer_can_be_chosen():
-    scales = scales_of(Model(), layer_decay_rate=0.5, first_layer_names=["neck.w"])
+    names = ["neck.w", "nowhere"]
+    scales = scales_of(Model(), layer_decay_rate=0.5, first_layer_names=names)
     assert scales["neck.weight"] == pytest.approx(0.5 ** (LAYERS - 1))
     assert scales["neck.bias"] == scales["level_embeds"] == 1
 
@@ -246,7 +253,7 @@ def test_a_step_moves_the_parameters():
         ({"layer_decay_rate": 1.5}, "above 0 and at most 1, got 1.5"),
         ({"offset_lr_scale": -1.0}, "at least 0"),
         ({"num_layers": 30}, r"unknown options \['num_layers'\].*asked of the backbone"),
-        ({"norm_decay_mult": 0.0}, "unknown options"),
+        (dict.fromkeys("dacb"), r"unknown options \['a', 'b', 'c', 'd'\]"),
         ({"custom_keys": {"neck": {"decay_mult": 0.0}}}, "takes lr_mult alone"),
         ({"recipe": "detection"}, 'recipe must be "dense" or "classification", got .detection'),
         ({"lr": None}, "needs an lr"),
