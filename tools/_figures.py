@@ -109,6 +109,7 @@ def picture_grid(folder: Path, path: Path, *, count: int = 12, columns: int = 3)
     if not painted:
         raise FileNotFoundError(f"no painted pictures below {folder}")
     pictures = [cv2.imread(str(p)) for p in painted]
+    columns = min(columns, len(pictures))
     height, width = (max(p.shape[axis] for p in pictures) + 8 for axis in (0, 1))
     rows = -(-len(pictures) // columns)
     grid = np.full((rows * height, columns * width, 3), 255, np.uint8)
