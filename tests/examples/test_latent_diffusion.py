@@ -80,6 +80,8 @@ def trained(shapes, tmp_path_factory):
     command += [EXAMPLE / "train.py", MINI, shapes / "train", "--out-dir", folder]
     result = subprocess.run(
         [*map(str, command), "--set", "steps=4", *FEW],
+        # Elsewhere than in the sources, which -m would put in front of the installed package.
+        cwd=folder.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -137,7 +139,8 @@ def test_the_convolutional_twin_has_as_many_parameters(config):
             configs.build_unet(settings, operator, 4).num_parameters()
             for operator in configs.OPERATORS
         )
-    assert second == pytest.approx(first, rel=0.015)
+    # Widths are multiples of the norm's groups.
+    assert second == pytest.approx(first, rel=0.02)
 
 
 def test_the_table_of_the_large_config():
