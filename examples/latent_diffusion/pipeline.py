@@ -1,10 +1,12 @@
 """The pipeline that makes pictures of asked classes, from a U-Net and, for latents, a VAE."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from dcnv4_unet import DCNv4UNet2DModel
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -129,9 +131,21 @@ def load_pipeline(folder: str | Path) -> ClassConditionalPipeline:
     Raises:
         ValueError: The folder holds no such pipeline.
     """
-    if not (Path(folder) / "model_index.json").is_file():
+    folder = Path(folder)
+    # diffusers would import whatever module the file names.
+    kinds = {kind.__name__: kind for kind in (UNet2DModel, DCNv4UNet2DModel)}
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        kind, classes = kinds[index["unet"][1]], index["class_names"]
+        has_vae = index["vae"][0] is not None
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{folder} holds no pipeline (no model_index.json): give the folder `pipeline` that "
-            "train.py has saved"
-        )
-    return ClassConditionalPipeline.from_pretrained(folder, use_safetensors=True)
+            f"{folder} holds no pipeline of train.py ({type(error).__name__}: {error}): give the "
+            "folder `pipeline` that it has saved"
+        ) from error
+    return ClassConditionalPipeline(
+        kind.from_pretrained(folder / "unet", use_safetensors=True),
+        DDIMScheduler.from_pretrained(folder / "scheduler"),
+        AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True) if has_vae else None,
+        classes,
+    )
