@@ -52,7 +52,7 @@ def encode(
             labels.append(classes)
         partial = path.with_suffix(".part")
         save_file(
-            {"latents": torch.cat(found), "labels": torch.cat(labels)},
+            {"latents": torch.cat(found).contiguous(), "labels": torch.cat(labels)},
             partial,
             metadata={"classes": "\n".join(pictures.classes)},
         )
