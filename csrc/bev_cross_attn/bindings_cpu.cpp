@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "bev_cross_attn/cpu.h"
+#include "bev_cross_attn/cpu_order.h"
 #include "bev_cross_attn/operators.h"
 #include "common/cpu_bindings.h"
 #include "common/cpu_isa.h"
@@ -27,11 +28,12 @@ double item_nanoseconds(const Params& p) {
 
 // Divides the queries among threads; each of them is computed by one.
 void for_queries(const Params& p, const cpu::Kernels& kernels,
-                 void (*kernel)(const Params&, int64_t, int64_t, void*)) {
+                 void (*kernel)(const Params&, const int64_t*, int64_t, void*)) {
+  const std::vector<int64_t> rows = rows_by_place(p);
   const int64_t grain = worth_a_thread(p.heads * item_nanoseconds(p));
-  torch::stable::parallel_for(0, p.batch * p.queries, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, rows.size(), grain, [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(kernels.scratch_bytes(p));
-    kernel(p, begin, end, scratch.get());
+    kernel(p, rows.data() + begin, end - begin, scratch.get());
   });
 }
 

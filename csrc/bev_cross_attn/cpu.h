@@ -20,10 +20,10 @@ struct Slab {
 // Kernels for one pair of storage types. `scratch` has at least scratch_bytes(params).
 struct Kernels {
   size_t (*scratch_bytes)(const Params& params);
-  // Computes the outputs of the queries [begin, end) of the flattened (B, Q).
-  void (*forward)(const Params& params, int64_t begin, int64_t end, void* scratch);
-  // Computes grad_locations and grad_weights of the queries [begin, end), likewise.
-  void (*backward_points)(const Params& params, int64_t begin, int64_t end, void* scratch);
+  // Computes the outputs of `count` rows of the flattened (B, Q), in any order.
+  void (*forward)(const Params& params, const int64_t* rows, int64_t count, void* scratch);
+  // Computes grad_locations and grad_weights of the rows, likewise.
+  void (*backward_points)(const Params& params, const int64_t* rows, int64_t count, void* scratch);
   // Computes a part of grad_value. `sums` is null, or memory of the arithmetic's type for the
   // slab; it is needed where the storage type is narrower.
   void (*backward_value)(const Params& params, const Slab& slab, void* sums, void* scratch);

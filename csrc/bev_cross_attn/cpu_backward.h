@@ -8,14 +8,14 @@ namespace dcnv4_mm::bev_cross_attn::cpu {
 namespace {
 
 template <typename Storage, typename Points>
-void backward_points(const Params& p, int64_t begin, int64_t end, void* scratch) {
+void backward_points(const Params& p, const int64_t* rows, int64_t count, void* scratch) {
   using Real = RealOf<Storage>;
   const Block<Real> block(p, scratch);
   const Storage* value = static_cast<const Storage*>(p.value);
   const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
 
   Hits hits{};
-  for (Items item(p, begin, 0, p.heads); item.row < end; item.next()) {
+  for_items(p, rows, count, [&](const Items& item) DCNV4_MM_INLINE_LAMBDA {
     if (item.head == 0) hits = find_hits(p, item, 0, p.cameras, block);
     Points* grad_offsets =
         static_cast<Points*>(p.grad_locations) + item.index() * p.grad_location_pitch;
@@ -23,7 +23,7 @@ void backward_points(const Params& p, int64_t begin, int64_t end, void* scratch)
     if (hits.all == 0) {
       __builtin_memset(grad_offsets, 0, 2 * block.points * sizeof(Points));
       __builtin_memset(grad_logits, 0, block.points * sizeof(Points));
-      continue;
+      return;
     }
     read_points<Points>(p, item, block);
     locate_samples(p, hits, block);
@@ -40,7 +40,7 @@ void backward_points(const Params& p, int64_t begin, int64_t end, void* scratch)
     flash_deform_attn::cpu::differentiate_softmax(block.points, block.shares, block.grad_shares);
     copy(block.grad_offsets, 2 * block.points, grad_offsets);
     copy(block.grad_shares, block.points, grad_logits);
-  }
+  });
 }
 
 // Adds all gradients of a slab to `sums`, which starts at its first pixel.

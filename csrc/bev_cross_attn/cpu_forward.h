@@ -8,19 +8,19 @@ namespace dcnv4_mm::bev_cross_attn::cpu {
 namespace {
 
 template <typename Storage, typename Points>
-void forward(const Params& p, int64_t begin, int64_t end, void* scratch) {
+void forward(const Params& p, const int64_t* rows, int64_t count, void* scratch) {
   using Real = RealOf<Storage>;
   const Block<Real> block(p, scratch);
   const Storage* value = static_cast<const Storage*>(p.value);
   Storage* output = static_cast<Storage*>(p.output);
 
   Hits hits{};
-  for (Items item(p, begin, 0, p.heads); item.row < end; item.next()) {
+  for_items(p, rows, count, [&](const Items& item) DCNV4_MM_INLINE_LAMBDA {
     if (item.head == 0) hits = find_hits(p, item, 0, p.cameras, block);
     Storage* result = output + item.index() * p.channels;
     if (hits.all == 0) {
       __builtin_memset(result, 0, p.channels * sizeof(Storage));
-      continue;
+      return;
     }
     read_points<Points>(p, item, block);
     locate_samples(p, hits, block);
@@ -30,7 +30,7 @@ void forward(const Params& p, int64_t begin, int64_t end, void* scratch) {
       sum_samples<decltype(chunk)>(block, 0, hits.listed * block.points, image + channel,
                                    p.value_pitches.row, result + channel);
     });
-  }
+  });
 }
 
 }  // namespace

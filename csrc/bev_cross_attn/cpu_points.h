@@ -78,6 +78,15 @@ struct Block : Samples<Real> {
   }
 };
 
+// Calls function(item) for all heads of the given rows of the flattened (B, Q).
+template <typename Function>
+DCNV4_MM_INLINE void for_items(const Params& p, const int64_t* rows, int64_t count,
+                               Function&& function) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (Items item(p, rows[i], 0, p.heads); item.row == rows[i]; item.next()) function(item);
+  }
+}
+
 // How many cameras see a query.
 struct Hits {
   int64_t all;

@@ -108,17 +108,35 @@ def test_logits_that_are_not_finite(dtypes):
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=IDS)
 @pytest.mark.parametrize("position", [math.nan, math.inf, -math.inf, 1e30, -1e30])
-def test_points_outside_count_for_nothing(position, dtypes):
+@pytest.mark.parametrize("point", [0, 1])
+def test_points_outside_count_for_nothing(point, position, dtypes):
     problem = make_problem(pillar=2, dtypes=dtypes)
-    problem.references[..., 1, 0] = position
+    problem.references[..., point, 0] = position
     output, grad_value, grad_points = run_kernels(problem)
     assert output.isfinite().all()
     assert grad_value.isfinite().all()
     assert grad_points.isfinite().all()
     # Every second point goes out from there: no gradient by its offset.
     grad_offsets = problem._replace(offsets_logits=grad_points).points()[0]
-    assert not grad_offsets[..., 1::2, :].any()
-    assert grad_offsets[..., ::2, :].any()
+    assert not grad_offsets[..., point::2, :].any()
+    assert grad_offsets[..., 1 - point :: 2, :].any()
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=IDS)
+def test_queries_may_be_in_any_order(dtypes):
+    # The kernels take them by where they look; a bit that changes would show through.
+    problem = make_problem(cameras=3, queries=300, density=0.4, dtypes=dtypes)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    shuffled = problem._replace(
+        offsets_logits=problem.offsets_logits[:, order],
+        references=problem.references[:, :, order],
+        hits=problem.hits[:, :, order],
+        grad_output=problem.grad_output[:, order],
+    )
+    output, _, grad_points = run_kernels(problem)
+    shuffled_output, _, shuffled_grad_points = run_kernels(shuffled)
+    assert torch.equal(shuffled_output, output[:, order])
+    assert torch.equal(shuffled_grad_points, grad_points[:, order])
 
 
 def in_slice(tensor):

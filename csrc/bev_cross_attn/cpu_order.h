@@ -1,0 +1,57 @@
+// The order in which the CPU kernels take the queries: those that look at the same part of a
+// camera's picture one after the other. Row by row over the ground, queries would come back to a
+// part long after the cache has lost it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "bev_cross_attn/params.h"
+
+namespace dcnv4_mm::bev_cross_attn {
+namespace {
+
+// Parts of a picture, from left to right: the points of a pillar lie above each other.
+constexpr int64_t kSectors = 64;
+
+// Where a query looks, among cameras * kSectors + 1 places: into the first camera that sees it,
+// where its pillar's first point is. The last place is for queries that no camera sees.
+template <typename Real>
+int64_t place_of(const Params& p, int64_t sample, int64_t query) {
+  const auto at = [&](const CameraPitches& pitches, int64_t camera) {
+    return sample * pitches.sample + camera * pitches.camera + query * pitches.query;
+  };
+  int64_t camera = 0;
+  while (camera < p.cameras && !p.hits[at(p.hit_pitches, camera)]) ++camera;
+  if (camera == p.cameras) return camera * kSectors;
+  const Real x = static_cast<const Real*>(p.references)[at(p.reference_pitches, camera)];
+  const int64_t sector = !(x > 0) ? 0 : x < 1 ? static_cast<int64_t>(x * kSectors) : kSectors - 1;
+  return camera * kSectors + sector;
+}
+
+// The rows of the flattened (B, Q): sample by sample, place by place.
+template <typename Real>
+std::vector<int64_t> rows_by_place(const Params& p) {
+  std::vector<int64_t> rows(p.batch * p.queries), places(p.queries);
+  for (int64_t sample = 0; sample < p.batch; ++sample) {
+    // Where the rows of each place begin.
+    std::vector<int64_t> next(p.cameras * kSectors + 2);
+    for (int64_t query = 0; query < p.queries; ++query) {
+      places[query] = place_of<Real>(p, sample, query);
+      ++next[places[query] + 1];
+    }
+    next[0] = sample * p.queries;
+    for (size_t place = 1; place < next.size(); ++place) next[place] += next[place - 1];
+    for (int64_t query = 0; query < p.queries; ++query) {
+      rows[next[places[query]]++] = sample * p.queries + query;
+    }
+  }
+  return rows;
+}
+
+std::vector<int64_t> rows_by_place(const Params& p) {
+  return p.dtype == DType::kFloat64 ? rows_by_place<double>(p) : rows_by_place<float>(p);
+}
+
+}  // namespace
+}  // namespace dcnv4_mm::bev_cross_attn
