@@ -114,9 +114,9 @@ def project_points(
     )
     nearest = depth.clamp(min=_MIN_DEPTH)
     height, width = image_size
-    position = torch.stack((u / nearest / width, v / nearest / height), dim=-1)
-    inside = ((position > 0) & (position < 1)).all(-1)
-    return position, inside & (depth > _MIN_DEPTH)
+    x, y = u / nearest / width, v / nearest / height
+    inside = (x > 0) & (x < 1) & (y > 0) & (y < 1) & (depth > _MIN_DEPTH)
+    return torch.stack((x, y), dim=-1), inside
 
 
 def ego_motion(

@@ -7,6 +7,7 @@ from bev_samples import RANGE, pyramid, surround_cameras
 pytestmark = pytest.mark.mmdet
 
 pytest.importorskip("mmcv", reason="mmcv is not installed")
+from dcnv4_mm.bev.layers import encoder as encoder_module
 from dcnv4_mm.bev.layers import reference
 from dcnv4_mm.bev.layers.attention import BEVSelfAttention, DeformableSampling, find_hits
 from dcnv4_mm.bev.layers.decoder import ObjectDecoderLayer
@@ -82,6 +83,21 @@ def test_a_batch_is_its_samples():
         torch.testing.assert_close(together[index], encoder(**alone)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_queries_go_part_by_part_where_no_gradient_is_kept(batch, monkeypatch):
+    encoder, sample = small_encoder().double(), inputs(batch)
+    sample = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in sample.items()}
+    expected = encoder(**sample)
+    # Of the 480 queries, the last part is smaller.
+    monkeypatch.setattr(encoder_module, "_CPU_QUERIES", 200 * batch)
+    lengths = []
+    encoder.layers[0].norms[1].register_forward_hook(lambda *a: lengths.append(a[2].shape[1]))
+    with torch.no_grad():
+        output = encoder(**sample)
+    assert lengths == [200, 200, 80]
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+
+
 def test_recomputation_changes_nothing():
     sample = inputs(1)
     encoder, frugal = small_encoder(), small_encoder(with_cp=True)
@@ -107,7 +123,8 @@ def test_a_query_that_no_camera_sees_gets_the_bias():
     attention = encoder.layers[0].attentions[1].eval()
     behind = torch.full((1, 6, 480, 4, 2), 2.0)
     hits = find_hits(behind, torch.zeros(1, 6, 480, 4, dtype=torch.bool))
-    output = attention(sample["bev"], maps=sample["maps"], shapes=sample["map_shapes"], hits=hits)
+    value, shapes = attention.value(sample["maps"]), sample["map_shapes"]
+    output = attention(sample["bev"], value=value, shapes=shapes, hits=hits)
     torch.testing.assert_close(output, sample["bev"] + attention.output_proj.bias)
 
 

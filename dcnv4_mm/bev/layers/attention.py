@@ -39,6 +39,10 @@ class CameraHits:
     seen: Tensor
     references: Tensor
 
+    def of(self, queries: slice) -> "CameraHits":
+        """Those of some queries."""
+        return CameraHits(self.seen[:, :, queries], self.references[:, :, queries])
+
 
 def find_hits(references: Tensor, inside: Tensor) -> CameraHits:
     """Finds the queries that each camera sees: those with any pillar point in its picture.
@@ -119,13 +123,18 @@ class DeformableSampling(nn.Module):
 
 
 def _locations(references: Tensor, offsets: Tensor, shapes: _Shapes) -> Tensor:
-    """Adds offsets (..., R, P, 2) in pixels to references that broadcast with them."""
+    """Adds offsets (..., R, P, 2) in pixels to references (..., 2) that broadcast with them."""
     # In float32 at least, whatever autocast made of the offsets.
     dtype = torch.promote_types(references.dtype, offsets.dtype)
-    per_pixel = torch.tensor(
-        [[1 / width, 1 / height] for height, width in shapes], dtype=dtype, device=offsets.device
+    maps, points = offsets.shape[-3:-1]
+    per_pixel = [[1 / width, 1 / height] * points for height, width in shapes]
+    # In rows of numbers, not pairs: a sum over broadcast pairs takes four times as long.
+    locations = torch.addcmul(
+        torch.cat([references.to(dtype)] * (maps * points), dim=-1),
+        offsets.to(dtype).flatten(-3),
+        torch.tensor(per_pixel, dtype=dtype, device=offsets.device).flatten(),
     )
-    return torch.addcmul(references.to(dtype), offsets.to(dtype), per_pixel[:, None])
+    return locations.unflatten(-1, (maps, points, 2))
 
 
 class BEVSelfAttention(DeformableSampling):
@@ -160,14 +169,21 @@ class BEVSelfAttention(DeformableSampling):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, bev: Tensor, *, position: Tensor, references: Tensor, shape: tuple[int, int]
+        self,
+        bev: Tensor,
+        *,
+        position: Tensor,
+        references: Tensor,
+        value: Tensor,
+        shape: tuple[int, int],
     ) -> Tensor:
         """Applies the layer, with its residual connection.
 
         Args:
-            bev: (B, Q, C).
+            bev: (B, Q, C), all cells of the grid or some.
             position: Positional encoding, (B, Q, C).
             references: (Q, 2), the cells' centres as fractions of the grid.
+            value: What :meth:`value` makes of all cells.
             shape: (H, W) of the grid.
 
         Returns:
@@ -178,13 +194,12 @@ class BEVSelfAttention(DeformableSampling):
         of_bev, of_sum = weight.chunk(2, dim=1)
         packed = F.linear(bev, of_bev + of_sum, bias) + F.linear(position, of_sum)
         offsets, logits = self.unpack(packed.unflatten(-1, (self.num_heads, -1)))
-        weights = logits.softmax(-1) / self.num_queues
+        # Over a short axis a softmax is fast where the axis is not the last one in memory.
+        weights = logits.movedim(-1, 0).softmax(0).movedim(0, -1) / self.num_queues
         # The entries of the queue become points of one map: [B, Q, G, 1, 2 * P, ...].
-        locations = _locations(
-            references[:, None, None, None], offsets.flatten(3, 4).unsqueeze(3), [shape]
-        )
+        locations = _locations(references[:, None], offsets.flatten(3, 4).unsqueeze(3), [shape])
         weights = weights.flatten(3, 4).unsqueeze(3)
-        output = ms_deform_attn(self.value(bev), [shape], locations, weights)
+        output = ms_deform_attn(value, [shape], locations, weights)
         return bev + self.dropout(self.output_proj(output))
 
 
@@ -226,12 +241,16 @@ class SpatialCrossAttention(nn.Module):
         self.output_proj = _output_proj(embed_dims)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, bev: Tensor, *, maps: Tensor, shapes: _Shapes, hits: CameraHits) -> Tensor:
+    def value(self, maps: Tensor) -> Tensor:
+        """The cameras' pyramids, level after level, (B, N, S, C), as :meth:`forward` takes them."""
+        return self.deformable_attention.value(maps)
+
+    def forward(self, bev: Tensor, *, value: Tensor, shapes: _Shapes, hits: CameraHits) -> Tensor:
         """Applies the layer, with its residual connection.
 
         Args:
             bev: (B, Q, C).
-            maps: The cameras' pyramids, level after level, (B, N, S, C).
+            value: What :meth:`value` makes of the cameras' pyramids.
             shapes: (H, W) of each level.
             hits: Which queries each camera sees.
 
@@ -240,7 +259,7 @@ class SpatialCrossAttention(nn.Module):
         """
         sampling = self.deformable_attention
         output = bev_cross_attn(
-            sampling.value(maps),
+            value,
             shapes,
             sampling.predict_packed(bev),
             hits.references,
@@ -295,7 +314,7 @@ class BEVCrossAttention(DeformableSampling):
             (B, Q, C).
         """
         offsets, logits = self.unpack(self.predict_packed(query + position))
-        locations = _locations(references[:, :, None, None, None], offsets, [shape])
+        locations = _locations(references[:, :, None], offsets, [shape])
         output = ms_deform_attn(self.value(bev), [shape], locations, logits.softmax(-1))
         return query + self.dropout(self.output_proj(output))
 

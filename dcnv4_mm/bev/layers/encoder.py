@@ -19,6 +19,10 @@ __all__ = ["BEVEncoder", "BEVEncoderLayer"]
 
 _Shape = tuple[int, int]
 
+# Without gradients, so many queries go through a layer at a time on a CPU: large tensors would have
+# to be asked of the system anew, page by page, and would come from memory instead of a cache.
+_CPU_QUERIES = 10000
+
 
 class BEVEncoderLayer(nn.Module):
     """Attends to the BEV, then to the cameras, then applies a feed-forward network; norms last.
@@ -70,9 +74,26 @@ class BEVEncoderLayer(nn.Module):
     ) -> Tensor:
         """Applies the layer; see the two attentions for the arguments."""
         look_around, look_at_cameras = self.attentions
-        bev = self.norms[0](look_around(bev, position=position, references=references, shape=shape))
-        bev = self.norms[1](look_at_cameras(bev, maps=maps, shapes=map_shapes, hits=hits))
-        return self.norms[2](self.ffns[0](bev))
+        cells, pixels = look_around.value(bev), look_at_cameras.value(maps)
+
+        def attend(queries: slice) -> Tensor:
+            some = look_around(
+                bev[:, queries],
+                position=position[:, queries],
+                references=references[queries],
+                value=cells,
+                shape=shape,
+            )
+            some = look_at_cameras(
+                self.norms[0](some), value=pixels, shapes=map_shapes, hits=hits.of(queries)
+            )
+            return self.norms[2](self.ffns[0](self.norms[1](some)))
+
+        batch, count = bev.shape[:2]
+        if torch.is_grad_enabled() or bev.device.type != "cpu":
+            return attend(slice(count))
+        size = max(1, _CPU_QUERIES // batch)
+        return torch.cat([attend(slice(i, i + size)) for i in range(0, count, size)], dim=1)
 
 
 class BEVEncoder(nn.Module):
