@@ -1,117 +1,195 @@
 """One layer of BEVFormerV2's encoder: fused attention to the cameras, against lists of hits.
 
-    python benchmarks/bev_cross_attn.py --threads 2
+    python benchmarks/bev_cross_attn.py
 
-The contender does the same with ``ms_deform_attn``: offsets are predicted once per query, then each
-camera samples for the list of queries that it sees. The rest of the layer is the same for both.
-Times are of the forward in inference, and of forward and backward. Memory is what the forward keeps
-for the backward pass beside its inputs and parameters, as autograd counts it and as the process
-grows, in relation to the plain path of ``dcnv4_mm/bev/layers/reference.py``.
+The contender is the layer as it was without the operator, with ``ms_deform_attn``: all queries go
+through it at a time, doubled for the attention to the BEV; offsets are predicted once per query,
+then each camera samples for the list of queries that it sees. Times are of the forward in
+inference, and of forward and backward. Memory is what the forward keeps for the backward pass
+beside its inputs and parameters, as autograd counts it and as the process grows, in relation to the
+plain path of ``dcnv4_mm/bev/layers/reference.py``.
 """
 
 import argparse
 import copy
-import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from bev_encoder import kept_bytes, make_encoder, make_inputs
-from measure import held_bytes
+from measure import RESULTS, Record, held_bytes, ratio
 from torch import Tensor, nn
 
 from dcnv4_mm.bev.layers import reference
-from dcnv4_mm.bev.layers.attention import CameraHits, SpatialCrossAttention
-from dcnv4_mm.bev.layers.encoder import BEVEncoder
+from dcnv4_mm.bev.layers.attention import (
+    BEVSelfAttention,
+    CameraHits,
+    DeformableSampling,
+    SpatialCrossAttention,
+)
+from dcnv4_mm.bev.layers.encoder import BEVEncoder, BEVEncoderLayer
 from dcnv4_mm.ops.functional import backend_info, ms_deform_attn
 
+FUSED, LISTS, PLAIN = "bev_cross_attn", "lists of hits", "plain path"
 
-class ListedCrossAttention(nn.Module):
-    """What the operator replaces, with the parameters of an attention that uses it."""
+Shapes = list[tuple[int, int]]
 
-    def __init__(self, attention: SpatialCrossAttention) -> None:
+
+class ListedLayer(nn.Module):
+    """A layer for evaluation that does not use the operator, with the parameters of one that does.
+
+    Takes the arguments of :meth:`BEVEncoderLayer.forward`.
+    """
+
+    def __init__(self, layer: BEVEncoderLayer) -> None:
         super().__init__()
-        self.attention = attention
+        self.layer = layer
 
     def forward(
-        self, bev: Tensor, *, maps: Tensor, shapes: list[tuple[int, int]], hits: CameraHits
+        self,
+        bev: Tensor,
+        position: Tensor,
+        references: Tensor,
+        shape: tuple[int, int],
+        maps: Tensor,
+        map_shapes: Shapes,
+        hits: CameraHits,
     ) -> Tensor:
-        sampling = self.attention.deformable_attention
-        offsets, logits = sampling.unpack(sampling.predict_packed(bev))
-        weights = logits.flatten(-2).softmax(-1).view_as(logits)
-        value = sampling.value(maps)
-        sizes = offsets.new_tensor(shapes).flip(-1)[:, None]
-        slots = value.new_zeros(bev.shape)
-        for sample, camera in torch.cartesian_prod(*map(torch.arange, hits.seen.shape[:2])):
-            queries = hits.seen[sample, camera].nonzero()[:, 0]
-            pillars = hits.references[sample, camera, queries]
-            # [hits, P, 2], the pillar's points varying fastest
-            pillars = pillars.repeat(1, sampling.num_points // pillars.shape[1], 1)
-            locations = torch.addcmul(pillars[:, None, None], offsets[sample, queries], 1 / sizes)
-            output = ms_deform_attn(
-                value[sample, camera].unsqueeze(0),
-                shapes,
-                locations.unsqueeze(0),
-                weights[sample, queries].unsqueeze(0),
-            )
-            slots[sample].index_add_(0, queries, output[0])
-        counts = hits.seen.sum(1).clamp(min=1).unsqueeze(-1)
-        return bev + self.attention.output_proj(slots / counts)
+        look_around, look_at_cameras = self.layer.attentions
+        norms = self.layer.norms
+        bev = norms[0](_look_around(look_around, bev, position, references, shape))
+        bev = norms[1](_look_at_cameras(look_at_cameras, bev, maps, map_shapes, hits))
+        return norms[2](self.layer.ffns[0](bev))
+
+
+def _look_around(
+    attention: BEVSelfAttention,
+    bev: Tensor,
+    position: Tensor,
+    references: Tensor,
+    shape: tuple[int, int],
+) -> Tensor:
+    packed = F.linear(torch.cat((bev, bev + position), dim=-1), *attention.packed_linear())
+    offsets, logits = attention.unpack(packed.unflatten(-1, (attention.num_heads, -1)))
+    weights = logits.softmax(-1) / attention.num_queues
+    # The two maps of the queue are the same: [B, Q, G, 1, 2 * P, ...].
+    offsets, weights = offsets.flatten(3, 4).unsqueeze(3), weights.flatten(3, 4).unsqueeze(3)
+    locations = _locations(references[:, None, None, None], offsets, [shape])
+    output = ms_deform_attn(attention.value(bev), [shape], locations, weights)
+    return bev + attention.output_proj(output)
+
+
+def _look_at_cameras(
+    attention: SpatialCrossAttention, bev: Tensor, maps: Tensor, shapes: Shapes, hits: CameraHits
+) -> Tensor:
+    sampling: DeformableSampling = attention.deformable_attention
+    offsets, logits = sampling.unpack(sampling.predict_packed(bev))
+    weights = logits.flatten(-2).softmax(-1).view_as(logits)
+    value = sampling.value(maps)
+    slots = value.new_zeros(bev.shape)
+    for sample, camera in torch.cartesian_prod(*map(torch.arange, hits.seen.shape[:2])):
+        queries = hits.seen[sample, camera].nonzero()[:, 0]
+        pillars = hits.references[sample, camera, queries]
+        # [hits, P, 2], the pillar's points varying fastest
+        pillars = pillars.repeat(1, sampling.num_points // pillars.shape[1], 1)
+        output = ms_deform_attn(
+            value[sample, camera].unsqueeze(0),
+            shapes,
+            _locations(pillars[:, None, None], offsets[sample, queries], shapes).unsqueeze(0),
+            weights[sample, queries].unsqueeze(0),
+        )
+        slots[sample].index_add_(0, queries, output[0])
+    counts = hits.seen.sum(1).clamp(min=1).unsqueeze(-1)
+    return bev + attention.output_proj(slots / counts)
+
+
+def _locations(references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
+    sizes = offsets.new_tensor(shapes).flip(-1)[:, None]
+    return torch.addcmul(references, offsets, 1 / sizes)
 
 
 def with_lists(encoder: BEVEncoder) -> BEVEncoder:
     """A copy of an encoder for evaluation that does not use the operator."""
     encoder = copy.deepcopy(encoder)
-    for layer in encoder.layers:
-        layer.attentions[1] = ListedCrossAttention(layer.attentions[1])
+    encoder.layers = nn.ModuleList(map(ListedLayer, encoder.layers))
     return encoder
+
+
+def by_turns(functions: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Milliseconds of long calls."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(turns + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            # The first turn is for the allocator and the caches.
+            if turn:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--no-training", action="store_true", help="measure inference alone")
     parser.add_argument("--small", action="store_true", help="a quarter of the picture's size")
+    parser.add_argument("--out", type=Path, default=RESULTS / "bev_cross_attn", help="for the CSV")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    fused, inputs = make_encoder(), make_inputs(4 if arguments.small else 1)
-    encoders = {"lists": with_lists(fused), "fused": fused}
-    print(f"bev_cross_attn on the CPU: {backend_info()['bev_cross_attn']['cpu']}")
+    record = Record(kernels=backend_info()["bev_cross_attn"]["cpu"])
+    shrink = 4 if arguments.small else 1
+    fused, inputs = make_encoder(), make_inputs(shrink)
+    encoders = {FUSED: fused, LISTS: with_lists(fused)}
+    row = dict(benchmark="bev_encoder", case=f"6x{640 // shrink}x{1600 // shrink}", dtype="float32")
 
-    with torch.inference_mode():
-        expected = encoders["lists"](**inputs)
-        torch.testing.assert_close(fused(**inputs), expected, rtol=1e-3, atol=1e-3)
-
-    def infer(encoder: BEVEncoder) -> None:
-        with torch.inference_mode():
-            encoder(**inputs)
+    @torch.inference_mode()
+    def infer(encoder: BEVEncoder) -> Tensor:
+        return encoder(**inputs)
 
     def train(encoder: BEVEncoder) -> None:
         encoder(**inputs).sum().backward()
 
-    measured = {"forward": infer} | ({} if arguments.no_training else {"training": train})
-    for name, function in measured.items():
-        times: dict[str, list[float]] = {contender: [] for contender in encoders}
-        for _ in range(arguments.turns):
-            for contender, encoder in encoders.items():
-                start = time.perf_counter()
-                function(encoder)
-                times[contender].append(time.perf_counter() - start)
-        lists, ours = (statistics.median(times[contender]) for contender in encoders)
-        ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
-        print(f"{name}: lists {lists:.2f} s, fused {ours:.2f} s, {ratio:.2f} times as fast")
+    torch.testing.assert_close(infer(fused), infer(encoders[LISTS]), rtol=1e-3, atol=1e-3)
+    measured = {"forward": infer} | ({} if arguments.no_training else {"forward+backward": train})
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        for name, run in measured.items():
+            calls = {contender: lambda e=e, run=run: run(e) for contender, e in encoders.items()}
+            times = by_turns(calls, arguments.turns)
+            speed = ratio(times[LISTS], times[FUSED])
+            target = 1.5 if name == "forward" else None
+            for contender, more in ((FUSED, {}), (LISTS, dict(ratio=speed, target=target))):
+                record.add(
+                    **row,
+                    measured=name,
+                    threads=threads,
+                    contender=contender,
+                    times=times[contender],
+                    **more,
+                )
 
     given = [x for x in inputs.values() if isinstance(x, Tensor)] + list(fused.parameters())
     layers = {name: lambda e=encoder: e(**inputs) for name, encoder in encoders.items()}
-    layers["plain"] = lambda: reference.encode(fused, **inputs)
-    kept = {name: kept_bytes(forward, given) for name, forward in layers.items()}
-    held = {name: held_bytes(forward) for name, forward in layers.items()}
-    for name in layers:
-        print(
-            f"{name} keeps {kept[name] / 2**20:.0f} MiB, {kept[name] / kept['plain']:.3f} of the "
-            f"plain path; the process grows by {held[name] / 2**20:.0f} MiB, "
-            f"{held[name] / held['plain']:.3f}"
+    layers[PLAIN] = lambda: reference.encode(fused, **inputs)
+    for name, count in (
+        ("kept by autograd", lambda forward: kept_bytes(forward, given)),
+        ("held by the process", held_bytes),
+    ):
+        counts = {contender: count(forward) for contender, forward in layers.items()}
+        for contender, bytes_ in counts.items():
+            print(f"{name}, {contender}: {bytes_ / 2**20:.0f} MiB")
+        record.add(
+            **row,
+            measured=name,
+            threads=torch.get_num_threads(),
+            contender=FUSED,
+            ratio=counts[FUSED] / counts[PLAIN],
+            target=0.25,
+            at_most=True,
         )
+    print(f"saved {record.save(arguments.out)}")
 
 
 if __name__ == "__main__":

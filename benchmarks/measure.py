@@ -124,7 +124,7 @@ def device_name() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(RESULTS.parent), *arguments]
+    command = ["git", "-C", str(RESULTS.parents[1]), *arguments]
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # a machine without git
