@@ -119,13 +119,13 @@ def test_two_machines(folder, launcher):
         if launcher == "pytorch":
             options = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1"]
             options += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-            command, environment = ["-m", "torch.distributed.run", *options], {}
+            command, environment = ["-P", "-m", "torch.distributed.run", *options], {}
         else:
             command, environment = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             environment |= {"SLURM_PROCID": rank, "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-P", *command, *program],
+                [sys.executable, *command, *program],
                 cwd=folder,
                 env={**os.environ, **environment},
                 stdout=subprocess.PIPE,
