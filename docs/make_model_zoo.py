@@ -40,7 +40,10 @@ def row(model: dict, folder: Path) -> str:
     """The line of a model."""
     facts, results = model["Metadata"], model.get("Results", [])
     figures = [
-        f"{metric} {value}" for result in results for metric, value in result["Metrics"].items()
+        # On the site's narrow columns a figure would else stand below its name.
+        f"{metric}\N{NO-BREAK SPACE}{value}"
+        for result in results
+        for metric, value in result["Metrics"].items()
     ]
     count = facts.get("Parameters")
     addresses = model["Weights"] if isinstance(model["Weights"], list) else [model["Weights"]]
