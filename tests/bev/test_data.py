@@ -146,8 +146,8 @@ def test_no_picture_tells_a_speed():
     place = way.pose(way.middle)[0][:2]
     things = [
         thing
-        for seed in range(60)
-        for thing in scene_things(np.random.default_rng(seed), way, 5, 10, reach=20, top_speed=6)
+        for seed in range(120)
+        for thing in scene_things(np.random.default_rng(seed), way, 4, 0, reach=12, top_speed=9)
     ]
     velocities = np.array([thing.velocity for thing in things])
     speeds = np.linalg.norm(velocities, axis=1)
