@@ -92,6 +92,12 @@ class Settings:
     vae: str | None = None
     guidance_scale: float = 2.0
 
+    def __post_init__(self) -> None:
+        if missing := {"sample_size", "in_channels", "out_channels"} - self.unet.keys():
+            raise ValueError(f"unet must say {', '.join(sorted(missing))}")
+        if self.guidance_scale < 1:
+            raise ValueError(f"guidance_scale must be at least 1, got {self.guidance_scale}")
+
 
 def read_settings(path: str | Path, changes: Mapping[str, str] | None = None) -> Settings:
     """Reads a config.

@@ -137,10 +137,11 @@ class Trainer:
         """Does the updates that are missing."""
         plan, main = self.settings.training, self.accelerator.is_main_process
         bar = tqdm(total=plan.steps, initial=self.step, disable=not main)
-        total, since, start = torch.zeros((), device=self.accelerator.device), 0, time.time()
+        total, since, seconds = torch.zeros((), device=self.accelerator.device), 0, 0.0
         for sample, labels in self.batches():
             if self.step >= plan.steps:
                 break
+            start = time.perf_counter()
             loss = self.loss(sample, labels)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.unet.parameters(), plan.max_grad_norm)
@@ -150,6 +151,7 @@ class Trainer:
             self.ema.step(self.unet.parameters())
             self.step = step = self.step + 1
             total, since = total + loss.detach(), since + 1
+            seconds += time.perf_counter() - start
             bar.update()
             if step % plan.log_every == 0 or step == plan.steps:
                 mean = self.accelerator.reduce(total / since, "mean").item()
@@ -159,9 +161,9 @@ class Trainer:
                         "use --mixed-precision no"
                     )
                 if main:
-                    self.log(step, mean, (time.time() - start) / since)
+                    self.log(step, mean, seconds / since)
                 bar.set_postfix(loss=f"{mean:.4f}")
-                total, since, start = torch.zeros_like(total), 0, time.time()
+                total, since, seconds = torch.zeros_like(total), 0, 0.0
             if step % plan.save_every == 0 or step == plan.steps:
                 self.save()
             if main and (step % plan.sample_every == 0 or step == plan.steps):
