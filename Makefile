@@ -57,7 +57,7 @@ test: install ## run the tests against the installed wheel
 # What ring 1 and bev promise, and the rest.
 INNER := --include='*/dcnv4_mm/ops/*,*/dcnv4_mm/layers/*,*/dcnv4_mm/backbones/*,*/dcnv4_mm/checkpoints/*,*/dcnv4_mm/bev/*'
 
-coverage: install ## run the tests with a count of the lines they reach (twice as long as `make test`)
+coverage: install ## run the tests with a count of the lines they reach
 	$(PYTHON) -m venv --clear build/coverage
 	build/coverage/bin/python -m pip install --quiet coverage==7.17.3
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
