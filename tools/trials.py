@@ -110,7 +110,7 @@ TRIALS = {
         quick=ONE_EPOCH,
     ),
     "motion": Trial(
-        config="bevformerv2_r18_fpn_1xb4-4e-bi3_motion-nus-3d",
+        config="bevformerv2_r18_fpn_1xb4-12e-bi3_motion-nus-3d",
         data="synthetic_nuscenes",
         sizes=(
             *(*MOTION, "--reach", "12", "--top-speed", "9"),
@@ -119,7 +119,7 @@ TRIALS = {
         metrics={"mAVE": f"{NUSCENES}/mAVE", "mAP": f"{NUSCENES}/mAP"},
         target=0.7,
         minutes=60,
-        rival={"one frame": "bevformerv2_r18_fpn_1xb4-4e-t1_motion-nus-3d"},
+        rival={"one frame": "bevformerv2_r18_fpn_1xb4-12e-t1_motion-nus-3d"},
         tested_on="other scenes",
         quick_sizes=(*MOTION, "--train", "1", "--keyframes", "2"),
         quick=ONE_EPOCH,

@@ -1,5 +1,5 @@
-# A single frame, to compare with the three of bevformerv2_r18_fpn_1xb4-4e-bi3_motion-nus-3d.
-_base_ = "bevformerv2_r18_fpn_1xb4-4e-bi3_motion-nus-3d.py"
+# A single frame, to compare with the three of bevformerv2_r18_fpn_1xb4-12e-bi3_motion-nus-3d.
+_base_ = "bevformerv2_r18_fpn_1xb4-12e-bi3_motion-nus-3d.py"
 
 frames = (0,)
 model = dict(pts_bbox_head=dict(fusion=None))
