@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._bilinear import accumulation_dtype
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.bev_cross_attn import flops, registration  # noqa: F401  (define the operators)
@@ -151,9 +152,9 @@ def _fitting(
     value: Tensor, offsets_logits: Tensor, references: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Brings the tensors to dtypes that the raw operator takes."""
-    autocast = torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64
-    if autocast:
-        value = value.to(torch.get_autocast_dtype(value.device.type))
+    autocast = autocast_dtype(value)
+    if autocast is not None:
+        value = value.to(autocast)
     accepted = {value.dtype}
     if value.dtype.itemsize == 2:
         accepted |= {torch.float32, torch.float16, torch.bfloat16} if autocast else {torch.float32}

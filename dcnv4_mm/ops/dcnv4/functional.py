@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.dcnv4 import flops, registration  # noqa: F401  (defines the operators)
 from dcnv4_mm.ops.dcnv4.layout import num_points, output_size
@@ -124,8 +125,7 @@ def dcnv4(
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
 
-    if torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(value.device.type)
+    if (dtype := autocast_dtype(value)) is not None:
         value, offset_mask = value.to(dtype), offset_mask.to(dtype)
     elif value.dtype != offset_mask.dtype:
         raise TypeError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.flash_deform_attn import flops, registration  # noqa: F401  (define the operators)
 from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
@@ -168,9 +169,9 @@ def ms_deform_attn(
 
 def _attend(name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor) -> Tensor:
     """Brings the tensors to dtypes that the raw operator takes, and calls it."""
-    autocast = torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64
-    if autocast:
-        value = value.to(torch.get_autocast_dtype(value.device.type))
+    autocast = autocast_dtype(value)
+    if autocast is not None:
+        value = value.to(autocast)
     accepted = {value.dtype}
     if value.dtype.itemsize == 2:
         accepted |= {torch.float32, torch.float16, torch.bfloat16} if autocast else {torch.float32}
