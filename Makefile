@@ -90,7 +90,8 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-TRIALS := $(addprefix trial-,classifier dino upernet mask2former bev motion diffusion)
+TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion \
+	trial-diffusion
 
 trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino
 

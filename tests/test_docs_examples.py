@@ -22,6 +22,7 @@ BLOCKS = {
 ELSEWHERE = {
     "docs/export.md:0": "tests/tools/test_export.py",
     "docs/export.md:1": "tests/tools/test_export.py",
+    "docs/export.md:2": "tests/ops/test_onnx.py",
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }
