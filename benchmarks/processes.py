@@ -4,7 +4,8 @@
 
 Every process has a batch of its own. Beside the step, the all-reduce of as many bytes as there are
 gradients: if nothing hid it, a step would take that much longer than a single process's. All
-numbers of processes run by turns. Stop other work first.
+numbers of processes run by turns. A second run measures what the table does not have yet. Stop
+other work first.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -23,6 +25,11 @@ from measure import RESULTS, commit, spread
 from networks import INTERNIMAGES, SIZES, make_backbone
 from table import Table
 from torch.nn.parallel import DistributedDataParallel
+
+
+def name_case(arguments: argparse.Namespace, count: int) -> str:
+    shape = f"{arguments.batch}x{arguments.image}x{arguments.image}"
+    return f"{arguments.size.upper()} {shape} on {count}"
 
 
 def make_step(
@@ -99,22 +106,25 @@ def work(rank: int, arguments: argparse.Namespace, rendezvous: str, table: Table
             reductions[count] = lambda some=gradients, group=group: dist.all_reduce(
                 some, group=group
             )
-        for measured, calls in (("training step", steps), ("all-reduce", reductions)):
-            times = by_turns(calls, groups, arguments.seconds)
-            for count, some in times.items() if table else ():
-                median = statistics.median(some)
-                record(
-                    table,
-                    case=f"{arguments.size.upper()} {arguments.batch}x{arguments.image}x"
-                    f"{arguments.image} on {count}",
-                    measured=measured,
-                    dtype="float32",
-                    contender=family,
-                    milliseconds=median,
-                    spread_percent=spread(some) if len(some) > 1 else "",
-                    images_per_second=1e3 * count * arguments.batch / median,
-                    parameters_millions=1e-6 * parameters,
-                )
+        times = {
+            measured: by_turns(calls, groups, arguments.seconds)
+            for measured, calls in (("training step", steps), ("all-reduce", reductions))
+        }
+        # Only when all is measured: what the table has of a network is complete.
+        for measured, count in product(times, groups) if table else ():
+            some = times[measured][count]
+            median = statistics.median(some)
+            record(
+                table,
+                case=name_case(arguments, count),
+                measured=measured,
+                dtype="float32",
+                contender=family,
+                milliseconds=median,
+                spread_percent=spread(some) if len(some) > 1 else "",
+                images_per_second=1e3 * count * arguments.batch / median,
+                parameters_millions=1e-6 * parameters,
+            )
     dist.destroy_process_group()
 
 
@@ -150,8 +160,12 @@ def main() -> None:
         device=device,
         commit=arguments.commit,
     )
-    if table.rows:
-        parser.error(f"{table.path} is measured; delete it to begin anew")
+    case = name_case(arguments, arguments.processes)
+    arguments.families = [
+        family
+        for family in arguments.families
+        if not table.has(case, "all-reduce", "float32", family)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
         others = torch.multiprocessing.get_context("spawn")

@@ -56,15 +56,6 @@ test_dataloader = val_dataloader
 epochs = 12
 train_cfg = dict(max_epochs=epochs, val_interval=4)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(
-        type="CosineAnnealingLR",
-        begin=0,
-        end=epochs,
-        T_max=epochs,
-        convert_to_iter_based=True,
-        eta_min_ratio=0.02,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = param_scheduler[1].T_max = epochs
 default_hooks = dict(checkpoint=dict(interval=1))

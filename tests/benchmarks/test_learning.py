@@ -52,3 +52,6 @@ def test_processes_train_together(tmp_path):
     for row, count in zip(rows, (1, 2, 1, 2), strict=True):
         speed = count * 1e3 / float(row["milliseconds"])
         assert float(row["images_per_second"]) == pytest.approx(speed, rel=1e-2)
+    again, output = run(tmp_path, "processes", *options, "--batch", "1", "--seconds", "0")
+    assert again == rows
+    assert "training step" not in output, "what is in the table must not be measured again"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import DATA
+from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/"
@@ -173,6 +174,8 @@ def test_the_table_of_bevformerv2_says_what_the_metafile_says():
     readme = (ROOT / "configs" / "bevformerv2" / "README.md").read_text()
     models = [m for m in MODELS.values() if m["Config"].startswith("configs/bevformerv2/")]
     for model in models:
+        epochs = Config.fromfile(ROOT / model["Config"]).train_cfg.max_epochs
+        assert model["Metadata"]["Epochs"] == epochs
         if model["Name"].endswith(("synthetic-nus-3d", "motion-nus-3d")):
             continue
         (row,) = (line for line in readme.splitlines() if f"({model['Name']}.py)" in line)

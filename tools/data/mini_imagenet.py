@@ -5,21 +5,17 @@ Ten classes, the outlines of mini COCO in warm and in cold colours; a folder for
     python tools/data/mini_imagenet.py data/mini_imagenet
 """
 
-import argparse
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
-from _whole import write_whole
+from _folders import ClassFolders
 from mini_coco import CLASSES as OUTLINES
 from mini_coco import color, draw_outline, texture
 
-FORMAT = 1
 # Hues in turns around the colour wheel; the two have none in common.
 HUES = {"cold": (0.45, 0.7), "warm": (-0.05, 0.17)}
 CLASSES = tuple(f"{warmth}_{outline}" for warmth in HUES for outline in sorted(OUTLINES))
-SPLITS = ("train", "val")
 SIDE_RANGE = (80, 128)
 
 
@@ -39,73 +35,16 @@ def draw_image(name: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def write_split(folder: Path, split: str, seed: int, count: int) -> None:
-    """Writes ``count`` pictures of every class below ``folder/split``."""
-    for label, name in enumerate(CLASSES):
-        (folder / split / name).mkdir(parents=True)
-        for index in range(count):
-            rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), label, index]))
-            path = folder / split / name / f"{name}_{index + 1:05d}.JPEG"
-            done, content = cv2.imencode(".jpg", draw_image(name, rng))
-            if not done:
-                raise OSError(f"cannot encode {path.name}")
-            path.write_bytes(content)
-
-
-def generate(
-    out_dir: str | Path, *, seed: int = 0, num_train: int = 120, num_val: int = 40
-) -> bool:
-    """Writes the set to ``out_dir``, or keeps a finished one.
-
-    The folder appears under its name only when it is complete.
-
-    Args:
-        out_dir: Folder to make: ``train/<class>/*.JPEG``, ``val/<class>/*.JPEG``.
-        seed: Fixes every picture; the two splits share none.
-        num_train: Pictures of each class to train on, at least 1.
-        num_val: Held-out pictures of each class, at least 1.
-
-    Returns:
-        True if the set was written, False if it was there already.
-
-    Raises:
-        ValueError: Too few pictures, or the folder holds something else.
-        OSError: The folder cannot be written.
-    """
-    if min(num_train, num_val) < 1:
-        raise ValueError(f"each class needs at least 1 picture, got {num_train} and {num_val}")
-    if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}")
-    settings = {"name": "mini_imagenet", "format": FORMAT, "seed": seed}
-    settings |= {"train": num_train, "val": num_val}
-
-    def write(folder: Path) -> None:
-        for split in SPLITS:
-            write_split(folder, split, seed, settings[split])
-
-    return write_whole(out_dir, settings, write)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a small ImageNet-format set of shapes.")
-    parser.add_argument("out_dir", type=Path, help="folder to make, e.g. data/mini_imagenet")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=120, help="pictures of each class")
-    parser.add_argument("--num-val", type=int, default=40, help="held-out pictures of each class")
-    args = parser.parse_args()
-    sizes = {"num_train": args.num_train, "num_val": args.num_val}
-    try:
-        written = generate(args.out_dir, seed=args.seed, **sizes)
-    except (ValueError, OSError) as error:
-        print(f"mini_imagenet.py: error: {error}", file=sys.stderr)
-        return 1
-    what = "wrote" if written else "kept the finished set in"
-    print(
-        f"{what} {args.out_dir}: {len(CLASSES)} classes, {args.num_train} training and "
-        f"{args.num_val} held-out pictures of each"
-    )
-    return 0
-
+SET = ClassFolders(
+    name="mini_imagenet",
+    format=1,
+    classes=CLASSES,
+    draw_image=draw_image,
+    suffix=".JPEG",
+    num_train=120,
+    num_val=40,
+)
+generate = SET.generate
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(SET.main("Write a small ImageNet-format set of shapes."))

@@ -3,20 +3,16 @@
 python tools/data/mini_shapes.py data/mini_shapes
 """
 
-import argparse
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
-from _whole import write_whole
+from _folders import ClassFolders
 
-FORMAT = 2
 SIDE = 32
 CLASSES = ("cross", "ring", "square", "triangle")
 # Blue, green, red.
 GROUND = np.array([50.0, 40.0, 30.0])
-SPLITS = ("train", "val")
 # Drawn so much larger, then averaged: edges come out smooth.
 FINER = 8
 
@@ -50,72 +46,16 @@ def draw_image(name: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def write_split(folder: Path, split: str, seed: int, count: int) -> None:
-    """Writes ``count`` pictures of every class below ``folder/split``."""
-    for label, name in enumerate(CLASSES):
-        (folder / split / name).mkdir(parents=True)
-        for index in range(count):
-            rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), label, index]))
-            done, content = cv2.imencode(".png", draw_image(name, rng))
-            if not done:
-                raise OSError(f"cannot encode picture {index} of {name}")
-            (folder / split / name / f"{name}_{index + 1:05d}.png").write_bytes(content)
-
-
-def generate(
-    out_dir: str | Path, *, seed: int = 0, num_train: int = 1000, num_val: int = 100
-) -> bool:
-    """Writes the set to ``out_dir``, or keeps a finished one.
-
-    The folder appears under its name only when it is complete.
-
-    Args:
-        out_dir: Folder to make: ``train/<class>/*.png``, ``val/<class>/*.png``.
-        seed: Fixes every picture; the two splits share none.
-        num_train: Pictures of each class to train on, at least 1.
-        num_val: Held-out pictures of each class, at least 1.
-
-    Returns:
-        True if the set was written, False if it was there already.
-
-    Raises:
-        ValueError: Too few pictures, or the folder holds something else.
-        OSError: The folder cannot be written.
-    """
-    if min(num_train, num_val) < 1:
-        raise ValueError(f"each class needs at least 1 picture, got {num_train} and {num_val}")
-    if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}")
-    settings = {"name": "mini_shapes", "format": FORMAT, "seed": seed}
-    settings |= {"train": num_train, "val": num_val}
-
-    def write(folder: Path) -> None:
-        for split in SPLITS:
-            write_split(folder, split, seed, settings[split])
-
-    return write_whole(out_dir, settings, write)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a small set of shapes, a folder per class.")
-    parser.add_argument("out_dir", type=Path, help="folder to make, e.g. data/mini_shapes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=1000, help="pictures of each class")
-    parser.add_argument("--num-val", type=int, default=100, help="held-out pictures of each class")
-    args = parser.parse_args()
-    sizes = {"num_train": args.num_train, "num_val": args.num_val}
-    try:
-        written = generate(args.out_dir, seed=args.seed, **sizes)
-    except (ValueError, OSError) as error:
-        print(f"mini_shapes.py: error: {error}", file=sys.stderr)
-        return 1
-    what = "wrote" if written else "kept the finished set in"
-    print(
-        f"{what} {args.out_dir}: {len(CLASSES)} classes, {args.num_train} training and "
-        f"{args.num_val} held-out pictures of each"
-    )
-    return 0
-
+SET = ClassFolders(
+    name="mini_shapes",
+    format=2,
+    classes=CLASSES,
+    draw_image=draw_image,
+    suffix=".png",
+    num_train=1000,
+    num_val=100,
+)
+generate = SET.generate
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(SET.main("Write a small set of shapes, a folder per class."))
