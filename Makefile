@@ -105,10 +105,11 @@ trial-%: install
 	$(BIN)/python tools/trials.py $*
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
-bench: install ## measure operators, layers and networks; write docs/benchmarks.md
+# Backbones are compared with mmpretrain's.
+bench: install $(LANE)/.installed ## measure operators, layers and networks; write docs/benchmarks.md
 	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py
-	for stage in $(STAGES); do \
-		env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/models.py $$stage --device cpu || exit 1; done
+	for stage in $(STAGES); do case $$stage in backbones|scaling) lane=$(LANE);; *) lane=$(VENV);; esac; \
+		env -u OMP_WAIT_POLICY $$lane/bin/python benchmarks/models.py $$stage --device cpu || exit 1; done
 	$(BIN)/python benchmarks/processes.py --device cpu
 	$(BIN)/python benchmarks/convergence.py --device cpu
 	$(BIN)/python benchmarks/report.py
