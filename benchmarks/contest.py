@@ -56,7 +56,7 @@ class Entry:
         call: What is timed.
         images: How many go through in one call.
         module: Whose parameters are counted.
-        paper: The paper's figure for it, on a GPU.
+        paper: The paper's figure for it, on its GPU.
     """
 
     call: Call
@@ -114,9 +114,7 @@ def contest(
             median = statistics.median(times[name])
             figures |= dict(milliseconds=median, spread_percent=spread(times[name]))
             figures["images_per_second"] = 1e3 * entry.images / median
-        if settings.on_gpu:
-            figures["paper"] = entry.paper
-        record(table, **row, contender=name, **figures)
+        record(table, **row, contender=name, **figures, paper=entry.paper)
 
 
 def _measure(calls: dict[str, Call | Timer], settings: Settings) -> dict[str, list[float]]:

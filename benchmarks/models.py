@@ -70,6 +70,13 @@ def with_gradients(layer: nn.Module, x: Tensor) -> Call:
     return lambda: torch.autograd.grad(layer(leaves[0]), leaves, gradient)
 
 
+def paper_figure(name: str, case: Case, dtype: str) -> float | str:
+    """The paper's time of a layer; a single image is compared with the paper's batch of 64."""
+    figures = PAPER_TABLE.get(name, {})
+    found = figures.get(str(case)) or figures.get(str(replace(case, batch=64))) or {}
+    return found.get(dtype, "")
+
+
 def layers(table: Table, settings: Settings) -> None:
     """Layers with their projections."""
 
@@ -79,7 +86,7 @@ def layers(table: Table, settings: Settings) -> None:
         layer = LAYERS[name](case, kind, settings.device).to(settings.device, kind)
         x = make_input(name, case, kind, settings.device)
         call = with_gradients(layer, x) if backward else without_gradients(layer, x)
-        paper = "" if backward else PAPER_TABLE.get(name, {}).get(str(case), {}).get(dtype, "")
+        paper = "" if backward else paper_figure(name, case, dtype)
         return Entry(call=call, images=case.batch, module=layer, paper=paper)
 
     _layer_contests(table, settings, LAYERS, build)

@@ -27,7 +27,8 @@ the tables and plots.
 
 All contenders of a row ran by turns in one process, so that other work slowed all of them alike;
 figures are medians over the turns. (2.00x) means: takes twice as long, or as much memory, as the
-first column. Where the paper has both figures (NVIDIA A100, its own code), its ratio stands behind.
+first column. Where the paper has both figures (NVIDIA A100, its own code), its ratio stands behind,
+on a processor too, where batches and pictures are smaller.
 Networks have random weights, with offsets spread by two pixels as after training. `n/a` has its
 reason below the table; what is not there was not measured.
 """
