@@ -1,13 +1,13 @@
-"""One layer of BEVFormerV2's encoder: fused attention to the cameras, against lists of hits.
+"""BEVFormerV2's encoder: fused attention to the cameras, against lists of hits.
 
     python benchmarks/bev_cross_attn.py
 
-The contender is the layer as it was without the operator, with ``ms_deform_attn``: all queries go
-through it at a time, doubled for the attention to the BEV; offsets are predicted once per query,
-then each camera samples for the list of queries that it sees. Times are of the forward in
-inference, and of forward and backward. Memory is what the forward keeps for the backward pass
-beside its inputs and parameters, as autograd counts it and as the process grows, in relation to the
-plain path of ``dcnv4_mm/bev/layers/reference.py``.
+The contender is the encoder as it was without the operator, with ``ms_deform_attn``: all queries go
+through a layer at a time, doubled for the attention to the BEV; offsets are predicted once per
+query, then each camera samples for the list of queries that it sees. Times are of the forward of
+six layers in inference, and of forward and backward of one. Memory is what the forward of one keeps
+for the backward pass beside its inputs and parameters, as autograd counts it and as the process
+grows, in relation to the plain path of ``dcnv4_mm/bev/layers/reference.py``.
 """
 
 import argparse
@@ -40,26 +40,31 @@ Shapes = list[tuple[int, int]]
 class ListedLayer(nn.Module):
     """A layer for evaluation that does not use the operator, with the parameters of one that does.
 
-    Takes the arguments of :meth:`BEVEncoderLayer.forward`.
+    Takes the arguments of :meth:`BEVEncoderLayer.forward`, but for the position.
+
+    Args:
+        layer: Whose parameters it has.
+        position: Positional encoding of the cells, (Q, C).
     """
 
-    def __init__(self, layer: BEVEncoderLayer) -> None:
+    def __init__(self, layer: BEVEncoderLayer, position: Tensor) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.position = layer, position
 
     def forward(
         self,
         bev: Tensor,
-        position: Tensor,
+        position: tuple[Tensor, Tensor],
         references: Tensor,
         shape: tuple[int, int],
         maps: Tensor,
         map_shapes: Shapes,
         hits: CameraHits,
+        out: Tensor | None = None,
     ) -> Tensor:
         look_around, look_at_cameras = self.layer.attentions
         norms = self.layer.norms
-        bev = norms[0](_look_around(look_around, bev, position, references, shape))
+        bev = norms[0](_look_around(look_around, bev, self.position, references, shape))
         bev = norms[1](_look_at_cameras(look_at_cameras, bev, maps, map_shapes, hits))
         return norms[2](self.layer.ffns[0](bev))
 
@@ -110,10 +115,10 @@ def _locations(references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
     return torch.addcmul(references, offsets, 1 / sizes)
 
 
-def with_lists(encoder: BEVEncoder) -> BEVEncoder:
+def with_lists(encoder: BEVEncoder, position: tuple[Tensor, Tensor]) -> BEVEncoder:
     """A copy of an encoder for evaluation that does not use the operator."""
-    encoder = copy.deepcopy(encoder)
-    encoder.layers = nn.ModuleList(map(ListedLayer, encoder.layers))
+    encoder, cells = copy.deepcopy(encoder), reference.position_of_cells(*position)
+    encoder.layers = nn.ModuleList(ListedLayer(layer, cells) for layer in encoder.layers)
     return encoder
 
 
@@ -140,9 +145,15 @@ def main() -> None:
     arguments = parser.parse_args()
     record = Record(kernels=backend_info()["bev_cross_attn"]["cpu"])
     shrink = 4 if arguments.small else 1
-    fused, inputs = make_encoder(), make_inputs(shrink)
-    encoders = {FUSED: fused, LISTS: with_lists(fused)}
-    row = dict(benchmark="bev_encoder", case=f"6x{640 // shrink}x{1600 // shrink}", dtype="float32")
+    inputs = make_inputs(shrink)
+    pictures = f"6x{640 // shrink}x{1600 // shrink}"
+
+    def make_contenders(num_layers: int) -> dict[str, BEVEncoder]:
+        fused = make_encoder(num_layers)
+        return {FUSED: fused, LISTS: with_lists(fused, inputs["position"])}
+
+    whole, layer = make_contenders(6), make_contenders(1)
+    row = dict(benchmark="bev_encoder", dtype="float32")
 
     @torch.inference_mode()
     def infer(encoder: BEVEncoder) -> Tensor:
@@ -151,11 +162,13 @@ def main() -> None:
     def train(encoder: BEVEncoder) -> None:
         encoder(**inputs).sum().backward()
 
-    torch.testing.assert_close(infer(fused), infer(encoders[LISTS]), rtol=1e-3, atol=1e-3)
-    measured = {"forward": infer} | ({} if arguments.no_training else {"forward+backward": train})
+    torch.testing.assert_close(infer(whole[FUSED]), infer(whole[LISTS]), rtol=1e-3, atol=1e-3)
+    measured = [("forward", f"{pictures}, six layers", infer, whole)]
+    if not arguments.no_training:
+        measured.append(("forward+backward", f"{pictures}, one layer", train, layer))
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        for name, run in measured.items():
+        for name, case, run, encoders in measured:
             calls = {contender: lambda e=e, run=run: run(e) for contender, e in encoders.items()}
             times = by_turns(calls, arguments.turns)
             speed = ratio(times[LISTS], times[FUSED])
@@ -163,6 +176,7 @@ def main() -> None:
             for contender, more in ((FUSED, {}), (LISTS, dict(ratio=speed, target=target))):
                 record.add(
                     **row,
+                    case=case,
                     measured=name,
                     threads=threads,
                     contender=contender,
@@ -170,9 +184,10 @@ def main() -> None:
                     **more,
                 )
 
-    given = [x for x in inputs.values() if isinstance(x, Tensor)] + list(fused.parameters())
-    layers = {name: lambda e=encoder: e(**inputs) for name, encoder in encoders.items()}
-    layers[PLAIN] = lambda: reference.encode(fused, **inputs)
+    given = [x for x in inputs.values() if isinstance(x, Tensor)]
+    given += [*inputs["position"], *layer[FUSED].parameters()]
+    layers = {name: lambda e=encoder: e(**inputs) for name, encoder in layer.items()}
+    layers[PLAIN] = lambda: reference.encode(layer[FUSED], **inputs)
     for name, count in (
         ("kept by autograd", lambda forward: kept_bytes(forward, given)),
         ("held by the process", held_bytes),
@@ -182,6 +197,7 @@ def main() -> None:
             print(f"{name}, {contender}: {bytes_ / 2**20:.0f} MiB")
         record.add(
             **row,
+            case=f"{pictures}, one layer",
             measured=name,
             threads=torch.get_num_threads(),
             contender=FUSED,

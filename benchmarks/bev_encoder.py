@@ -46,10 +46,10 @@ def camera_matrices() -> torch.Tensor:
     return torch.stack(matrices)[None]
 
 
-def make_encoder() -> BEVEncoder:
-    """An encoder of one layer, for evaluation."""
+def make_encoder(num_layers: int = 1) -> BEVEncoder:
+    """An encoder for evaluation."""
     torch.manual_seed(0)
-    return BEVEncoder(point_cloud_range=RANGE, num_layers=1).eval()
+    return BEVEncoder(point_cloud_range=RANGE, num_layers=num_layers).eval()
 
 
 def make_inputs(shrink: int = 1) -> dict[str, object]:
@@ -58,7 +58,7 @@ def make_inputs(shrink: int = 1) -> dict[str, object]:
     shapes = [(math.ceil(sides[0] / s), math.ceil(sides[1] / s)) for s in STRIDES]
     return dict(
         bev=torch.randn(1, 40000, 256),
-        position=torch.randn(1, 40000, 256),
+        position=(torch.randn(200, 128), torch.randn(200, 128)),
         maps=torch.randn(1, 6, sum(h * w for h, w in shapes), 256),
         map_shapes=shapes,
         lidar_to_image=camera_matrices(),

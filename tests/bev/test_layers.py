@@ -34,15 +34,15 @@ def small_encoder(**kwargs):
     return encoder
 
 
-def inputs(batch):
+def inputs(batch, dtype=torch.float32):
     """Samples that differ in pictures and cameras."""
     torch.manual_seed(1)
     maps, shapes = pyramid(batch, CHANNELS, IMAGE_SIZE)
     queries = BEV_SHAPE[0] * BEV_SHAPE[1]
     return dict(
-        bev=torch.randn(batch, queries, CHANNELS),
-        position=torch.randn(batch, queries, CHANNELS),
-        maps=maps,
+        bev=torch.randn(batch, queries, CHANNELS, dtype=dtype),
+        position=tuple(torch.randn(n, CHANNELS // 2, dtype=dtype) for n in BEV_SHAPE[::-1]),
+        maps=maps.to(dtype),
         map_shapes=shapes,
         lidar_to_image=torch.stack(
             [surround_cameras(IMAGE_SIZE, turn=0.4 * sample) for sample in range(batch)]
@@ -61,8 +61,7 @@ def gradients(module, output):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_encoder_is_the_plain_path(batch):
     """P16 to P18 for batches: merged points and the fused attention to cameras change nothing."""
-    encoder, sample = small_encoder().double(), inputs(batch)
-    sample = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in sample.items()}
+    encoder, sample = small_encoder().double(), inputs(batch, torch.float64)
     output, expected = encoder(**sample), reference.encode(encoder, **sample)
     # Both in float64, from the same float32 references.
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
@@ -85,16 +84,15 @@ def test_a_batch_is_its_samples():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_queries_go_part_by_part_where_no_gradient_is_kept(batch, monkeypatch):
-    encoder, sample = small_encoder().double(), inputs(batch)
-    sample = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in sample.items()}
+    encoder, sample = small_encoder().double(), inputs(batch, torch.float64)
     expected = encoder(**sample)
-    # Of the 480 queries, the last part is smaller.
+    # Whole rows of the grid, of 24 cells; the last part is smaller.
     monkeypatch.setattr(encoder_module, "_CPU_QUERIES", 200 * batch)
     lengths = []
     encoder.layers[0].norms[1].register_forward_hook(lambda *a: lengths.append(a[2].shape[1]))
     with torch.no_grad():
         output = encoder(**sample)
-    assert lengths == [200, 200, 80]
+    assert lengths == [192, 192, 96]
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
 
 

@@ -156,14 +156,13 @@ class BEVFormerV2Head(BaseModule):
         Returns:
             (B, Q, C).
         """
-        bev = self.bev_embedding.weight
-        position = self.positional_encoding(bev.new_zeros((1, *self.bev_shape)))
+        position = self.positional_encoding
         return self.transformer.encode(
             features[: self.num_levels],
             lidar_to_image,
             image_size,
-            bev=bev,
-            position=position[0].flatten(1).transpose(0, 1),
+            bev=self.bev_embedding.weight,
+            position=(position.col_embed.weight, position.row_embed.weight),
             bev_augmentation=bev_augmentation,
             motion=motion,
         )

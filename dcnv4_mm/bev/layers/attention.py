@@ -117,9 +117,17 @@ class DeformableSampling(nn.Module):
         """Offsets (..., G, R, P, 2) in pixels and logits (..., G, R, P), both views."""
         return unpack(packed, self.num_maps, self.num_points)
 
-    def value(self, maps: Tensor) -> Tensor:
-        """Maps (..., S, C), projected and split into heads, (..., S, G, C / G)."""
-        return self.value_proj(maps).unflatten(-1, (self.num_heads, -1))
+    def value(self, maps: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Maps (..., S, C), projected and split into heads, (..., S, G, C / G).
+
+        Without gradients they may be put into the contiguous ``out``, (..., S, C).
+        """
+        if out is None:
+            out = self.value_proj(maps)
+        else:
+            weight, bias = self.value_proj.weight, self.value_proj.bias
+            torch.addmm(bias, maps.flatten(0, -2), weight.t(), out=out.view(-1, out.shape[-1]))
+        return out.unflatten(-1, (self.num_heads, -1))
 
 
 def _locations(references: Tensor, offsets: Tensor, shapes: _Shapes) -> Tensor:
@@ -172,7 +180,7 @@ class BEVSelfAttention(DeformableSampling):
         self,
         bev: Tensor,
         *,
-        position: Tensor,
+        position: tuple[Tensor, Tensor],
         references: Tensor,
         value: Tensor,
         shape: tuple[int, int],
@@ -180,8 +188,9 @@ class BEVSelfAttention(DeformableSampling):
         """Applies the layer, with its residual connection.
 
         Args:
-            bev: (B, Q, C), all cells of the grid or some.
-            position: Positional encoding, (B, Q, C).
+            bev: (B, Q, C), all rows of the grid's cells or some.
+            position: Positional encodings of the columns, (W, C / 2), and of these rows,
+                (Q / W, C / 2); a cell has that of its column, then that of its row.
             references: (Q, 2), the cells' centres as fractions of the grid.
             value: What :meth:`value` makes of all cells.
             shape: (H, W) of the grid.
@@ -192,7 +201,9 @@ class BEVSelfAttention(DeformableSampling):
         # The query is bev beside bev + position, which need not be in memory.
         weight, bias = self.packed_linear()
         of_bev, of_sum = weight.chunk(2, dim=1)
-        packed = F.linear(bev, of_bev + of_sum, bias) + F.linear(position, of_sum)
+        of_columns, of_rows = map(F.linear, position, of_sum.chunk(2, dim=1))
+        shift = (of_rows.unsqueeze(1) + of_columns).flatten(0, 1)
+        packed = F.linear(bev, of_bev + of_sum, bias) + shift
         offsets, logits = self.unpack(packed.unflatten(-1, (self.num_heads, -1)))
         # Over a short axis a softmax is fast where the axis is not the last one in memory.
         weights = logits.movedim(-1, 0).softmax(0).movedim(0, -1) / self.num_queues
@@ -241,9 +252,9 @@ class SpatialCrossAttention(nn.Module):
         self.output_proj = _output_proj(embed_dims)
         self.dropout = nn.Dropout(dropout)
 
-    def value(self, maps: Tensor) -> Tensor:
+    def value(self, maps: Tensor, *, out: Tensor | None = None) -> Tensor:
         """The cameras' pyramids, level after level, (B, N, S, C), as :meth:`forward` takes them."""
-        return self.deformable_attention.value(maps)
+        return self.deformable_attention.value(maps, out=out)
 
     def forward(self, bev: Tensor, *, value: Tensor, shapes: _Shapes, hits: CameraHits) -> Tensor:
         """Applies the layer, with its residual connection.

@@ -24,6 +24,12 @@ _Shape = tuple[int, int]
 _CPU_QUERIES = 10000
 
 
+def _saves_memory(tensor: Tensor) -> bool:
+    # A graph that is recorded serves batches of every size.
+    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return plain and tensor.device.type == "cpu"
+
+
 class BEVEncoderLayer(nn.Module):
     """Attends to the BEV, then to the cameras, then applies a feed-forward network; norms last.
 
@@ -65,21 +71,29 @@ class BEVEncoderLayer(nn.Module):
     def forward(
         self,
         bev: Tensor,
-        position: Tensor,
+        position: tuple[Tensor, Tensor],
         references: Tensor,
         shape: _Shape,
         maps: Tensor,
         map_shapes: Sequence[_Shape],
         hits: CameraHits,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Applies the layer; see the two attentions for the arguments."""
-        look_around, look_at_cameras = self.attentions
-        cells, pixels = look_around.value(bev), look_at_cameras.value(maps)
+        """Applies the layer; see the two attentions for the arguments.
 
-        def attend(queries: slice) -> Tensor:
+        ``out`` is like ``maps``, and takes what the layer makes of them.
+        """
+        look_around, look_at_cameras = self.attentions
+        cells, pixels = look_around.value(bev), look_at_cameras.value(maps, out=out)
+        height, width = shape
+        columns, rows = position
+
+        def attend(first: int, end: int) -> Tensor:
+            """The queries of some rows of the grid."""
+            queries = slice(first * width, end * width)
             some = look_around(
                 bev[:, queries],
-                position=position[:, queries],
+                position=(columns, rows[first:end]),
                 references=references[queries],
                 value=cells,
                 shape=shape,
@@ -89,11 +103,10 @@ class BEVEncoderLayer(nn.Module):
             )
             return self.norms[2](self.ffns[0](self.norms[1](some)))
 
-        batch, count = bev.shape[:2]
-        if torch.is_grad_enabled() or bev.device.type != "cpu":
-            return attend(slice(count))
-        size = max(1, _CPU_QUERIES // batch)
-        return torch.cat([attend(slice(i, i + size)) for i in range(0, count, size)], dim=1)
+        if not _saves_memory(bev):
+            return attend(0, height)
+        count = max(1, _CPU_QUERIES // (len(bev) * width))
+        return torch.cat([attend(i, i + count) for i in range(0, height, count)], dim=1)
 
 
 class BEVEncoder(nn.Module):
@@ -174,7 +187,7 @@ class BEVEncoder(nn.Module):
         self,
         bev: Tensor,
         *,
-        position: Tensor,
+        position: tuple[Tensor, Tensor],
         maps: Tensor,
         map_shapes: Sequence[_Shape],
         lidar_to_image: Tensor,
@@ -184,7 +197,8 @@ class BEVEncoder(nn.Module):
 
         Args:
             bev: BEV queries, (B, Q, C).
-            position: Their positional encoding, (B, Q, C).
+            position: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2);
+                a cell has that of its column, then that of its row.
             maps: The cameras' pyramids, level after level, (B, N, S, C).
             map_shapes: (H, W) of each level.
             lidar_to_image: (B, N, 4, 4), from the LiDAR frame that the BEV lies in to pixels.
@@ -196,6 +210,8 @@ class BEVEncoder(nn.Module):
         hits = find_hits(*self.project_pillars(lidar_to_image, image_size))
         references = bev_cell_centers(self.bev_shape, bev.device)
         inputs = (position, references, self.bev_shape, maps, map_shapes, hits)
+        if _saves_memory(bev) and not torch.is_autocast_enabled("cpu"):
+            inputs += (maps.new_empty(maps.shape),)
         for layer in self.layers:
             if self.with_cp and torch.is_grad_enabled():
                 bev = checkpoint(layer, bev, *inputs, use_reentrant=False)

@@ -15,7 +15,7 @@ from dcnv4_mm.bev.geometry import bev_cell_centers
 from dcnv4_mm.bev.layers.attention import BEVSelfAttention, SpatialCrossAttention
 from dcnv4_mm.bev.layers.encoder import BEVEncoder
 
-__all__ = ["encode"]
+__all__ = ["encode", "position_of_cells"]
 
 _Shapes = Sequence[tuple[int, int]]
 
@@ -24,7 +24,7 @@ def encode(
     encoder: BEVEncoder,
     bev: Tensor,
     *,
-    position: Tensor,
+    position: tuple[Tensor, Tensor],
     maps: Tensor,
     map_shapes: _Shapes,
     lidar_to_image: Tensor,
@@ -33,14 +33,21 @@ def encode(
     """Does what ``encoder`` does in evaluation; for the arguments see its ``forward``."""
     references, inside = encoder.project_pillars(lidar_to_image, image_size)
     centers = bev_cell_centers(encoder.bev_shape, bev.device)
+    cells = position_of_cells(*position)
     for layer in encoder.layers:
         look_around, look_at_cameras = layer.attentions
-        bev = layer.norms[0](_look_around(look_around, bev, position, centers, encoder.bev_shape))
+        bev = layer.norms[0](_look_around(look_around, bev, cells, centers, encoder.bev_shape))
         bev = layer.norms[1](
             _look_at_cameras(look_at_cameras, bev, maps, map_shapes, references, inside)
         )
         bev = layer.norms[2](layer.ffns[0](bev))
     return bev
+
+
+def position_of_cells(columns: Tensor, rows: Tensor) -> Tensor:
+    """Positional encodings (H * W, C) of columns (W, C / 2) and rows (H, C / 2)."""
+    repeated = columns.repeat(len(rows), 1), rows.repeat_interleave(len(columns), 0)
+    return torch.cat(repeated, dim=-1)
 
 
 def _look_around(

@@ -61,7 +61,7 @@ class BEVTransformer(nn.Module):
         image_size: tuple[int, int],
         *,
         bev: Tensor,
-        position: Tensor,
+        position: tuple[Tensor, Tensor],
         bev_augmentation: Tensor | None = None,
         motion: Tensor | None = None,
     ) -> Tensor:
@@ -72,7 +72,7 @@ class BEVTransformer(nn.Module):
             lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
             image_size: Padded (H, W) of the pictures.
             bev: BEV queries, (Q, C).
-            position: Their positional encoding, (Q, C).
+            position: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2).
             bev_augmentation: (B, 3, 3), the transform that the objects went through.
             motion: (B, 4, 4), from the BEV's LiDAR frame to the one that it is to be moved to.
 
@@ -87,7 +87,7 @@ class BEVTransformer(nn.Module):
         ]
         encoded = self.encoder(
             bev.expand(batch, -1, -1),
-            position=position.expand(batch, -1, -1),
+            position=position,
             maps=torch.cat(maps, dim=2),
             map_shapes=[(level.shape[-2], level.shape[-1]) for level in features],
             lidar_to_image=lidar_to_image,
