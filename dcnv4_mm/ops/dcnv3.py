@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops.dcnv4.functional import dcnv4
 
 __all__ = ["dcnv3"]
@@ -61,6 +62,8 @@ def dcnv3(
         >>> dcnv3(value, offset, mask, groups=4).shape
         torch.Size([2, 14, 14, 64])
     """
+    for name, tensor in (("offset", offset), ("mask", mask)):
+        check_floating(name, tensor)
     if groups < 1 or mask.dim() != 4 or mask.shape[-1] % groups:
         raise ValueError(
             f"mask must be (N, H_out, W_out, groups * points), got {tuple(mask.shape)} and "

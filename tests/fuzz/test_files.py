@@ -15,7 +15,7 @@ from dcnv4_mm.checkpoints import load_released, to_released
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 ARCH = {"channels": 8, "depths": (1, 1, 1, 1), "groups": (1, 1, 1, 1)}
-FILES = settings(max_examples=100 if settings.default.max_examples > 1000 else 20)
+FILES = settings(max_examples=100 if settings.default.max_examples > 100 else 20)
 
 
 @st.composite

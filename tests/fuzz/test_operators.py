@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import bev_cross_attn_problems as bev
 import dcnv4_problems as dcn
 import flash_deform_attn_problems as attention
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dcnv4_mm.ops.dcnv4.layout import output_size
-from dcnv4_mm.ops.functional import dcnv4, flash_deform_attn, ms_deform_attn
+from dcnv4_mm.ops.functional import bev_cross_attn, dcnv3, dcnv4, flash_deform_attn, ms_deform_attn
 
 SIZES, SEEDS = st.integers(1, 9), st.integers(0, 2**32 - 1)
 WIDTHS = st.sampled_from([1, 2, 3, 8, 15, 16, 17, 33, 64])
@@ -109,6 +110,45 @@ def test_attention(problem, strided):
     attention.check_against_reference(problem, run)
 
 
+@st.composite
+def bev_problems(draw):
+    problem = bev.make_problem(
+        batch=draw(st.integers(1, 3)),
+        cameras=draw(st.integers(1, 4)),
+        shapes=draw(st.lists(st.tuples(SIZES, SIZES), min_size=1, max_size=3)),
+        queries=draw(st.integers(1, 20)),
+        heads=draw(st.integers(1, 4)),
+        points=draw(st.integers(1, 9)),
+        pillar=draw(st.integers(1, 4)),
+        width=draw(WIDTHS),
+        reach=draw(st.sampled_from([-0.2, 0.2, 2.0])),
+        density=draw(st.sampled_from([0.0, 0.2, 1.0])),
+        seed=draw(SEEDS),
+    )
+    if (number := draw(EXTREME)) is not None:
+        problem.references.view(-1)[0] = number
+    return problem.to(*draw(st.sampled_from(bev.DTYPES)))
+
+
+@given(bev_problems(), st.booleans())
+def test_attention_to_cameras(problem, strided):
+    """Any cameras, levels, pillars, dtypes and strides, forward and backward."""
+
+    def run(problem):
+        value, points, references, hits, sizes, count = problem.inputs()
+        if strided:
+            value, points, references, hits = (
+                t.mT.contiguous().mT for t in (value, points, references, hits)
+            )
+        leaves = [t.detach().requires_grad_() for t in (value, points)]
+        shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
+        output = bev_cross_attn(leaves[0], shapes, leaves[1], references, hits, num_points=count)
+        gradients = torch.autograd.grad(output, leaves, problem.grad_output)
+        return output.detach(), *(gradient.contiguous() for gradient in gradients)
+
+    bev.check_against_reference(problem, run)
+
+
 def tensor(*shape, **options):
     return torch.zeros(shape, **options)
 
@@ -177,6 +217,20 @@ def test_wrong_arguments_of_dcnv4(wrong):
         dcnv4(**{**arguments, name: argument})
 
 
+WRONG_DCNV3 = st.one_of(
+    st.tuples(st.sampled_from(["value", "offset", "mask"]), WRONG_TENSORS),
+    st.tuples(st.just("groups"), WRONG_COUNTS),
+)
+
+
+@given(WRONG_DCNV3)
+def test_wrong_arguments_of_dcnv3(wrong):
+    name, argument = wrong
+    tensors = dict(value=tensor(2, 6, 7, 32), offset=tensor(2, 6, 7, 36), mask=tensor(2, 6, 7, 18))
+    with pytest.raises((TypeError, ValueError)):
+        dcnv3(**{**tensors, "groups": 2, name: argument})
+
+
 SHAPES = [(6, 7), (3, 4)]
 WRONG_SHAPES = st.sampled_from(
     [
@@ -220,3 +274,25 @@ def test_wrong_arguments_of_attention(wrong, packed):
         call = partial(ms_deform_attn, value, shapes, points, weights)
     with pytest.raises((TypeError, ValueError)):
         call()
+
+
+WRONG_BEV = st.one_of(
+    st.tuples(st.sampled_from(["value", "offsets_logits", "references", "hits"]), WRONG_TENSORS),
+    st.tuples(st.just("spatial_shapes"), WRONG_SHAPES),
+    st.tuples(st.just("num_points"), WRONG_COUNTS),
+)
+
+
+@given(WRONG_BEV)
+def test_wrong_arguments_of_attention_to_cameras(wrong):
+    name, argument = wrong
+    arguments = dict(
+        value=tensor(2, 3, 54, 2, 16),
+        spatial_shapes=SHAPES,
+        offsets_logits=tensor(2, 9, 2, 24),
+        references=tensor(2, 3, 9, 4, 2),
+        hits=tensor(2, 3, 9, dtype=torch.bool),
+        num_points=4,
+    )
+    with pytest.raises((TypeError, ValueError)):
+        bev_cross_attn(**{**arguments, name: argument})

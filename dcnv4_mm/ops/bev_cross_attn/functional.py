@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._bilinear import accumulation_dtype
+from dcnv4_mm.ops._checks import check_dense, check_floating
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.bev_cross_attn import flops, registration  # noqa: F401  (define the operators)
 from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
@@ -17,8 +18,6 @@ __all__ = ["bev_cross_attn"]
 
 for _device_type in ("cpu", "cuda"):
     load_library(_device_type)
-
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class _BEVCrossAttnFunction(torch.autograd.Function):
@@ -125,7 +124,9 @@ def bev_cross_attn(
     _check_value(value, level_sizes)
     if num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    _check_dtype("offsets_logits", offsets_logits)
+    check_floating("offsets_logits", offsets_logits)
+    check_dense("references", references)
+    check_dense("hits", hits)
     batch, cameras, _, heads, _ = value.shape
     queries = offsets_logits.shape[1] if offsets_logits.dim() == 4 else 0
     numbers = 3 * (len(level_sizes) // 2) * num_points
@@ -174,17 +175,12 @@ def _fitting(
     return value, offsets_logits, references.to(wide)
 
 
-def _check_dtype(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
-
-
 def _check_value(value: Tensor, level_sizes: list[int]) -> None:
+    check_floating("value", value)
     if value.dim() != 5:
         raise ValueError(
             f"value must have five axes (B, N, S, G, D), got the shape {tuple(value.shape)}"
         )
-    _check_dtype("value", value)
     _, cameras, pixels, heads, channels = value.shape
     if cameras < 1 or heads < 1 or channels < 1:
         raise ValueError(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dcnv4_mm.ops._autocast import autocast_dtype
+from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.dcnv4 import flops, registration  # noqa: F401  (defines the operators)
 from dcnv4_mm.ops.dcnv4.layout import num_points, output_size
@@ -17,7 +18,6 @@ __all__ = ["dcnv4"]
 for _device_type in ("cpu", "cuda"):
     load_library(_device_type)
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PRECISIONS = ("default", "fast")
 
 
@@ -153,15 +153,10 @@ def _check_tensors(value: Tensor, offset_mask: Tensor) -> None:
         ("value", value, "(N, H, W, C)"),
         ("offset_mask", offset_mask, "(N, H_out, W_out, M)"),
     ):
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor {axes}, got {type(tensor).__name__}")
+        check_floating(name, tensor)
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} must have four axes {axes}, got the shape {tuple(tensor.shape)}"
-            )
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(
-                f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}"
             )
     if value.device != offset_mask.device:
         raise ValueError(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dcnv4_mm.ops._autocast import autocast_dtype
+from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.flash_deform_attn import flops, registration  # noqa: F401  (define the operators)
 from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
@@ -16,8 +17,6 @@ __all__ = ["flash_deform_attn", "ms_deform_attn"]
 
 for _device_type in ("cpu", "cuda"):
     load_library(_device_type)
-
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class _AttentionFunction(torch.autograd.Function):
@@ -150,7 +149,7 @@ def ms_deform_attn(
     """
     level_sizes = read_spatial_shapes(spatial_shapes)
     _check_value(value, level_sizes)
-    _check_tensor("sampling_locations", sampling_locations)
+    check_floating("sampling_locations", sampling_locations)
     levels = len(level_sizes) // 2
     points = sampling_locations.shape[4] if sampling_locations.dim() == 6 else 0
     axes = "(N, Q, G, L, P, 2)"
@@ -188,15 +187,8 @@ def _attend(name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor
     return getattr(torch.ops.dcnv4_mm, f"{name}_forward")(value, *points, *geometry)
 
 
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
-
-
 def _check_value(value: Tensor, level_sizes: list[int]) -> None:
-    _check_tensor("value", value)
+    check_floating("value", value)
     if value.dim() != 4:
         raise ValueError(
             f"value must have four axes (N, S, G, D), got the shape {tuple(value.shape)}"
@@ -216,7 +208,7 @@ def _check_points(
     name: str, points: Tensor, axes: str, value: Tensor, per_head: tuple[int, ...]
 ) -> None:
     """Checks a tensor of shape (N, Q, G, *per_head)."""
-    _check_tensor(name, points)
+    check_floating(name, points)
     if points.dim() != 3 + len(per_head):
         raise ValueError(f"{name} must have the axes {axes}, got the shape {tuple(points.shape)}")
     batch, _, heads, _ = value.shape
