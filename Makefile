@@ -146,6 +146,7 @@ gpu-models: gpu-build ## measure layers and whole networks beside what users wou
 
 docs: install $(DOCS)/.complete ## check the documentation, run its notebook, build its site in build/docs
 	$(PYTEST) tests/test_docs.py
+	PIP_NO_INDEX=1 $(DOCS)/bin/python -m pytest tests/tools/test_tensorboard.py
 	$(DOCS)/bin/sphinx-build -q -W --keep-going -c docs . build/docs
 	@echo build/docs/docs/index.html
 
