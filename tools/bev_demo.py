@@ -9,8 +9,7 @@ import argparse
 from pathlib import Path
 
 import cv2
-import numpy as np
-from _running import add_cfg_options, read_config
+from _running import add_cfg_options, check_checkpoint, check_data, read_config, stop
 
 
 def main() -> None:
@@ -26,70 +25,49 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.checkpoint or args.ground_truth):
         parser.error("give a checkpoint, or --ground-truth")
-    from mmdet3d.registry import DATASETS
-    from mmdet3d.utils import register_all_modules
-
-    register_all_modules(init_default_scope=True)
+    if args.checkpoint:
+        check_checkpoint(args.checkpoint)
     config = read_config(args.config, args.cfg_options)
-    data = DATASETS.build(config.test_dataloader.dataset)
-    sample = data[args.index]
+    check_data(config, "test")
     if args.ground_truth:
-        boxes, labels = ground_truth(data, args.index)
+        from mmengine.registry import DATASETS, init_default_scope
+
+        init_default_scope("mmdet3d")
+        picture, count = draw_ground_truth(
+            DATASETS.build(config.test_dataloader.dataset), args.index
+        )
     else:
-        boxes, labels = predict(config, args, sample)
-    cv2.imwrite(str(args.out), draw_sample(sample, boxes, labels))
-    print(f"{args.out}: {len(labels)} boxes")
+        picture, count = draw_predictions(config, args)
+    cv2.imwrite(str(args.out), picture)
+    print(f"{args.out}: {count} boxes")
 
 
-def ground_truth(dataset, index: int) -> tuple:
-    """Boxes and labels of a sample's annotations."""
+def draw_ground_truth(dataset, index: int):
+    """The picture of a sample with its annotations, as they are, and their number.
+
+    The augmentation of the map does not concern the pictures.
+    """
+    from dcnv4_mm.bev.drawing import draw_sample
+
     annotations = dataset.parse_ann_info(dataset.get_data_info(index))
     kept = annotations["gt_labels_3d"] >= 0
-    return annotations["gt_bboxes_3d"][kept], annotations["gt_labels_3d"][kept]
+    boxes, labels = annotations["gt_bboxes_3d"][kept], annotations["gt_labels_3d"][kept]
+    return draw_sample(dataset.prepare_data(index), boxes, labels), len(labels)
 
 
-def draw_sample(sample: dict, boxes, labels) -> np.ndarray:
-    """Boxes in the six pictures of a sample's present moment, and beside them from above.
+def draw_predictions(config, args: argparse.Namespace):
+    """The picture of a sample with what the model finds, and how many boxes that are."""
+    from dcnv4_mm.bev.inferencer import MultiViewDet3DInferencer
 
-    Args:
-        sample: Of the data set: ``inputs`` and ``data_samples``.
-        boxes: mmdet3d's boxes in the LiDAR frame.
-        labels: One per box.
-
-    Returns:
-        The picture, BGR.
-    """
-    from dcnv4_mm.bev.drawing import draw_bev, draw_boxes
-
-    packed = sample["data_samples"]
-    current = packed.frames.index(0)
-    cameras = sample["inputs"]["img"].unflatten(0, (len(packed.frames), -1))[current]
-    pictures = [
-        draw_boxes(image.permute(1, 2, 0).numpy(), boxes, labels, matrix)
-        for image, matrix in zip(cameras, packed.lidar2img[current], strict=True)
-    ]
-    # In the order in which one looks around: left, middle, right.
-    rows = [np.hstack([pictures[i] for i in row]) for row in ((2, 0, 1), (5, 3, 4))]
-    around = np.vstack(rows)
-    return np.hstack((around, draw_bev(boxes, labels, size=around.shape[0])))
-
-
-def predict(config, args: argparse.Namespace, sample: dict):
-    """Boxes and labels that the model gives a score of at least ``args.score``."""
-    import torch
-    from mmdet3d.registry import MODELS
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.runner import load_checkpoint
-
-    model = revert_sync_batchnorm(MODELS.build(config.model))
-    load_checkpoint(model, args.checkpoint, map_location="cpu", strict=True)
-    model.to(args.device).eval()
-    batch = dict(inputs=dict(img=[sample["inputs"]["img"]]), data_samples=[sample["data_samples"]])
-    with torch.no_grad():
-        (result,) = model.test_step(batch)
-    found = result.pred_instances_3d.to("cpu")
-    kept = found.scores_3d >= args.score
-    return found.bboxes_3d[kept], found.labels_3d[kept].numpy()
+    try:
+        inferencer = MultiViewDet3DInferencer(
+            config, args.checkpoint, device=args.device, show_progress=False
+        )
+        found = inferencer(args.index, return_vis=True, pred_score_thr=args.score)
+    except ValueError as error:
+        stop(str(error))
+    scores = found["predictions"][0]["scores_3d"]
+    return found["visualization"][0], sum(score >= args.score for score in scores)
 
 
 if __name__ == "__main__":

@@ -82,13 +82,9 @@ def classification_painter(dataset) -> Callable[[int], np.ndarray]:
 
 def bev_painter(dataset) -> Callable[[int], np.ndarray]:
     """Boxes in the six pictures, and from above."""
-    from bev_demo import draw_sample, ground_truth
+    from bev_demo import draw_ground_truth
 
-    def paint(index: int) -> np.ndarray:
-        # Boxes as they are: the augmentation of the map does not concern the pictures.
-        return draw_sample(dataset.prepare_data(index), *ground_truth(dataset, index))
-
-    return paint
+    return lambda index: draw_ground_truth(dataset, index)[0]
 
 
 PAINTERS = {

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-__all__ = ["draw_bev", "draw_boxes"]
+__all__ = ["draw_bev", "draw_boxes", "draw_sample"]
 
 # mmdet3d's corners: the bottom and top faces, and the front, where x is largest.
 _EDGES = (
@@ -100,3 +100,28 @@ def draw_bev(
         cv2.line(picture, pixel(center), front, _PALETTE[label], 2, cv2.LINE_AA)
     cv2.circle(picture, pixel(np.zeros(2)), 4, (0, 0, 0), -1)
     return picture
+
+
+def draw_sample(sample: dict, boxes: LiDARInstance3DBoxes, labels: Sequence[int]) -> np.ndarray:
+    """Draws boxes into the six pictures of a sample's present moment, and beside them from above.
+
+    Args:
+        sample: Of :class:`dcnv4_mm.bev.data.dataset.BEVFormerV2NuScenesDataset`, whole: with
+            ``inputs`` and ``data_samples``.
+        boxes: In the LiDAR frame.
+        labels: One per box, for its colour.
+
+    Returns:
+        (2 H, 3 W + 2 H, 3), BGR, for pictures of (H, W).
+    """
+    packed = sample["data_samples"]
+    current = packed.frames.index(0)
+    cameras = sample["inputs"]["img"].unflatten(0, (len(packed.frames), -1))[current]
+    pictures = [
+        draw_boxes(image.permute(1, 2, 0).numpy(), boxes, labels, matrix)
+        for image, matrix in zip(cameras, packed.lidar2img[current], strict=True)
+    ]
+    # In the order in which one looks around: left, middle, right.
+    rows = [np.hstack([pictures[i] for i in row]) for row in ((2, 0, 1), (5, 3, 4))]
+    around = np.vstack(rows)
+    return np.hstack((around, draw_bev(boxes, labels, size=around.shape[0])))

@@ -1,0 +1,128 @@
+"""The inferencer: by name, what the model finds in samples of an info file, and their pictures."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.mmdet3d
+
+pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
+from mmdet3d.registry import DATASETS, MODELS
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
+
+from dcnv4_mm.bev.drawing import draw_sample
+from dcnv4_mm.bev.inferencer import MultiViewDet3DInferencer
+
+NAME = "bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a model that has learned nothing, as a training writes it: tensors are not all."""
+    init_default_scope("mmdet3d")
+    torch.manual_seed(0)
+    model = MODELS.build(get_config(f"dcnv4_mm::bevformerv2/{NAME}.py").model)
+    path = tmp_path_factory.mktemp("weights") / "epoch_1.pth"
+    torch.save({"state_dict": model.state_dict(), "meta": {"score": np.float64(0.5)}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def infos(nuscenes_root):
+    return nuscenes_root / "bevformerv2_infos_val.pkl"
+
+
+@pytest.fixture(scope="module")
+def inferencer(checkpoint, infos):
+    return MultiViewDet3DInferencer(
+        NAME, checkpoint, infos=infos, device="cpu", show_progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, nuscenes_root):
+    """Function that gives a sample of the config's test set, and what the model finds there."""
+    config = get_config(f"dcnv4_mm::bevformerv2/{NAME}.py")
+    config.test_dataloader.dataset.data_root = f"{nuscenes_root}/"
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    model = MODELS.build(config.model).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=False)["state_dict"])
+
+    def find(index):
+        sample = dataset[index]
+        images, packed = sample["inputs"]["img"], sample["data_samples"]
+        with torch.no_grad():
+            (found,) = model.test_step(dict(inputs=dict(img=[images]), data_samples=[packed]))
+        return sample, found.pred_instances_3d
+
+    return find
+
+
+def test_boxes_of_several_samples(inferencer, expected, tmp_path):
+    """In the order in which they are asked for; with a picture of each."""
+    indexes = [4, 0, 2]
+    result = inferencer(indexes, out_dir=tmp_path / "new" / "found")
+    assert result["visualization"] is None
+    for index, found in zip(indexes, result["predictions"], strict=True):
+        alone = expected(index)[1]
+        assert len(alone.scores_3d) > 0
+        assert found["scores_3d"] == alone.scores_3d.tolist()
+        assert found["bboxes_3d"] == alone.bboxes_3d.tensor.tolist()
+        assert found["labels_3d"] == alone.labels_3d.tolist()
+    names = sorted(path.name for path in (tmp_path / "new" / "found").iterdir())
+    assert names == ["00000.jpg", "00002.jpg", "00004.jpg"]
+    assert cv2.imread(str(tmp_path / "new" / "found" / names[0])).shape == (192, 912, 3)
+
+
+def test_batches_do_not_matter(inferencer):
+    """But for the order in which numbers are added."""
+    single, batched = (inferencer([4, 0, 2], batch_size=n)["predictions"] for n in (1, 2))
+    first = [prediction["scores_3d"][0] for prediction in single]
+    assert [prediction["scores_3d"][0] for prediction in batched] == pytest.approx(first, abs=1e-6)
+    assert min(abs(a - b) for a, b in zip(first, first[1:] + first[:1], strict=True)) > 1e-5
+
+
+def test_pictures_hold_the_boxes_above_the_threshold(inferencer, expected):
+    sample, found = expected(1)
+    threshold = found.scores_3d.median().item()
+    kept = found.scores_3d >= threshold
+    boxes, labels = found.bboxes_3d[kept], found.labels_3d[kept].numpy()
+    assert 0 < len(labels) < len(kept)
+    result = inferencer(
+        1, return_datasamples=True, return_vis=True, pred_score_thr=threshold - 1e-6
+    )
+    (picture,) = result["visualization"]
+    assert np.array_equal(picture, draw_sample(sample, boxes, labels))
+    (prediction,) = result["predictions"]
+    assert torch.equal(prediction.pred_instances_3d.labels_3d, found.labels_3d)
+
+
+def test_it_takes_a_config_as_well(checkpoint, nuscenes_root):
+    """And the test set that this names."""
+    config = get_config(f"dcnv4_mm::bevformerv2/{NAME}.py")
+    config.test_dataloader.dataset.data_root = f"{nuscenes_root}/"
+    inferencer = MultiViewDet3DInferencer(config, checkpoint, device="cpu", show_progress=False)
+    assert len(inferencer(range(2))["predictions"]) == 2
+
+
+@pytest.mark.parametrize("inputs", [6, -1, [0, 6], "0", [0.5]])
+def test_what_is_no_sample(inferencer, inputs):
+    with pytest.raises(ValueError, match="samples have the indexes 0 to 5, got"):
+        inferencer(inputs)
+
+
+def test_what_cannot_be_built(checkpoint, infos, tmp_path):
+    with pytest.raises(ValueError, match="give a config and a checkpoint"):
+        MultiViewDet3DInferencer(None, checkpoint)
+    with pytest.raises(ValueError, match="give a config and a checkpoint"):
+        MultiViewDet3DInferencer(NAME, None)
+    with pytest.raises(ValueError, match="Cannot find model: bevformer"):
+        MultiViewDet3DInferencer("bevformer", checkpoint)
+    other = tmp_path / "other.pth"
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, other)
+    with pytest.raises(ValueError, match="does not fit this BEVFormerV2"):
+        MultiViewDet3DInferencer(NAME, other, infos=infos)
+    with pytest.raises(FileNotFoundError):
+        MultiViewDet3DInferencer(NAME, checkpoint, infos=tmp_path / "none.pkl", device="cpu")
