@@ -44,7 +44,10 @@ def test_schemas_are_those_of_the_package():
     known = {
         str(schema)
         for schema in torch._C._jit_get_all_schemas()
-        if schema.name.startswith("dcnv4_mm::") and schema.name != "dcnv4_mm::cpu_isa"
+        if schema.name.startswith("dcnv4_mm::")
+        and schema.name != "dcnv4_mm::cpu_isa"
+        # What reads the sizes from a tensor is Python.
+        and not schema.overload_name
     }
     assert len(known) >= 6
     assert run_stranger() == known

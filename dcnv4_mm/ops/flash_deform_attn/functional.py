@@ -96,11 +96,11 @@ def flash_deform_attn(
         >>> flash_deform_attn(value, [(8, 8), (4, 4)], locations_logits, num_points=8).shape
         torch.Size([2, 100, 64])
     """
-    level_sizes = read_spatial_shapes(spatial_shapes)
+    level_sizes = _level_sizes(spatial_shapes)
     _check_value(value, level_sizes)
     if num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    numbers = 3 * (len(level_sizes) // 2) * num_points
+    numbers = 3 * len(spatial_shapes) * num_points
     axes = "(N, Q, G, 3 * L * P)"
     _check_points("locations_logits", locations_logits, axes, value, (numbers,))
     return _attend("flash_deform_attn", (level_sizes, num_points), value, locations_logits)
@@ -147,10 +147,10 @@ def ms_deform_attn(
         >>> ms_deform_attn(value, [(8, 8), (4, 4)], locations, weights).shape
         torch.Size([2, 100, 64])
     """
-    level_sizes = read_spatial_shapes(spatial_shapes)
+    level_sizes = _level_sizes(spatial_shapes)
     _check_value(value, level_sizes)
     check_floating("sampling_locations", sampling_locations)
-    levels = len(level_sizes) // 2
+    levels = len(spatial_shapes)
     points = sampling_locations.shape[4] if sampling_locations.dim() == 6 else 0
     axes = "(N, Q, G, L, P, 2)"
     _check_points("sampling_locations", sampling_locations, axes, value, (levels, points, 2))
@@ -164,6 +164,13 @@ def ms_deform_attn(
             f"{sampling_locations.shape[1]} and {attention_weights.shape[1]}"
         )
     return _attend("ms_deform_attn", (level_sizes,), value, sampling_locations, attention_weights)
+
+
+def _level_sizes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[int] | Tensor:
+    """What a raw operator takes: numbers, or a tensor that it reads when a compiled graph runs."""
+    if isinstance(spatial_shapes, Tensor) and torch.compiler.is_compiling():
+        return spatial_shapes
+    return read_spatial_shapes(spatial_shapes)
 
 
 def _attend(name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor) -> Tensor:
@@ -187,7 +194,7 @@ def _attend(name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor
     return getattr(torch.ops.dcnv4_mm, f"{name}_forward")(value, *points, *geometry)
 
 
-def _check_value(value: Tensor, level_sizes: list[int]) -> None:
+def _check_value(value: Tensor, level_sizes: list[int] | Tensor) -> None:
     check_floating("value", value)
     if value.dim() != 4:
         raise ValueError(
@@ -196,7 +203,7 @@ def _check_value(value: Tensor, level_sizes: list[int]) -> None:
     _, pixels, heads, channels = value.shape
     if heads < 1 or channels < 1:
         raise ValueError(f"value must have at least one head and channel, got {heads}, {channels}")
-    if pixels != num_pixels(level_sizes):
+    if not isinstance(level_sizes, Tensor) and pixels != num_pixels(level_sizes):
         sizes = list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
         raise ValueError(
             f"value must have one row for every pixel of the levels {sizes}, "

@@ -1,10 +1,14 @@
 """Defines the raw attention operators; compiled libraries add faster kernels for their device."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dcnv4_mm.ops._library import library
 from dcnv4_mm.ops.flash_deform_attn import reference
+from dcnv4_mm.ops.flash_deform_attn.layout import read_spatial_shapes
 
 __all__ = ["SCHEMAS"]
 
@@ -21,26 +25,44 @@ SCHEMAS = (
     "-> (Tensor, Tensor)",
 )
 
+
+def _read_sizes(name: str, *arguments: Any) -> Any:
+    """Calls an operator with the sizes that the integer tensor (L, 2) among the arguments holds."""
+    numbers = (
+        read_spatial_shapes(argument)
+        if isinstance(argument, Tensor) and not argument.is_floating_point()
+        else argument
+        for argument in arguments
+    )
+    return getattr(torch.ops.dcnv4_mm, name).default(*numbers)
+
+
 for _schema in SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _name = _schema.split("(")[0]
     library.impl(_name, getattr(reference, f"{_name}_reference"), "CompositeExplicitAutograd")
+    # For compiled graphs, which cannot read a tensor: the operator does, when it runs.
+    _schema = _schema.replace("(", ".tensor(", 1).replace("SymInt[] level", "Tensor level")
+    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(f"{_name}.tensor", partial(_read_sizes, _name), "CompositeExplicitAutograd")
 
 
+@torch.library.register_fake("dcnv4_mm::ms_deform_attn_forward.tensor", lib=library)
 @torch.library.register_fake("dcnv4_mm::ms_deform_attn_forward", lib=library)
 def _ms_deform_attn_forward_fake(
-    value: Tensor, locations: Tensor, weights: Tensor, level_sizes: list[int]
+    value: Tensor, locations: Tensor, weights: Tensor, level_sizes: list[int] | Tensor
 ) -> Tensor:
     return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
 
 
+@torch.library.register_fake("dcnv4_mm::ms_deform_attn_backward.tensor", lib=library)
 @torch.library.register_fake("dcnv4_mm::ms_deform_attn_backward", lib=library)
 def _ms_deform_attn_backward_fake(
     grad_output: Tensor,
     value: Tensor,
     locations: Tensor,
     weights: Tensor,
-    level_sizes: list[int],
+    level_sizes: list[int] | Tensor,
     deterministic: bool,
     need_value_grad: bool,
     need_points_grad: bool,
@@ -52,19 +74,21 @@ def _ms_deform_attn_backward_fake(
     )
 
 
+@torch.library.register_fake("dcnv4_mm::flash_deform_attn_forward.tensor", lib=library)
 @torch.library.register_fake("dcnv4_mm::flash_deform_attn_forward", lib=library)
 def _flash_deform_attn_forward_fake(
-    value: Tensor, locations_logits: Tensor, level_sizes: list[int], num_points: int
+    value: Tensor, locations_logits: Tensor, level_sizes: list[int] | Tensor, num_points: int
 ) -> Tensor:
     return value.new_empty(*locations_logits.shape[:2], value.shape[2] * value.shape[3])
 
 
+@torch.library.register_fake("dcnv4_mm::flash_deform_attn_backward.tensor", lib=library)
 @torch.library.register_fake("dcnv4_mm::flash_deform_attn_backward", lib=library)
 def _flash_deform_attn_backward_fake(
     grad_output: Tensor,
     value: Tensor,
     locations_logits: Tensor,
-    level_sizes: list[int],
+    level_sizes: list[int] | Tensor,
     num_points: int,
     deterministic: bool,
     need_value_grad: bool,

@@ -127,11 +127,12 @@ def test_second_derivative_is_refused(name):
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_opcheck(name, needs):
-    arguments = (*inputs(name), *geometry(name))
-    torch.library.opcheck(operator(name, "forward").default, arguments)
     grad_output = torch.ones(2, 6, 8)
-    backward = operator(name, "backward").default
-    torch.library.opcheck(backward, (grad_output, *arguments, False, *needs))
+    for overload, sizes in (("default", SIZES), ("tensor", torch.tensor(SHAPES))):
+        arguments = (*inputs(name), sizes, *geometry(name)[1:])
+        torch.library.opcheck(getattr(operator(name, "forward"), overload), arguments)
+        backward = getattr(operator(name, "backward"), overload)
+        torch.library.opcheck(backward, (grad_output, *arguments, False, *needs))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -159,6 +160,30 @@ def test_compiled_graphs_hold_the_raw_operators(name):
         assert torch.equal(gradient, eager)
     for direction, targets in graphs.items():
         assert f"dcnv4_mm.{name}_{direction}.default" in targets
+
+
+def attend(name, shapes, tensors):
+    number = {"num_points": POINTS} if name == "flash_deform_attn" else {}
+    function = flash_deform_attn if number else ms_deform_attn
+    return function(tensors[0], shapes, *tensors[1:], **number)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiled_graph_reads_the_sizes_from_a_tensor_when_it_runs(name):
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for shapes in (SHAPES, SHAPES[::-1]):
+        tensors = inputs(name, grad=True)
+        output = compiled(name, torch.tensor(shapes), tensors)
+        expected = attend(name, shapes, tensors)
+        assert torch.equal(output, expected)
+        for gradient, eager in zip(
+            torch.autograd.grad(output.sum(), tensors),
+            torch.autograd.grad(expected.sum(), tensors),
+            strict=True,
+        ):
+            assert torch.equal(gradient, eager)
+    with pytest.raises((ValueError, RuntimeError), match=r"pixels|rows"):
+        compiled(name, torch.tensor([(5, 7), (4, 4)]), inputs(name))
 
 
 class _Module(torch.nn.Module):
