@@ -75,7 +75,7 @@ def pillar_points(
     lower = torch.tensor(point_cloud_range[:3], dtype=torch.float32, device=device)
     extent = torch.tensor(point_cloud_range[3:], dtype=torch.float32, device=device) - lower
     xy = bev_cell_centers(shape, device)
-    margin = 0.5 / extent[2].item()
+    margin = 0.5 / (point_cloud_range[5] - point_cloud_range[2])
     z = torch.linspace(margin, 1 - margin, num_points, device=device)
     fractions = torch.cat(
         (

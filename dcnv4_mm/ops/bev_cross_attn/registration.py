@@ -10,7 +10,7 @@ __all__ = ["SCHEMAS"]
 
 _FLAGS = "bool deterministic, bool need_value_grad, bool need_points_grad"
 _TENSORS = (
-    "Tensor value, Tensor offsets_logits, Tensor references, Tensor hits, int[] level_sizes, "
+    "Tensor value, Tensor offsets_logits, Tensor references, Tensor hits, SymInt[] level_sizes, "
     "int num_points"
 )
 

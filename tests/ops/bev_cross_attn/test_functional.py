@@ -156,6 +156,27 @@ def test_export_keeps_one_node_and_decomposes_to_aten():
         torch.testing.assert_close(actual, function(*others), rtol=0, atol=1e-5)
 
 
+class _OfMaps(torch.nn.Module):
+    """The level's size follows from the maps, (B, N, H, W, G, D)."""
+
+    def forward(self, maps, *others):
+        shapes = [tuple(maps.shape[2:4])]
+        return bev_cross_attn(maps.flatten(2, 3), shapes, *others, num_points=POINTS)
+
+
+def test_exports_with_levels_of_any_size():
+    def tensors(height, width):
+        value, *others = inputs(shapes=[(height, width)])
+        return value.unflatten(2, (height, width)), *others
+
+    free = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(
+        _OfMaps(), tensors(5, 7), dynamic_shapes=(free, ({}, {}, {}))
+    ).module()
+    for size in [(5, 7), (2, 9)]:
+        assert torch.equal(program(*tensors(*size)), _OfMaps()(*tensors(*size)))
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_keeps_float32_points(compiled):
     value, points, *others = inputs(grad=True)
