@@ -52,6 +52,14 @@ def show_predictions(cfg, args: argparse.Namespace) -> None:
         hook["out_dir" if host == "mmpretrain" else "test_out_dir"] = args.show_dir
 
 
+def paint_as_read(visualizer) -> None:
+    """Turns colours the right way: mmpretrain's hook hands over BGR, as read, for RGB."""
+    paint = visualizer.visualize_cls
+    visualizer.visualize_cls = lambda image, *args, **options: paint(
+        image[..., ::-1].copy(), *args, **options
+    )
+
+
 def use_tta(cfg) -> None:
     """Wraps the model for test-time augmentation: the config's own, or flips for detection."""
     parts = (cfg.model, cfg.model.get("roi_head", {}))
@@ -89,6 +97,8 @@ def main() -> None:
     start_processes(cfg)
     try:
         runner = build_runner(cfg)
+        if cfg.get("default_scope") == "mmpretrain":
+            paint_as_read(runner.visualizer)
         if args.out:
             runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
         stop_if_unloadable(runner, cfg.filename)

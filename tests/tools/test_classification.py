@@ -163,6 +163,17 @@ def test_fine_tuning_example(pictures, released):
     assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
     assert (pictures / "painted/cold_box_00001.png").is_file()
 
+    test = (TOOLS / "test.py", EXAMPLE.name, "out/epoch_1.pth", "--show-dir", "shown")
+    run(*test, "--cfg-options", *no_workers("test"), cwd=pictures)
+    source = Image.open(pictures / "data/my_pictures/val/cold_box/cold_box_00001.JPEG")
+    expected = transforms.Compose(TRANSFORM.transforms[:2])(source)
+    (shown,) = (pictures / "shown").glob("cold_box_00001*.png")
+    with Image.open(shown) as painted:
+        # The text is in the upper half.
+        pixels = [np.asarray(p.convert("RGB"), float)[112:] for p in (painted, expected)]
+    assert abs(pixels[0] - pixels[1]).mean() < 2
+    assert abs(pixels[0] - pixels[1][..., ::-1]).mean() > 20
+
 
 def test_mim_downloads_the_configs(tmp_path):
     """As tests/packaging/test_mim.py does for the configs of the other hosts."""
