@@ -39,7 +39,7 @@ STAGES ?= layers ablation backbones detectors training scaling
 TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
 	--out work_dirs/gpu-dry-run
 
-.PHONY: help install quickstart test coverage fuzz test-mim test-mmpretrain test-diffusion check lint \
+.PHONY: help install quickstart test coverage fuzz test-mim test-export test-mmpretrain test-diffusion check lint \
 	trials bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit ext wheel clean
 .DELETE_ON_ERROR:
 
@@ -52,7 +52,7 @@ quickstart: install ## train and evaluate a small Mask R-CNN on generated pictur
 	$(BIN)/python tools/quickstart.py
 
 test: install ## run the tests against the installed wheel
-	$(PYTEST) -m "not mim"
+	$(PYTEST) -m "not mim and not export"
 
 # What ring 1 and bev promise, and the rest.
 INNER := --include='*/dcnv4_mm/ops/*,*/dcnv4_mm/layers/*,*/dcnv4_mm/backbones/*,*/dcnv4_mm/checkpoints/*,*/dcnv4_mm/bev/*'
@@ -62,7 +62,7 @@ coverage: install ## run the tests with a count of the lines they reach
 	build/coverage/bin/python -m pip install --quiet coverage==7.17.3
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
 		> $$(build/coverage/bin/python -c "import site; print(site.getsitepackages()[0])")/zz-main.pth
-	PIP_NO_INDEX=1 PATH=$(CURDIR)/$(BIN):$$PATH build/coverage/bin/python -m coverage run -m pytest -m "not mim"
+	PIP_NO_INDEX=1 PATH=$(CURDIR)/$(BIN):$$PATH build/coverage/bin/python -m coverage run -m pytest -m "not mim and not export"
 	build/coverage/bin/python -m coverage combine --quiet
 	build/coverage/bin/python -m coverage report --fail-under=95 $(INNER)
 	build/coverage/bin/python -m coverage report --fail-under=85 $(subst include,omit,$(INNER))
@@ -72,6 +72,9 @@ fuzz: install ## call the operators 5000 times at random, and read 200 damaged f
 
 test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in empty environments, drive mim
 	$(PYTEST) -m mim
+
+test-export: install ## compile and export whole models of every host
+	$(PYTEST) -m export
 
 # First what ring 1 promises, by the library that the other torch built, then the host.
 test-mmpretrain: $(LANE)/.installed ## another torch, in .venv-mmpretrain: the operators, and mmpretrain

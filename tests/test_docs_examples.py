@@ -21,9 +21,9 @@ BLOCKS = {
 # They need an exported file, minutes, released weights, or a place beside other configs.
 ELSEWHERE = {
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
-    "docs/export.md:0": "tests/tools/test_export.py",
+    "docs/export.md:0": "tests/ops/test_onnx.py",
     "docs/export.md:1": "tests/tools/test_export.py",
-    "docs/export.md:2": "tests/ops/test_onnx.py",
+    "docs/export.md:2": "tests/tools/test_export.py",
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }

@@ -1,6 +1,6 @@
 """Runs an exported model in a process of its own, which knows nothing of dcnv4_mm.
 
-python -P tools/_exported.py FORMAT MODEL IMAGES.pt OUTPUTS.pt [LIBRARY ...]
+python -P tools/_exported.py FORMAT MODEL INPUTS.pt OUTPUTS.pt [LIBRARY ...]
 """
 
 import sys
@@ -10,15 +10,9 @@ import torch
 
 
 def load(kind: str, path: str, libraries: list[str]) -> Callable:
-    """A function from images to what the model puts out, a tensor or a sequence of them."""
-    if kind == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda images: [
-            torch.from_numpy(array) for array in session.run(None, {name: images.numpy()})
-        ]
+    """A function from input tensors to what the model puts out, a tensor or a sequence of them."""
+    if kind.startswith("onnx"):
+        return load_onnx(path, libraries)
     for library in libraries:
         torch.ops.load_library(library)
     if kind == "aotinductor":
@@ -26,13 +20,30 @@ def load(kind: str, path: str, libraries: list[str]) -> Callable:
     return torch.export.load(path).module()
 
 
+def load_onnx(path: str, libraries: list[str]) -> Callable:
+    """The same of an ONNX file, whose custom operators the libraries have."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    for library in libraries:
+        options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        arrays = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+
+    return run
+
+
 def main() -> None:
-    kind, path, images, outputs, *libraries = sys.argv[1:]
+    kind, path, batches, outputs, *libraries = sys.argv[1:]
     model = load(kind, path, libraries)
     results = []
-    for batch in torch.load(images, weights_only=True):
+    for inputs in torch.load(batches, weights_only=True):
         with torch.no_grad():
-            result = model(batch)
+            result = model(*inputs)
         results.append([result] if isinstance(result, torch.Tensor) else list(result))
     torch.save(results, outputs)
     assert "dcnv4_mm" not in sys.modules

@@ -13,11 +13,40 @@ __all__ = ["DINO", "DINOHead"]
 
 
 class DINO(_DINO):
-    """mmdet's DINO, which understands the released names wherever it is loaded from.
+    """mmdet's DINO, which understands the released names wherever it is loaded from, and exports.
 
     Raises:
         ValueError: The weights are in the released names, and do not fit.
     """
+
+    def forward_decoder(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        reference_points: Tensor,
+        dn_mask: Tensor | None = None,
+        **geometry: Tensor,
+    ) -> dict[str, Any]:
+        """See the parent.
+
+        In evaluation it leaves out what the parent does for the gradient's sake alone, and for
+        which it asks for the batch size as an int: a recorded graph would hold for that one only.
+        """
+        if self.training:
+            return super().forward_decoder(
+                query, memory, memory_mask, reference_points, dn_mask=dn_mask, **geometry
+            )
+        states, references = self.decoder(
+            query=query,
+            value=memory,
+            key_padding_mask=memory_mask,
+            self_attn_mask=dn_mask,
+            reference_points=reference_points,
+            reg_branches=self.bbox_head.reg_branches,
+            **geometry,
+        )
+        return dict(hidden_states=states, references=list(references))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         convert_on_load(self, state_dict, prefix)

@@ -1,0 +1,40 @@
+"""Whole models of the hosts compile; where a graph ends, it is not for this package's code."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mmengine", reason="mmengine is not installed")
+
+from host_models import small_config
+from mmengine.registry import MODELS, init_default_scope
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+# By model, whether its host lets it be one graph: mmdet's transformers make tensors of sizes.
+ONE_GRAPH = [
+    pytest.param("classifier", True, marks=pytest.mark.mmpretrain),
+    pytest.param("mask_rcnn", True, marks=pytest.mark.mmdet),
+    pytest.param("upernet", True, marks=pytest.mark.mmseg),
+    pytest.param("bevformerv2", True, marks=pytest.mark.mmdet3d),
+    pytest.param("dino", False, marks=pytest.mark.mmdet),
+    pytest.param("mask2former", False, marks=pytest.mark.mmseg),
+]
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(("name", "one_graph"), ONE_GRAPH)
+def test_no_graph_ends_in_this_package(monkeypatch, name, one_graph):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from _parts import part_of
+
+    config = small_config(name)
+    init_default_scope(config.default_scope)
+    part = part_of(MODELS.build(config.model), config.default_scope).eval()
+    inputs = part.examples(2, 64, 96, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = torch._dynamo.explain(part)(*inputs)
+    places = [Path(reason.user_stack[-1].filename) for reason in found.break_reasons]
+    assert not [place for place in places if "dcnv4_mm" in place.parts]
+    assert (found.graph_break_count == 0) == one_graph
+    assert any("dcnv4_mm" in str(graph.graph) for graph in found.graphs)
