@@ -7,6 +7,7 @@ Environment variables:
     DCNV4_MM_CUDA_ARCHS: the same, for these architectures, such as "80;90".
     DCNV4_MM_NO_CUDA=1: leave the CUDA library out.
     DCNV4_MM_ONNXRUNTIME: the folder of onnxruntime_cxx_api.h; builds custom operators for it.
+    DCNV4_MM_TENSORRT: the folder of NvInferRuntime.h; builds a plugin for it with nvcc.
     CUDA_HOME: where CUDA is, if nvcc is not on PATH.
     CXX: the C++ compiler, by default g++.
     MAX_JOBS: how many files to compile at a time, by default one per core.
@@ -88,15 +89,15 @@ def why_no_cuda_library() -> str | None:
     return None
 
 
-def why_no_onnxruntime_library() -> str | None:
-    """The reason why the custom operators of onnxruntime are not built, or None when they are."""
+def why_no_library_for(variable: str, header: str) -> str | None:
+    """The reason why the operators are not built for another runtime, or None when they are."""
     if reason := why_no_library():
         return reason
-    folder = os.environ.get("DCNV4_MM_ONNXRUNTIME")
+    folder = os.environ.get(variable)
     if not folder:
-        return "DCNV4_MM_ONNXRUNTIME does not name the folder of onnxruntime's headers"
-    if not Path(folder, "onnxruntime_cxx_api.h").exists():
-        sys.exit(f"error: DCNV4_MM_ONNXRUNTIME={folder}: onnxruntime_cxx_api.h is not there")
+        return f"{variable} does not name the folder of {header}"
+    if not Path(folder, header).exists():
+        sys.exit(f"error: {variable}={folder}: {header} is not there")
     return None
 
 
@@ -153,6 +154,7 @@ class BuildLibraries(build_ext):
             CUDA_LIBRARY: build_cuda_library,
             SCHEMA_LIBRARY: build_schema_library,
             ONNXRUNTIME_LIBRARY: build_onnxruntime_library,
+            TENSORRT_LIBRARY: build_tensorrt_library,
         }[ext.name]
         build(target, folder)
 
@@ -190,6 +192,26 @@ def build_onnxruntime_library(target: Path, folder: Path) -> None:
     objects = compile_objects([compiler, *CXX_FLAGS], kernels, folder)
     objects += compile_objects([compiler, *CXX_FLAGS, headers], operators, folder)
     run_into(target, [compiler, "-shared", "-s", "-Wl,-z,defs", *objects])
+
+
+def build_tensorrt_library(target: Path, folder: Path) -> None:
+    """Builds the plugin of TensorRT: CUDA kernels of the forward operator, without torch."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        sys.exit("error: DCNV4_MM_TENSORRT needs nvcc: name its folder in CUDA_HOME")
+    command = [nvcc, f"-ccbin={os.environ.get('CXX', 'g++')}"]
+    kernels = {
+        path: flags
+        for path, flags in cuda_sources().items()
+        if re.match("csrc/dcnv4/kernels_fwd_f(16|32)", path)
+    }
+    plugin = {"csrc/tensorrt/plugin.cpp": []}
+    headers = f"-I{os.environ['DCNV4_MM_TENSORRT']}"
+    objects = compile_objects([*command, *NVCC_FLAGS], kernels, folder)
+    objects += compile_objects([*command, *NVCC_FLAGS, headers], plugin, folder)
+    # CUDA's own packages on PyPI have lib where nvcc looks for lib64.
+    search = f"-L{Path(nvcc).parents[1] / 'lib'}"
+    run_into(target, [*command, "-shared", "-cudart=static", search, "-Xlinker=-s", *objects])
 
 
 def read_schemas() -> list[str]:
@@ -309,6 +331,7 @@ class Wheel(bdist_wheel):
 CPU_LIBRARY, CUDA_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_cpu", "dcnv4_mm.lib.libdcnv4_mm_cuda"
 SCHEMA_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_schemas"
 ONNXRUNTIME_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_onnxruntime"
+TENSORRT_LIBRARY = "dcnv4_mm.lib.libdcnv4_mm_tensorrt"
 REASON, CUDA_REASON = why_no_library(), why_no_cuda_library()
 for variable, reason in (("REQUIRE_EXT", REASON), ("REQUIRE_CUDA", CUDA_REASON)):
     if reason and os.environ.get(f"DCNV4_MM_{variable}") == "1":
@@ -317,7 +340,8 @@ libraries = {
     CPU_LIBRARY: REASON,
     SCHEMA_LIBRARY: REASON,
     CUDA_LIBRARY: CUDA_REASON,
-    ONNXRUNTIME_LIBRARY: why_no_onnxruntime_library(),
+    ONNXRUNTIME_LIBRARY: why_no_library_for("DCNV4_MM_ONNXRUNTIME", "onnxruntime_cxx_api.h"),
+    TENSORRT_LIBRARY: why_no_library_for("DCNV4_MM_TENSORRT", "NvInferRuntime.h"),
 }
 
 setup(

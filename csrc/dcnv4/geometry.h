@@ -66,5 +66,16 @@ Params read_geometry(const Ints& value, const Ints& offset_mask, const Ints& ker
   return p;
 }
 
+// Points `p` to tensors that are contiguous.
+inline void set_contiguous(Params* p, const void* value, const void* offset_mask, void* output) {
+  const int64_t channels = p->groups * p->group_channels, numbers = p->offset_mask_channels;
+  p->value = value;
+  p->value_pitches = {p->height * p->width * channels, p->width * channels, channels};
+  p->offset_mask = offset_mask;
+  p->offset_mask_pitches = {p->out_height * p->out_width * numbers, p->out_width * numbers,
+                            numbers};
+  p->output = output;
+}
+
 }  // namespace
 }  // namespace dcnv4_mm::dcnv4

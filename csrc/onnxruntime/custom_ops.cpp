@@ -78,11 +78,9 @@ class DCNv4 {
     dcnv4::Params p = dcnv4::read_geometry(in, rows, kernel_size_, stride_, padding_, dilation_,
                                            groups_, offset_scale_, remove_center_);
     p.dtype = DType::kFloat32;
-    p.value = value.GetTensorRawData();
-    p.value_pitches = {in[1] * in[2] * in[3], in[2] * in[3], in[3]};
-    p.offset_mask = offset_mask.GetTensorRawData();
-    p.offset_mask_pitches = {rows[1] * rows[2] * rows[3], rows[2] * rows[3], rows[3]};
-    p.output = context.GetOutput(0, {in[0], rows[1], rows[2], in[3]}).GetTensorMutableRawData();
+    Ort::UnownedValue output = context.GetOutput(0, {in[0], rows[1], rows[2], in[3]});
+    dcnv4::set_contiguous(&p, value.GetTensorRawData(), offset_mask.GetTensorRawData(),
+                          output.GetTensorMutableRawData());
 
     const dcnv4::cpu::Kernels& kernels = dcnv4::kernels_for(p.dtype);
     const int64_t grain = worth_a_thread(p.groups * dcnv4::item_nanoseconds(p));
