@@ -126,6 +126,7 @@ def write(program: "ExportedProgram", kind: str, path: str) -> None:
     """Writes the graph in the format ``kind``."""
     import torch
 
+    from dcnv4_mm.integrations.recording import pooling_decompositions
     from dcnv4_mm.ops.onnx import onnx_decompositions
     from dcnv4_mm.ops.portable import portable_decompositions
 
@@ -135,7 +136,7 @@ def write(program: "ExportedProgram", kind: str, path: str) -> None:
         torch._inductor.aoti_compile_and_package(program, package_path=path)
     else:
         table = portable_decompositions() if kind == "onnx" else onnx_decompositions()
-        program = program.run_decompositions(table)
+        program = program.run_decompositions({**table, **pooling_decompositions()})
         torch.onnx.export(program, dynamo=True, verbose=False).save(path)
 
 

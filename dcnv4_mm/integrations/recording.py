@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SymbolicSizes"]
+__all__ = ["SymbolicSizes", "pooling_decompositions"]
 
 
 class SymbolicSizes(TorchFunctionMode):
@@ -79,3 +80,37 @@ class _Sizes(np.ndarray):
         # Beside a tensor, as its divisor.
         args = tuple(arg.tensor() if isinstance(arg, cls) else arg for arg in args)
         return func(*args, **(kwargs or {}))
+
+
+def pooling_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
+    """What ``ExportedProgram.run_decompositions`` needs to leave sizes free in adaptive pooling.
+
+    torch's own decomposition, which ONNX files get otherwise, holds for maps whose sizes divide as
+    those of the recording do; UPerNet and others pool maps of any size to 2 x 2, 3 x 3 and 6 x 6.
+
+    Returns:
+        Operator -> function of the same arguments.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.AdaptiveAvgPool2d(3), (torch.rand(1, 1, 8, 8),))
+        >>> "pool" in str(program.run_decompositions(pooling_decompositions()).graph)
+        False
+    """
+    return {torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d}
+
+
+def _adaptive_avg_pool2d(images: Tensor, output_size: list[int]) -> Tensor:
+    rows, columns = (
+        _averages(size, count, images)
+        for size, count in zip(images.shape[-2:], output_size, strict=True)
+    )
+    return rows @ images @ columns.mT
+
+
+def _averages(size: int, count: int, like: Tensor) -> Tensor:
+    """The matrix [count, size] that averages ``size`` numbers to ``count``, as torch does."""
+    cells = torch.arange(count, device=like.device).unsqueeze(-1)
+    first, end = cells * size // count, ((cells + 1) * size + count - 1) // count
+    places = torch.arange(size, device=like.device)
+    inside = (places >= first) & (places < end)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)

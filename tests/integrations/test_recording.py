@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcnv4_mm.integrations.recording import SymbolicSizes
+from dcnv4_mm.integrations.recording import SymbolicSizes, pooling_decompositions
 
 
 class Host(torch.nn.Module):
@@ -38,10 +38,10 @@ def images(height, width):
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
-def export():
+def export(model=Host):
     free = torch.export.Dim.DYNAMIC
     return torch.export.export(
-        Host(), (images(8, 12),), dynamic_shapes=({0: free, 2: free, 3: free},)
+        model(), (images(8, 12),), dynamic_shapes=({0: free, 2: free, 3: free},)
     )
 
 
@@ -63,3 +63,19 @@ def test_other_models_stay_as_they_are():
     with SymbolicSizes():
         assert images(3, 4).new_tensor([1, 2]).tolist() == [1, 2]
         assert torch.cat([torch.ones(1), torch.zeros(1)]).tolist() == [1, 0]
+
+
+class Pyramid(torch.nn.Module):
+    """What UPerNet does with its coarsest map."""
+
+    def forward(self, images):
+        return [torch.nn.functional.adaptive_avg_pool2d(images, size) for size in (2, (3, 5), 6)]
+
+
+def test_pooled_maps_may_have_any_size():
+    program = export(Pyramid).run_decompositions(pooling_decompositions())
+    assert "pool" not in str(program.graph)
+    for size in [(8, 12), (9, 13), (5, 4), (6, 30)]:
+        outputs = program.module()(images(*size))
+        for output, expected in zip(outputs, Pyramid()(images(*size)), strict=True):
+            torch.testing.assert_close(output, expected, rtol=0, atol=2e-6)
