@@ -1,5 +1,7 @@
 """Parameter groups: equal to the original's, and the rules one by one."""
 
+import re
+
 import pytest
 import torch
 from helpers import build_detector, build_segmentor, load_all
@@ -206,6 +208,23 @@ def test_the_alphabetically_first_custom_key_counts():
     assert scales["backbone.levels.2.norm.weight"] == 1
 
 
+def test_custom_keys_have_groups_of_their_own():
+    key = "levels.1.blocks.0.mlp.fc1"
+    groups = groups_of(Model(), custom_keys={key: {"lr_mult": 0.5}, "neck": {}})
+    own, others = groups[f"layer_2_decay_{key}"], groups["layer_2_decay"]
+    assert own["params"] == [f"backbone.{key}.weight"]
+    assert (own["lr"], others["lr"]) == (pytest.approx(0.05), 0.1)
+    assert groups["layer_6_decay_neck"]["lr"] == 0.1
+
+
+def test_classification_recipe_without_weight_decay():
+    config = wrapper_config(recipe="classification")
+    del config["optimizer"]["weight_decay"]
+    config["optimizer"]["type"] = "SGD"
+    groups = build_optim_wrapper(Model(), config).optimizer.param_groups
+    assert [group["name"] for group in groups] == ["lr0.1_wd0"]
+
+
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
 @pytest.mark.parametrize("name", ["backbone", "img_backbone"])
 def test_any_place_of_the_backbone(name, wrap):
@@ -280,15 +299,24 @@ def test_it_is_registered():
     assert found is LayerDecayOptimWrapperConstructor
 
 
-def test_what_activation_checkpointing_wraps_is_grouped_alike():
-    """mmengine's FSDP strategy can wrap modules so before the optimizer is built."""
+class Sharded(nn.Module):
+    """Holds a module by the name that FSDP gives it, which itself needs several processes."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+
+
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, Sharded])
+def test_what_is_wrapped_is_grouped_alike(wrap):
+    """mmengine's FSDP strategy wraps modules so before the optimizer is built."""
     expected = groups_of(Model(), layer_decay_rate=0.5)
     model = Model()
-    model.backbone.levels[1] = checkpoint_wrapper(model.backbone.levels[1])
-    model.backbone = checkpoint_wrapper(model.backbone)
+    model.backbone.levels[1] = wrap(model.backbone.levels[1])
+    model.backbone = wrap(model.backbone)
     for key, group in groups_of(model, layer_decay_rate=0.5).items():
         assert group["lr_scale"] == expected[key]["lr_scale"]
-        plain = [name.replace("_checkpoint_wrapped_module.", "") for name in group["params"]]
+        plain = [re.sub(r"_\w+_wrapped_module\.", "", name) for name in group["params"]]
         assert plain == expected[key]["params"]
 
 
