@@ -33,9 +33,10 @@ def main() -> None:
         from mmengine.registry import DATASETS, init_default_scope
 
         init_default_scope("mmdet3d")
-        picture, count = draw_ground_truth(
-            DATASETS.build(config.test_dataloader.dataset), args.index
-        )
+        dataset = DATASETS.build(config.test_dataloader.dataset)
+        if not 0 <= args.index < len(dataset):
+            stop(f"samples have the indexes 0 to {len(dataset) - 1}, got {args.index}")
+        picture, count = draw_ground_truth(dataset, args.index)
     else:
         picture, count = draw_predictions(config, args)
     cv2.imwrite(str(args.out), picture)

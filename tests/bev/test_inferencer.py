@@ -1,9 +1,13 @@
 """The inferencer: by name, what the model finds in samples of an info file, and their pictures."""
 
+import runpy
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 pytestmark = pytest.mark.mmdet3d
 
@@ -126,3 +130,38 @@ def test_what_cannot_be_built(checkpoint, infos, tmp_path):
         MultiViewDet3DInferencer(NAME, other, infos=infos)
     with pytest.raises(FileNotFoundError):
         MultiViewDet3DInferencer(NAME, checkpoint, infos=tmp_path / "none.pkl", device="cpu")
+
+
+@pytest.fixture
+def demo(monkeypatch, capsys, nuscenes_root):
+    """Function that runs the tool on the synthetic set, and gives what it prints."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    data = f"test_dataloader.dataset.data_root={nuscenes_root}/"
+
+    def run(*arguments):
+        command = ["bev_demo.py", NAME, *map(str, arguments), "--cfg-options", data]
+        monkeypatch.setattr(sys, "argv", command)
+        runpy.run_path(str(ROOT / "tools" / "bev_demo.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_demo_draws_what_there_is_and_what_is_found(demo, checkpoint, inferencer, tmp_path):
+    truth, found = tmp_path / "truth.png", tmp_path / "found.png"
+    said = demo("--ground-truth", "--index=2", "--out", truth)
+    instances = inferencer.dataset.get_data_info(2)["instances"]
+    # One of a class that the model does not know, and one without points.
+    known = [i for i in instances if i["bbox_3d_isvalid"] and i["bbox_label_3d"] >= 0]
+    assert f"{truth}: {len(known)} boxes" in said
+    said = demo(checkpoint, "--index=2", "--score=0", "--out", found)
+    result = inferencer(2, return_vis=True, pred_score_thr=0)
+    assert f"{found}: {len(result['predictions'][0]['scores_3d'])} boxes" in said
+    assert np.array_equal(cv2.imread(str(found)), result["visualization"][0])
+    assert not np.array_equal(cv2.imread(str(truth)), result["visualization"][0])
+
+
+@pytest.mark.parametrize("drawn", ["objects", "predictions"])
+def test_the_demo_of_no_sample(demo, checkpoint, drawn):
+    with pytest.raises(SystemExit, match="error: samples have the indexes 0 to 5, got 99"):
+        demo(checkpoint if drawn == "predictions" else "--ground-truth", "--index=99")
