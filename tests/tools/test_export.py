@@ -39,7 +39,8 @@ def write(folder, config):
     torch.manual_seed(0)
     model = MODELS.build(config.model)
     for name, parameter in model.named_parameters():
-        if "offset_mask" in name or "sampling_offsets" in name:
+        # DINO's level_embed is otherwise what was in memory.
+        if any(part in name for part in ("offset_mask", "sampling_offsets", "level_embed")):
             torch.nn.init.normal_(parameter, std=0.05)
     torch.save({"state_dict": model.state_dict()}, folder / "model.pth")
 
