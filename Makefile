@@ -73,7 +73,7 @@ fuzz: install ## call the operators 5000 times at random, and read 200 damaged f
 test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in empty environments, drive mim
 	$(PYTEST) -m mim
 
-test-export: install ## compile and export whole models of every host
+test-export: install ## compile and export whole models; mmpretrain's are in its own lane
 	$(PYTEST) -m export
 
 # First what ring 1 promises, by the library that the other torch built, then the host.

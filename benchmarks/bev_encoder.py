@@ -2,9 +2,9 @@
 
     python benchmarks/bev_encoder.py --threads 2
 
-The plain path is ``dcnv4_mm/bev/layers/reference.py``, whose sampling is grid_sample. All six
-layers cost the same; one is measured, without a gradient for the time and with one for what it
-keeps for the backward pass.
+The plain path is ``dcnv4_mm/bev/layers/reference.py``, whose sampling is grid_sample. One of the
+six layers is measured, without a gradient for the time and with one for what it keeps for the
+backward pass, its inputs among that; without a gradient six share the memory that one asks for.
 """
 
 import argparse

@@ -112,6 +112,8 @@ def work(rank: int, arguments: argparse.Namespace, rendezvous: str, table: Table
         }
         # Only when all is measured: what the table has of a network is complete.
         for measured, count in product(times, groups) if table else ():
+            if table.has(name_case(arguments, count), measured, "float32", family):
+                continue
             some = times[measured][count]
             median = statistics.median(some)
             record(
@@ -166,6 +168,9 @@ def main() -> None:
         for family in arguments.families
         if not table.has(case, "all-reduce", "float32", family)
     ]
+    if not arguments.families:
+        print(f"saved {table.path}")
+        return
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
         others = torch.multiprocessing.get_context("spawn")

@@ -46,7 +46,7 @@ class Maps(Part):
 
 
 class Boxes(Part):
-    """Class logits (N, Q, classes) and boxes (N, Q, 4: cx, cy, w, h in [0, 1]) of mmdet's DETRs."""
+    """Class logits (N, Q, classes) and boxes (N, Q, 4: cx, cy, w, h in [0, 1]) of our DINO."""
 
     # Proposals become queries in the order of their scores.
     ranked = True
@@ -114,11 +114,13 @@ def part_of(model: nn.Module, host: str) -> Part:
     if host == "mmpretrain":
         return Classes(model)
     if host == "mmdet":
+        from dcnv4_mm.integrations._mmdet import DINO
+
         swap_deformable_attention(model)
-        return Boxes(model) if hasattr(model, "forward_transformer") else Maps(model)
+        return Boxes(model) if isinstance(model, DINO) else Maps(model)
     if host == "mmseg":
         swap_deformable_attention(model)
         return Masks(model) if hasattr(model.decode_head, "pixel_decoder") else Logits(model)
-    if host == "mmdet3d" and hasattr(model, "pts_bbox_head"):
+    if host == "mmdet3d" and hasattr(getattr(model, "pts_bbox_head", None), "encode"):
         return BirdsEyeView(model)
     raise ValueError(f"no export of a {type(model).__name__} of {host}")

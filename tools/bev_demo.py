@@ -25,6 +25,8 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.checkpoint or args.ground_truth):
         parser.error("give a checkpoint, or --ground-truth")
+    if not args.out.resolve().parent.is_dir():
+        parser.error(f"the folder of --out {args.out} does not exist")
     if args.checkpoint:
         check_checkpoint(args.checkpoint)
     config = read_config(args.config, args.cfg_options)

@@ -53,7 +53,7 @@ def show_predictions(cfg, args: argparse.Namespace) -> None:
 
 
 def paint_as_read(visualizer) -> None:
-    """Turns colours the right way: mmpretrain's hook hands over BGR, as read, for RGB."""
+    """Turns colours the right way: mmpretrain's hook hands over BGR, as OpenCV reads, for RGB."""
     paint = visualizer.visualize_cls
     visualizer.visualize_cls = lambda image, *args, **options: paint(
         image[..., ::-1].copy(), *args, **options
@@ -97,7 +97,7 @@ def main() -> None:
     start_processes(cfg)
     try:
         runner = build_runner(cfg)
-        if cfg.get("default_scope") == "mmpretrain":
+        if hasattr(runner.visualizer, "visualize_cls"):
             paint_as_read(runner.visualizer)
         if args.out:
             runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))

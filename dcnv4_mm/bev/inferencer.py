@@ -128,7 +128,7 @@ class MultiViewDet3DInferencer(BaseInferencer):
         indexes = [inputs] if isinstance(inputs, int) else list(inputs)
         count = len(self.dataset)
         for index in indexes:
-            if not (isinstance(index, int) and 0 <= index < count):
+            if not (isinstance(index, (int, np.integer)) and 0 <= index < count):
                 raise ValueError(f"samples have the indexes 0 to {count - 1}, got {index!r}")
         return indexes
 

@@ -85,8 +85,9 @@ class _Sizes(np.ndarray):
 def pooling_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
     """What ``ExportedProgram.run_decompositions`` needs to leave sizes free in adaptive pooling.
 
-    torch's own decomposition, which ONNX files get otherwise, holds for maps whose sizes divide as
-    those of the recording do; UPerNet and others pool maps of any size to 2 x 2, 3 x 3 and 6 x 6.
+    torch's own decompositions, which ONNX files and packages of AOTInductor get otherwise, hold for
+    maps whose sizes divide as those of the recording do, and read beyond others; UPerNet and others
+    pool maps of any size to 2 x 2, 3 x 3 and 6 x 6.
 
     Returns:
         Operator -> function of the same arguments.

@@ -10,8 +10,10 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def check_dense(name: str, tensor: Tensor) -> None:
     """Refuses what is no tensor, and a tensor that is sparse or quantized."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {type(tensor).__name__}")
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:

@@ -11,7 +11,11 @@ from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.flash_deform_attn import flops, registration  # noqa: F401  (define the operators)
-from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
+from dcnv4_mm.ops.flash_deform_attn.layout import (
+    check_spatial_shapes,
+    num_pixels,
+    read_spatial_shapes,
+)
 
 __all__ = ["flash_deform_attn", "ms_deform_attn"]
 
@@ -168,7 +172,9 @@ def ms_deform_attn(
 
 def _level_sizes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[int] | Tensor:
     """What a raw operator takes: numbers, or a tensor that it reads when a compiled graph runs."""
-    if isinstance(spatial_shapes, Tensor) and torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if isinstance(spatial_shapes, Tensor) and compiling:
+        check_spatial_shapes(spatial_shapes)
         return spatial_shapes
     return read_spatial_shapes(spatial_shapes)
 

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["num_pixels", "pack", "read_spatial_shapes", "sampling_locations", "unpack"]
+__all__ = [
+    "check_spatial_shapes",
+    "num_pixels",
+    "pack",
+    "read_spatial_shapes",
+    "sampling_locations",
+    "unpack",
+]
 
 
 def read_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[int]:
@@ -36,11 +43,7 @@ def read_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> l
         [4, 6, 2, 3]
     """
     if isinstance(spatial_shapes, Tensor):
-        if spatial_shapes.is_floating_point() or spatial_shapes.dim() != 2:
-            raise TypeError(
-                "spatial_shapes must be (H, W) for every level or an (L, 2) integer tensor, got "
-                f"a tensor of shape {tuple(spatial_shapes.shape)} and type {spatial_shapes.dtype}"
-            )
+        check_spatial_shapes(spatial_shapes)
         spatial_shapes = spatial_shapes.tolist()
     sizes = []
     for shape in spatial_shapes:
@@ -54,6 +57,19 @@ def read_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> l
     if not sizes:
         raise ValueError("spatial_shapes must have at least one level, got none")
     return sizes
+
+
+def check_spatial_shapes(spatial_shapes: Tensor) -> None:
+    """Refuses what cannot hold the sizes of levels, without reading it.
+
+    Raises:
+        TypeError: The tensor is no matrix, or not one of integers.
+    """
+    if spatial_shapes.is_floating_point() or spatial_shapes.dim() != 2:
+        raise TypeError(
+            "spatial_shapes must be (H, W) for every level or an (L, 2) integer tensor, got a "
+            f"tensor of shape {tuple(spatial_shapes.shape)} and type {spatial_shapes.dtype}"
+        )
 
 
 def _read_pair(shape: Sequence[int]) -> tuple[int, int]:

@@ -43,7 +43,7 @@ for _schema in SCHEMAS:
     library.impl(_name, getattr(reference, f"{_name}_reference"), "CompositeExplicitAutograd")
     # For compiled graphs, which cannot read a tensor: the operator does, when it runs.
     _schema = _schema.replace("(", ".tensor(", 1).replace("SymInt[] level", "Tensor level")
-    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe))
     library.impl(f"{_name}.tensor", partial(_read_sizes, _name), "CompositeExplicitAutograd")
 
 

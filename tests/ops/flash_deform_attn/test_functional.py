@@ -184,6 +184,10 @@ def test_compiled_graph_reads_the_sizes_from_a_tensor_when_it_runs(name):
             assert torch.equal(gradient, eager)
     with pytest.raises((ValueError, RuntimeError), match=r"pixels|rows"):
         compiled(name, torch.tensor([(5, 7), (4, 4)]), inputs(name))
+    with pytest.raises((TypeError, RuntimeError), match="integer tensor"):
+        compiled(name, torch.tensor(SHAPES) / 1, inputs(name))
+    # It reads the device's memory.
+    assert torch.Tag.cudagraph_unsafe in operator(name, "forward").tensor.tags
 
 
 class _Module(torch.nn.Module):
