@@ -5,7 +5,7 @@
 #include <NvInferRuntime.h>
 
 #include <cstring>
-#include <string>
+#include <exception>
 #include <vector>
 
 #include "common/cuda_device.h"

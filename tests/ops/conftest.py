@@ -3,6 +3,7 @@
 import re
 import runpy
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +34,9 @@ class CudaBuild(NamedTuple):
         return [found[name] for name in names]
 
 
-@pytest.fixture(scope="session")
-def cuda_build(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cuda")
+@contextmanager
+def functions_of_setup():
+    """What setup.py defines, to build for one architecture; and what undoes later changes."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(setuptools, "setup", lambda **_: None)
         monkeypatch.chdir(ROOT)
@@ -43,6 +44,19 @@ def cuda_build(tmp_path_factory):
         functions = runpy.run_path("setup.py")
         if functions["find_nvcc"]() is None:
             pytest.skip("needs nvcc")
+        yield functions, monkeypatch
+
+
+@pytest.fixture
+def setup_functions():
+    with functions_of_setup() as (functions, _):
+        yield functions
+
+
+@pytest.fixture(scope="session")
+def cuda_build(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cuda")
+    with functions_of_setup() as (functions, monkeypatch):
         build = functions["build_cuda_library"]
         sources = functions["cuda_sources"]()
         for source, flags in sources.items():

@@ -1,11 +1,9 @@
 """The plugin of TensorRT: it compiles, and answers what an engine asks it without a GPU."""
 
 import os
-import runpy
 import subprocess
 
 import pytest
-import setuptools
 from helpers import ROOT
 
 SOURCE = ROOT / "tests/ops/tensorrt_run.cpp"
@@ -38,16 +36,10 @@ does not 1
 
 
 @pytest.mark.skipif(not HEADERS, reason="built without TensorRT's headers")
-def test_plugin_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DCNV4_MM_CUDA_ARCHS", "90")
-    functions = runpy.run_path("setup.py")
-    if functions["find_nvcc"]() is None:
-        pytest.skip("needs nvcc")
-    functions["build_tensorrt_library"](tmp_path / "plugin.so", tmp_path)
+def test_plugin_answers(tmp_path, setup_functions):
+    setup_functions["build_tensorrt_library"](tmp_path / "plugin.so", tmp_path)
     program = tmp_path / "run"
-    command = [functions["find_nvcc"](), "-std=c++17", f"-I{HEADERS}", SOURCE, "-o", program]
+    command = [setup_functions["find_nvcc"](), "-std=c++17", f"-I{HEADERS}", SOURCE, "-o", program]
     subprocess.run([*command, "-ldl"], check=True)
     answers = subprocess.run([program, tmp_path / "plugin.so"], text=True, capture_output=True)
     assert (answers.stdout, answers.returncode) == (ANSWERS, 0)

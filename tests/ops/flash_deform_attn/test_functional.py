@@ -135,6 +135,16 @@ def test_opcheck(name, needs):
         torch.library.opcheck(backward, (grad_output, *arguments, False, *needs))
 
 
+def assert_equal_with_gradients(output, expected, tensors):
+    assert torch.equal(output, expected)
+    for gradient, eager in zip(
+        torch.autograd.grad(output.sum(), tensors),
+        torch.autograd.grad(expected.sum(), tensors),
+        strict=True,
+    ):
+        assert torch.equal(gradient, eager)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled_graphs_hold_the_raw_operators(name):
     graphs = {}
@@ -149,15 +159,7 @@ def test_compiled_graphs_hold_the_raw_operators(name):
     backend = aot_autograd(fw_compiler=keep("forward"), bw_compiler=keep("backward"))
     compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend=backend)
     tensors = inputs(name, grad=True)
-    output = compiled(*tensors)
-    expected = FUNCTIONS[name](*tensors)
-    assert torch.equal(output, expected)
-    for gradient, eager in zip(
-        torch.autograd.grad(output.sum(), tensors),
-        torch.autograd.grad(expected.sum(), tensors),
-        strict=True,
-    ):
-        assert torch.equal(gradient, eager)
+    assert_equal_with_gradients(compiled(*tensors), FUNCTIONS[name](*tensors), tensors)
     for direction, targets in graphs.items():
         assert f"dcnv4_mm.{name}_{direction}.default" in targets
 
@@ -174,14 +176,7 @@ def test_compiled_graph_reads_the_sizes_from_a_tensor_when_it_runs(name):
     for shapes in (SHAPES, SHAPES[::-1]):
         tensors = inputs(name, grad=True)
         output = compiled(name, torch.tensor(shapes), tensors)
-        expected = attend(name, shapes, tensors)
-        assert torch.equal(output, expected)
-        for gradient, eager in zip(
-            torch.autograd.grad(output.sum(), tensors),
-            torch.autograd.grad(expected.sum(), tensors),
-            strict=True,
-        ):
-            assert torch.equal(gradient, eager)
+        assert_equal_with_gradients(output, attend(name, shapes, tensors), tensors)
     with pytest.raises((ValueError, RuntimeError), match=r"pixels|rows"):
         compiled(name, torch.tensor([(5, 7), (4, 4)]), inputs(name))
     with pytest.raises((TypeError, RuntimeError), match="integer tensor"):
