@@ -1,4 +1,4 @@
-# Everything that `make install` makes, for the processor: docker build -t dcnv4_mm .
+# Everything that `make install` makes: docker build -t dcnv4_mm .
 FROM python:3.11-bookworm
 
 RUN apt-get update \

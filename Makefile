@@ -2,12 +2,6 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# mmpretrain needs another torch, hence an environment of its own.
-LANE := .venv-mmpretrain
-# Sphinx and Jupyter bring eighty packages that nothing else needs.
-DOCS := .venv-docs
-# The example on diffusion needs torchvision too, which only LANE has.
-DIFFUSION := .venv-diffusion
 
 # Never touch another Python; leave no bytecode that would make the sources look changed.
 export PIP_REQUIRE_VIRTUALENV := 1
@@ -19,9 +13,12 @@ export OMP_WAIT_POLICY := PASSIVE
 # Tests never reach a package index.
 PYTEST := PIP_NO_INDEX=1 $(BIN)/pytest
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
-# Folders are listed too: their time changes when a file in them is deleted.
-SOURCES := $(shell find dcnv4_mm csrc configs tools -name __pycache__ -prune -o -path dcnv4_mm/lib -prune -o -print) \
-	setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE model-index.yml dataset-index.yml
+# Of the installation; Python files, configs and tools are used where they are. Folders are listed
+# too: their time changes when a file in them is deleted.
+SOURCES := $(shell find csrc) setup.py pyproject.toml
+# CUDA kernels are built for the GPUs of this machine; without one, only by `make wheel`.
+GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u)
+KERNELS := DCNV4_MM_REQUIRE_EXT=1 $(if $(GPU_ARCHS),DCNV4_MM_CUDA_ARCHS="$(GPU_ARCHS)",DCNV4_MM_NO_CUDA=1)
 DIST ?= dist
 # Where setup.py looks for it.
 NVCC = $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
@@ -39,33 +36,29 @@ STAGES ?= layers ablation backbones detectors training scaling
 TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
 	--out work_dirs/gpu-dry-run
 
-.PHONY: help install quickstart test coverage fuzz test-mim test-export test-mmpretrain test-diffusion check lint \
-	trials bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit ext wheel clean
+.PHONY: help install quickstart test coverage fuzz test-mim test-export check lint matrix matrix-oldest trials \
+	bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
 
-install: $(VENV)/.installed ## make .venv: pinned packages, mmcv (built once), this project's wheel
+install: $(VENV)/.installed ## make .venv: pinned wheels, and this clone with its compiled kernels
 
-quickstart: install ## train and evaluate a small Mask R-CNN on generated pictures through mim
+quickstart: install ## train and evaluate a small Mask R-CNN on generated images through mim
 	$(BIN)/python tools/quickstart.py
 
-test: install ## run the tests against the installed wheel
+test: install ## run the tests of this clone
 	$(PYTEST) -m "not mim and not export"
 
 # What ring 1 and bev promise, and the rest.
 INNER := --include='*/dcnv4_mm/ops/*,*/dcnv4_mm/layers/*,*/dcnv4_mm/backbones/*,*/dcnv4_mm/checkpoints/*,*/dcnv4_mm/bev/*'
 
-coverage: install ## run the tests with a count of the lines they reach
-	$(PYTHON) -m venv --clear build/coverage
-	build/coverage/bin/python -m pip install --quiet coverage==7.17.3
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
-		> $$(build/coverage/bin/python -c "import site; print(site.getsitepackages()[0])")/zz-main.pth
-	PIP_NO_INDEX=1 PATH=$(CURDIR)/$(BIN):$$PATH build/coverage/bin/python -m coverage run -m pytest -m "not mim and not export"
-	build/coverage/bin/python -m coverage combine --quiet
-	build/coverage/bin/python -m coverage report --fail-under=95 $(INNER)
-	build/coverage/bin/python -m coverage report --fail-under=85 $(subst include,omit,$(INNER))
+coverage: install ## run the tests and count the lines that they reach
+	PIP_NO_INDEX=1 $(BIN)/python -m coverage run -m pytest -m "not mim and not export"
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --fail-under=95 $(INNER)
+	$(BIN)/python -m coverage report --fail-under=85 $(subst include,omit,$(INNER))
 
 fuzz: install ## call the operators 5000 times at random, and read 200 damaged files of each kind
 	for seed in 0 1; do $(PYTEST) --hypothesis-profile=long --hypothesis-seed=$$seed tests/fuzz || exit 1; done
@@ -73,16 +66,15 @@ fuzz: install ## call the operators 5000 times at random, and read 200 damaged f
 test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in empty environments, drive mim
 	$(PYTEST) -m mim
 
-test-export: install ## compile and export whole models; mmpretrain's are in its own lane
+test-export: install ## compile and export whole models
 	$(PYTEST) -m export
 
-# First what ring 1 promises, by the library that the other torch built, then the host.
-test-mmpretrain: $(LANE)/.installed ## another torch, in .venv-mmpretrain: the operators, and mmpretrain
-	PIP_NO_INDEX=1 $(LANE)/bin/pytest -k "not on_host and not compile_gate" tests/ops tests/layers tests/backbones
-	PIP_NO_INDEX=1 $(LANE)/bin/pytest -m mmpretrain $(shell grep -rl mark.mmpretrain tests)
+# Each lane is a throw-away environment in build/matrix: Python, torch and hosts from wheels.
+matrix: ## test all combinations of Python and torch that we support; write docs/support.md
+	$(PYTHON) dev/matrix.py --write docs/support.md
 
-test-diffusion: $(LANE)/.installed $(DIFFUSION)/.complete ## train and sample with diffusers, in .venv-diffusion
-	PIP_NO_INDEX=1 $(DIFFUSION)/bin/python -m pytest -m diffusers tests/examples
+matrix-oldest: ## test the oldest Python and torch that we support
+	$(PYTHON) dev/matrix.py --lanes oldest
 
 check: lint test ## lint, types, import contract, tests
 
@@ -98,21 +90,17 @@ TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former trial-bev 
 
 trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino
 
-trial-classifier: $(LANE)/.installed
-	$(LANE)/bin/python tools/trials.py classifier
-
-trial-diffusion: $(LANE)/.installed $(DIFFUSION)/.complete
-	OMP_NUM_THREADS=1 $(DIFFUSION)/bin/python examples/latent_diffusion/trial.py
+trial-diffusion: install
+	OMP_NUM_THREADS=1 $(BIN)/python examples/latent_diffusion/trial.py
 
 trial-%: install
 	$(BIN)/python tools/trials.py $*
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
-# Backbones are compared with mmpretrain's.
-bench: install $(LANE)/.installed ## measure operators, layers and networks; write docs/benchmarks.md
+bench: install ## measure operators, layers and networks; write docs/benchmarks.md
 	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py
-	for stage in $(STAGES); do case $$stage in backbones|scaling) lane=$(LANE);; *) lane=$(VENV);; esac; \
-		env -u OMP_WAIT_POLICY $$lane/bin/python benchmarks/models.py $$stage --device cpu || exit 1; done
+	for stage in $(STAGES); do \
+		env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/models.py $$stage --device cpu || exit 1; done
 	$(BIN)/python benchmarks/processes.py --device cpu
 	$(BIN)/python benchmarks/convergence.py --device cpu
 	$(BIN)/python benchmarks/report.py
@@ -147,10 +135,9 @@ gpu-models: gpu-build ## measure layers and whole networks beside what users wou
 	$(ON_GPU) $(GPU_PYTHON) benchmarks/processes.py --device $(GPU_DEVICE) \
 		$(if $(DRY),--image 64 --seconds 0 --out work_dirs/gpu-dry-run)
 
-docs: install $(DOCS)/.complete ## check the documentation, run its notebook, build its site in build/docs
-	$(PYTEST) tests/test_docs.py
-	PIP_NO_INDEX=1 $(DOCS)/bin/python -m pytest tests/tools/test_tensorboard.py
-	$(DOCS)/bin/sphinx-build -q -W --keep-going -c docs . build/docs
+docs: install $(VENV)/.docs ## check the documentation, run its notebook, build its site in build/docs
+	$(PYTEST) tests/test_docs.py tests/tools/test_tensorboard.py
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/docs
 	@echo build/docs/docs/index.html
 
 audit: ## look the pinned versions up among the known vulnerabilities (needs the network)
@@ -159,9 +146,6 @@ audit: ## look the pinned versions up among the known vulnerabilities (needs the
 	build/audit/bin/pip-audit --disable-pip --no-deps $(patsubst %,--requirement %,$(filter-out \
 		requirements/lowest.txt,$(wildcard requirements/*.txt)))
 
-ext: $(VENV)/.complete ## build the kernel library into the source tree, for PYTHONPATH=. runs
-	$(BIN)/python setup.py --quiet build_ext --inplace
-
 # The tag of the oldest Linux that the libraries run on; torch brings its own libraries.
 wheel: $(VENV)/.complete ## build the wheel into dist/, with CUDA kernels where there is nvcc
 	rm -rf build/wheel
@@ -169,54 +153,31 @@ wheel: $(VENV)/.complete ## build the wheel into dist/, with CUDA kernels where 
 		--no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/auditwheel repair --patcher none --exclude 'libtorch_*.so' --wheel-dir $(DIST) build/wheel/*.whl
 
-clean: ## remove what was built; .venv and the cached mmcv wheel stay
-	rm -rf build dist *.egg-info dcnv4_mm/lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean: ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info dcnv4_mm/lib dcnv4_mm/.mim $(VENV)/.installed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # The stamp is the last thing written and lies inside the environment: one that was interrupted, or
 # whose pins have changed, is made anew.
-$(VENV)/.complete: $(patsubst %,requirements/%.txt,build main dev no-deps) requirements/mmcv_wheel.py
+$(VENV)/.complete: $(patsubst %,requirements/%.txt,build main dev)
+	@echo "Making $(VENV) of wheels: torch, OpenMMLab and tools, 7 GB. This takes 2 to 5 minutes."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) --requirement requirements/build.txt
-	$(PIP_INSTALL) --requirement requirements/main.txt --requirement requirements/dev.txt \
-		--requirement requirements/onnx.txt
-	$(PIP_INSTALL) --no-deps --requirement requirements/no-deps.txt
-	$(BIN)/python requirements/mmcv_wheel.py
+	$(PIP_INSTALL) --no-deps --requirement requirements/main.txt --requirement requirements/dev.txt
 	touch $@
 
+# Editable. The link is for mim and mmengine, which look for a package by its name beside its metadata.
 $(VENV)/.installed: $(VENV)/.complete $(SOURCES)
-	DCNV4_MM_REQUIRE_EXT=1 $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall .
+	@echo "Compiling the kernels. This takes about a minute."
+	$(KERNELS) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	ln -sfn $(CURDIR)/dcnv4_mm "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/dcnv4_mm"
+	touch $@
+
+# Sphinx and Jupyter bring sixty packages that nothing else needs.
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.complete
+	$(PIP_INSTALL) --no-deps --requirement $<
 	touch $@
 
 $(VENV)/lowest-setuptools: requirements/lowest.txt $(VENV)/.complete
 	rm -rf $@
 	$(PIP_INSTALL) --no-deps --target $@ --requirement $<
-	touch $@
-
-$(LANE)/.complete: requirements/build.txt requirements/dev.txt requirements/mmpretrain.txt
-	$(PYTHON) -m venv --clear $(LANE)
-	$(LANE)/bin/python -m pip install --quiet --requirement requirements/build.txt
-	$(LANE)/bin/python -m pip install --quiet --no-deps \
-		--requirement requirements/dev.txt --requirement requirements/mmpretrain.txt
-	touch $@
-
-$(DOCS)/.complete: requirements/docs.txt $(VENV)/.complete
-	$(PYTHON) -m venv --clear $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet --no-deps --requirement $<
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
-		> $$($(DOCS)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz-main.pth
-	touch $@
-
-$(DIFFUSION)/.complete: requirements/diffusion.txt $(LANE)/.complete
-	$(PYTHON) -m venv --clear $(DIFFUSION)
-	$(DIFFUSION)/bin/python -m pip install --quiet --no-deps --requirement $<
-	$(LANE)/bin/python -c "import site; print(site.getsitepackages()[0])" \
-		> $$($(DIFFUSION)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz-lane.pth
-	touch $@
-
-# The wheel is built with the torch of .venv: one library serves both.
-$(LANE)/.installed: $(LANE)/.complete $(VENV)/.complete $(SOURCES)
-	rm -rf $(LANE)/wheel
-	DCNV4_MM_REQUIRE_EXT=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation \
-		--wheel-dir $(LANE)/wheel .
-	$(LANE)/bin/python -m pip install --quiet --no-deps --force-reinstall $(LANE)/wheel/*.whl
 	touch $@

@@ -1,6 +1,6 @@
 """ConvNeXt-B and ViT-B with DCNv4 beside the originals: parameters, operations, time on a CPU.
 
-    .venv-mmpretrain/bin/python benchmarks/drop_in.py
+    .venv/bin/python benchmarks/drop_in.py
 
 The time is what one thread spends on a forward in float32, both networks by turns: other work on
 the machine hardly changes it. The weights are those of the start, with offsets that move by pixels.

@@ -12,6 +12,12 @@ os.environ.update(PIP_NO_INDEX="1", PIP_REQUIRE_VIRTUALENV="1")
 import pytest
 import torch
 
+if find_spec("mmengine"):
+    # Before a test imports a host.
+    from dcnv4_mm.integrations import install
+
+    install()
+
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
 HOSTS = ("mmcv", "mmdet", "mmseg", "mmpretrain", "mmdet3d", "diffusers")
 

@@ -73,9 +73,9 @@ def read_config(name: str, options: list[str]) -> "Config":
     path = find_config(name)
     from mmengine.config import Config
 
-    # Makes mmengine accept `dcnv4_mm::...` as a base.
-    import dcnv4_mm.registry  # noqa: F401
+    from dcnv4_mm.integrations import install
 
+    install()
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:

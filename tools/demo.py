@@ -138,9 +138,9 @@ def main() -> None:
         stop(f"{args.checkpoint} does not exist")
     from mmengine.config import Config
 
-    # Makes mmengine accept `dcnv4_mm::...` as a base.
-    import dcnv4_mm.registry  # noqa: F401
+    from dcnv4_mm.integrations import install
 
+    install()
     cfg = Config.fromfile(args.config)
     host = cfg.get("default_scope", "mmdet")
     if host == "mmdet3d":

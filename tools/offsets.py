@@ -47,9 +47,10 @@ def build_backbone(config: Path, checkpoint: Path):
     from mmengine.config import Config
     from mmengine.registry import MODELS
 
-    import dcnv4_mm.registry  # noqa: F401
     from dcnv4_mm.checkpoints import load_released
+    from dcnv4_mm.integrations import install
 
+    install()
     try:
         settings = Config.fromfile(config).model.backbone
     except ImportError as error:

@@ -1,5 +1,9 @@
 """Boxes that a trained model finds in samples of several cameras, and pictures of them."""
 
+# First: it serves the operators of mmcv that mmdet3d imports.
+import dcnv4_mm.registry  # noqa: F401
+
+# isort: split
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar

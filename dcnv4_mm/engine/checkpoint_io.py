@@ -1,9 +1,9 @@
-"""Makes mmengine read checkpoints safely, and its modules understand the released names.
+"""Safe readers of checkpoints for mmengine, and the conversion of released names on loading.
 
 mmengine 0.10.7 calls ``torch.load`` as torch < 2.6 had it: a file of its own runner, which holds
-logs and scores, is refused today, and a file that it downloads is run like a program. Importing
-this module replaces mmengine's readers of local files and of http addresses by ones that load
-weights only, yet restore those logs and scores.
+logs and scores, is refused today, and a file that it downloads is run like a program. The readers
+here load weights only, yet restore those logs and scores; :func:`dcnv4_mm.engine.install` puts them
+into mmengine.
 """
 
 import os
@@ -27,10 +27,15 @@ from dcnv4_mm.checkpoints.flash_intern_image import has_released_names
 from dcnv4_mm.checkpoints.loading import fit, select_entry
 from dcnv4_mm.engine.downloads import check_download, download
 
-__all__ = ["convert_on_load", "load_from_http", "load_from_local", "rename_classifier"]
+__all__ = [
+    "convert_on_load",
+    "load_checkpoint",
+    "load_from_http",
+    "load_from_local",
+    "rename_classifier",
+]
 
 
-@CheckpointLoader.register_scheme(prefixes="", force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Reads a checkpoint without running anything in it.
 
@@ -55,7 +60,6 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
         ) from error
 
 
-@CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)
 def load_from_http(filename: str, map_location: Any = None) -> Any:
     """Downloads a checkpoint to torch's cache, unless it is there, and reads it.
 
@@ -88,6 +92,28 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
         barrier()
     check_download(path)
     return load_from_local(str(path), map_location)
+
+
+def load_checkpoint(source: str, map_location: Any = "cpu") -> Any:
+    """Reads a checkpoint safely, whether or not :func:`dcnv4_mm.engine.install` was called.
+
+    Args:
+        source: A file, an http address, or a name of mmengine's such as ``torchvision://resnet50``.
+        map_location: As in ``torch.load``.
+
+    Returns:
+        As :func:`load_from_local`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConnectionError: The download failed.
+        ValueError: The file is damaged, of another kind, or holds code or unknown classes.
+    """
+    if source.startswith(("http://", "https://")):
+        return load_from_http(source, map_location)
+    if "://" not in source:
+        return load_from_local(source, map_location)
+    return CheckpointLoader.load_checkpoint(source, map_location)
 
 
 def convert_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:

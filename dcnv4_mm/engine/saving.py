@@ -1,7 +1,7 @@
-"""Makes mmengine write files whole or not at all, and finds the latest checkpoint that is whole.
+"""Atomic checkpoint writes, and the search for the latest checkpoint that is complete.
 
-Importing this module replaces mmengine's writer of local files, which checkpoints go through:
-where a process was killed, or the disk became full, it left half a file under the final name.
+mmengine's own writer of local files leaves half a file under the final name where the process is
+killed or the disk becomes full; :func:`dcnv4_mm.engine.install` replaces it.
 """
 
 import logging
@@ -9,17 +9,16 @@ import os
 import re
 from pathlib import Path
 
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import LocalBackend
 from mmengine.logging import print_log
 
 from dcnv4_mm.engine.checkpoint_io import load_from_local
 
-__all__ = ["WholeFileBackend", "find_whole_checkpoint"]
+__all__ = ["AtomicLocalBackend", "find_whole_checkpoint"]
 
 
-@register_backend("local", prefixes="", force=True)
-class WholeFileBackend(LocalBackend):
-    """Local files, written beside their final place and then renamed."""
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local file backend with atomic writes: a temporary file that is then renamed."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes a file; until all of it is on the disk, what was there before stays.

@@ -1,4 +1,4 @@
-"""What connects this package's classes with the OpenMMLab libraries; imported by the registries."""
+"""Integration of this package's classes with the OpenMMLab libraries; imported by the registries."""
 
 from types import ModuleType
 
@@ -6,7 +6,24 @@ from torch import nn
 
 from dcnv4_mm.integrations._hosts import missing_host_message
 
-__all__ = ["is_swapped", "swap_deformable_attention"]
+__all__ = ["install", "is_swapped", "swap_deformable_attention"]
+
+
+def install() -> None:
+    """Prepares this process for OpenMMLab: call it before a host such as mmdet is imported.
+
+    It serves the operators that mmcv-lite lacks (:mod:`dcnv4_mm.integrations.mmcv_ext`), makes
+    mmengine read checkpoints safely and write them atomically (:func:`dcnv4_mm.engine.install`), and
+    lets ``dcnv4_mm::...`` name our configs. Our tools call it; calling it again changes nothing.
+
+    Raises:
+        ImportError: mmengine is not installed.
+    """
+    # Serves the operators, as wherever a config names a class of this package.
+    import dcnv4_mm.registry  # noqa: F401
+    from dcnv4_mm.engine import install as install_engine
+
+    install_engine()
 
 
 def swap_deformable_attention(model: nn.Module) -> int:

@@ -4,12 +4,11 @@ from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from dcnv4_mm import backbones, layers
 from dcnv4_mm.checkpoints import load_released
-from dcnv4_mm.engine import convert_on_load, rename_classifier
+from dcnv4_mm.engine import convert_on_load, load_checkpoint, rename_classifier
 from dcnv4_mm.registry import MODELS
 
 __all__ = ["FlashInternImage"]
@@ -32,7 +31,7 @@ def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
                 super().init_weights()
                 return
             source = self.init_cfg["checkpoint"]
-            report = load_released(self, CheckpointLoader.load_checkpoint(source, "cpu"))
+            report = load_released(self, load_checkpoint(source))
             print_log(f"{source}: {report}", logger="current")
             self._is_init = True
 

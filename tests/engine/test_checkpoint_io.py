@@ -56,17 +56,41 @@ def test_runner_checkpoint_loads(make_runner, tmp_path):
         torch.load(path)
 
 
-def test_naming_a_class_of_this_package_is_enough():
-    """No custom import in a config: mmengine finds the package by the scope of a type."""
-    program = (
-        "from mmengine.registry import MODELS\n"
-        "from mmengine.runner import CheckpointLoader\n"
-        "MODELS.get('dcnv4_mm.FlashInternImage')\n"
-        "for path in ('a.pth', 'https://a/b.pth'):\n"
-        "    print(CheckpointLoader._get_checkpoint_loader(path).__module__)\n"
-    )
-    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
-    assert run.stdout.split() == ["dcnv4_mm.engine.checkpoint_io"] * 2, run.stderr
+WHOSE = """
+import os, sys, types
+import dcnv4_mm.engine, dcnv4_mm.integrations
+from mmengine.fileio import get_file_backend
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import CheckpointLoader
+
+
+def show():
+    # One of them was built before.
+    objects = [get_file_backend("a", enable_singleton=cached) for cached in (False, True)]
+    classes = [type(backend) for backend in objects]
+    classes += [CheckpointLoader._get_checkpoint_loader(p) for p in ("a.pth", "https://a/b.pth")]
+    print(*(each.__module__.split(".")[0] for each in classes), flush=True)
+
+
+MODELS.get("dcnv4_mm.FlashInternImage")
+hooks = [HOOKS.build(dict(type=f"dcnv4_mm.{n}")) for n in ("StrictLoadHook", "SafeCheckpointHook")]
+runner = types.SimpleNamespace(_resume=False, _load_from=None)
+for install in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        show(), exec(install), show(), exec(install), show()
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_only_an_explicit_call_replaces_what_mmengine_reads_and_writes_with():
+    calls = ["dcnv4_mm.engine.install()", "dcnv4_mm.integrations.install()"]
+    calls += ["hooks[0].before_run(runner)", "hooks[1].before_run(runner)"]
+    command = [sys.executable, "-c", WHOSE, *calls]
+    run = subprocess.run(command, capture_output=True, text=True)
+    rows = [line.split() for line in run.stdout.splitlines()]
+    once = [["mmengine"] * 4, ["dcnv4_mm"] * 4, ["dcnv4_mm"] * 4]
+    assert rows == once * len(calls), run.stderr
 
 
 @pytest.mark.parametrize("choose", ["latest", "by_name"])

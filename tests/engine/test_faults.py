@@ -13,7 +13,7 @@ import training
 from training import STEPS
 
 from dcnv4_mm.engine import find_whole_checkpoint, saving
-from dcnv4_mm.engine.saving import WholeFileBackend
+from dcnv4_mm.engine.saving import AtomicLocalBackend
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +167,14 @@ def test_the_best_checkpoint_stays_until_there_is_a_better_one(make_runner, tmp_
     )
     metric = runner.val_evaluator.metrics[0]
     monkeypatch.setattr(metric, "compute_metrics", lambda _: {"ap": np.float64(runner.epoch)})
-    put = WholeFileBackend.put
+    put = AtomicLocalBackend.put
 
     def fail(self, content, path):
         if "best_ap_epoch_3" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         put(self, content, path)
 
-    monkeypatch.setattr(WholeFileBackend, "put", fail)
+    monkeypatch.setattr(AtomicLocalBackend, "put", fail)
     with pytest.raises(OSError, match="No space left"):
         runner.train()
     names = sorted(file.name for file in (tmp_path / "run").glob("*.pth"))
@@ -183,7 +183,7 @@ def test_the_best_checkpoint_stays_until_there_is_a_better_one(make_runner, tmp_
 
 def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
     path = tmp_path / "new" / "a.pth"
-    backend = WholeFileBackend()
+    backend = AtomicLocalBackend()
     backend.put(b"first", path)
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left: 6 bytes could not be written") as error:
@@ -195,7 +195,7 @@ def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
 
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    WholeFileBackend().put(b"content", tmp_path / "link")
+    AtomicLocalBackend().put(b"content", tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"content"
 

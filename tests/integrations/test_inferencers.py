@@ -8,8 +8,6 @@ import torch
 from mmengine.hub import get_config
 from mmengine.registry import MODELS
 
-import dcnv4_mm.engine  # noqa: F401
-
 PICTURE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
 

@@ -22,6 +22,8 @@ PREFIX = "bevformerv2"
 CONVERT = f"""
 import sys
 from pathlib import Path
+from dcnv4_mm.integrations import install
+install()
 import mmdet3d
 sys.path.insert(0, str(Path(mmdet3d.__file__).parent / ".mim"))
 from tools.dataset_converters.nuscenes_converter import create_nuscenes_infos

@@ -8,6 +8,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from dcnv4_mm.engine.mmengine_io import install
 from dcnv4_mm.engine.saving import find_whole_checkpoint
 from dcnv4_mm.registry import HOOKS
 
@@ -33,7 +34,8 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Chooses the checkpoint to resume from, for all processes."""
+        """Makes writes atomic, and chooses the checkpoint to resume from, for all processes."""
+        install()
         # With a path, or none wanted, there is nothing to choose.
         if not runner._resume or runner._load_from is not None:
             return

@@ -7,6 +7,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.engine.mmengine_io import install
 from dcnv4_mm.registry import HOOKS
 
 __all__ = ["StrictLoadHook"]
@@ -38,6 +39,10 @@ class StrictLoadHook(Hook):
 
     def __init__(self, allow: Sequence[str] = ()) -> None:
         self.allow = allow
+
+    def before_run(self, runner: Runner) -> None:
+        """Makes mmengine read checkpoints safely and write them atomically from here on."""
+        install()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Replaces the checkpoint's weights by ones with exactly the model's names."""
