@@ -5,7 +5,13 @@ import platform
 import torch
 
 import dcnv4_mm
-from dcnv4_mm.integrations._hosts import HOSTS, installed_version, missing_host_message
+from dcnv4_mm.integrations import mmcv_ext
+from dcnv4_mm.integrations._hosts import (
+    HOSTS,
+    find_problems,
+    installed_version,
+    missing_host_message,
+)
 from dcnv4_mm.ops.functional import backend_info
 
 __all__ = ["report"]
@@ -23,6 +29,8 @@ def report() -> str:
             rows.append((f"cuda:{index}", torch.cuda.get_device_name(index)))
     for host in HOSTS:
         rows.append((host, installed_version(host) or missing_host_message(host)))
+    rows.append(("mmcv's operators", mmcv_ext.serving()))
+    rows.extend(("problem", problem) for problem in find_problems())
     for op, serving in backend_info().items():
         for device_type, kernels in serving.items():
             rows.append((f"{op} on {device_type}", kernels))

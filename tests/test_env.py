@@ -16,5 +16,5 @@ def test_report_names_versions_kernels_and_the_next_command():
 
 
 def test_a_missing_host_comes_with_its_pip_line(monkeypatch):
-    monkeypatch.setitem(_hosts.HOSTS, "mmdet", ("no-such-distribution", "mmdet==3.3.0"))
+    monkeypatch.setitem(_hosts.HOSTS, "mmdet", (("no-such-distribution",), "mmdet==3.3.0"))
     assert "mmdet is not installed: pip install mmdet==3.3.0" in env.report()

@@ -4,7 +4,7 @@ from types import ModuleType
 
 from torch import nn
 
-from dcnv4_mm.integrations._hosts import missing_host_message
+from dcnv4_mm.integrations import mmcv_ext
 
 __all__ = ["install", "is_swapped", "swap_deformable_attention"]
 
@@ -41,7 +41,7 @@ def swap_deformable_attention(model: nn.Module) -> int:
         Number of modules swapped; 0 if there are none, or none that were not swapped before.
 
     Raises:
-        ImportError: mmcv with its compiled operators is not installed.
+        ImportError: mmcv is not installed, or its operators do not load.
 
     Note:
         mmcv's CPU path has a derivative for a point exactly one pixel outside the image, this
@@ -64,9 +64,10 @@ def is_swapped(model: nn.Module) -> bool:
 
 
 def _import_mmcv() -> ModuleType:
+    mmcv_ext.install()
     try:
         from dcnv4_mm.integrations import _mmcv
     except ImportError as error:
-        message = f"mmcv.ops cannot be imported ({error}). {missing_host_message('mmcv')}"
+        message = f"mmcv.ops cannot be imported ({error}): {mmcv_ext.serving()}"
         raise ImportError(message) from error
     return _mmcv

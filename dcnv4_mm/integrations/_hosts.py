@@ -1,28 +1,132 @@
-"""The libraries that can host this package's models, and how to install a missing one."""
+"""The libraries that can host this package's models: versions, and what is wrong with them."""
 
-from importlib import metadata
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 
-__all__ = ["HOSTS", "installed_version", "missing_host_message"]
+import torch
 
-# Import name -> (distribution name, requirement of the tested version).
+__all__ = [
+    "HOSTS",
+    "compiled_mmcv_problem",
+    "compiled_mmcv_spec",
+    "find_problems",
+    "installed_version",
+    "missing_host_message",
+    "torchvision_problem",
+]
+
+# Import name -> (distribution names, requirement of the tested version).
 HOSTS = {
-    "mmengine": ("mmengine", "mmengine==0.10.7"),
-    "mmcv": ("mmcv", "mmcv==2.1.0"),
-    "mmdet": ("mmdet", "mmdet==3.3.0"),
-    "mmseg": ("mmsegmentation", "mmsegmentation==1.2.2"),
-    "mmpretrain": ("mmpretrain", "mmpretrain==1.2.0"),
-    "mmdet3d": ("mmdet3d", "mmdet3d==1.4.0"),
+    "mmengine": (("mmengine",), "mmengine==0.10.7"),
+    "mmcv": (("mmcv", "mmcv-lite"), "mmcv-lite==2.1.0"),
+    "mmdet": (("mmdet",), "mmdet==3.3.0"),
+    "mmseg": (("mmsegmentation",), "mmsegmentation==1.2.2"),
+    "mmpretrain": (("mmpretrain",), "mmpretrain==1.2.0"),
+    "mmdet3d": (("mmdet3d",), "mmdet3d==1.4.0"),
 }
+# These say so with an assertion when they are imported.
+_REFUSE_MMCV_2_2 = {"mmdet": "3.3", "mmseg": "1.2", "mmdet3d": "1.4"}
+_REINSTALL_MMCV = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
 
 
 def installed_version(host: str) -> str | None:
     """Version of an installed host, or ``None``; the host is not imported."""
-    try:
-        return metadata.version(HOSTS[host][0])
-    except metadata.PackageNotFoundError:
-        return None
+    versions = (_version(distribution) for distribution in HOSTS[host][0])
+    return next((version for version in versions if version is not None), None)
 
 
 def missing_host_message(host: str) -> str:
     """Says in one line that a host is missing and how to install it."""
     return f"{host} is not installed: pip install {HOSTS[host][1]}"
+
+
+def find_problems() -> list[str]:
+    """What is wrong with the installed libraries: one line each, with the command that helps.
+
+    Hosts that are not installed are not among them. Imports torchvision, and mmcv's compiled
+    operators where there are some.
+    """
+    return list(_problems())
+
+
+def _problems() -> Iterator[str]:
+    mmcv = installed_version("mmcv")
+    if _version("mmcv") and _version("mmcv-lite"):
+        yield f"mmcv and mmcv-lite are both installed, in one folder: {_REINSTALL_MMCV}"
+    for host, version in _REFUSE_MMCV_2_2.items():
+        installed = installed_version(host)
+        if mmcv and installed and installed.startswith(version) and _release(mmcv) >= (2, 2):
+            yield f"{host} {installed} needs mmcv below 2.2, got {mmcv}: {_REINSTALL_MMCV}"
+    if mmcv:
+        problem = compiled_mmcv_problem() if compiled_mmcv_spec() else torchvision_problem()
+        if problem:
+            yield problem
+    transformers, mmpretrain = _version("transformers"), installed_version("mmpretrain")
+    if transformers and mmpretrain == "1.2.0" and _release(transformers) >= (5,):
+        yield (
+            f"transformers {transformers} breaks mmpretrain 1.2.0, and with it the import of "
+            "mmdet: pip install 'transformers<5', or uninstall one of the two"
+        )
+    if installed_version("mmengine") and find_spec("pkg_resources") is None:
+        yield "mmengine needs pkg_resources, which setuptools 82 lacks: pip install 'setuptools<81'"
+
+
+def compiled_mmcv_spec() -> ModuleSpec | None:
+    """Where the compiled module of mmcv is, or ``None``; mmcv is not imported."""
+    mmcv = find_spec("mmcv")
+    return mmcv and PathFinder.find_spec("mmcv._ext", mmcv.submodule_search_locations)
+
+
+def compiled_mmcv_problem() -> str | None:
+    """Why the compiled module of mmcv does not load, or ``None`` if it does."""
+    try:
+        import_module("mmcv._ext")
+    except Exception as error:
+        return (
+            f"mmcv's compiled operators do not load with torch {torch.__version__} "
+            f"({_first_line(error)}): {_REINSTALL_MMCV}"
+        )
+    return None
+
+
+def torchvision_problem() -> str | None:
+    """Why torchvision cannot serve mmcv's operators, or ``None`` if it can; imports it."""
+    # torchvision 0.15 belongs to torch 2.0, 0.29 to 2.14, and so on.
+    fitting = f"0.{_release(torch.__version__)[1] + 15}"
+    command = f"pip install 'torchvision=={fitting}.*', from where torch came"
+    version = _version("torchvision")
+    if version is None:
+        return f"torchvision is not installed: {command}"
+    try:
+        import_module("torchvision")
+        torch.ops.torchvision.nms  # noqa: B018  (raises if the kernels were not loaded)
+    except Exception as error:
+        return (
+            f"torchvision {version} is not built for torch {torch.__version__} "
+            f"({_first_line(error)}): {command}"
+        )
+    if torch.version.cuda and not torch._C._dispatch_has_kernel_for_dispatch_key(
+        "torchvision::nms", "CUDA"
+    ):
+        return (
+            f"torchvision {version} has no CUDA kernels, torch {torch.__version__} has: {command}"
+        )
+    return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, as in 2.14.0a0+cu130."""
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

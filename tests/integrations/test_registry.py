@@ -60,7 +60,7 @@ def test_an_unknown_argument_is_refused():
 
 
 def test_a_class_of_a_missing_host_says_what_to_install(monkeypatch):
-    missing = ("no-such-distribution", "mmpretrain==1.2.0")
+    missing = (("no-such-distribution",), "mmpretrain==1.2.0")
     monkeypatch.setitem(_hosts.HOSTS, "mmpretrain", missing)
     head = {"type": "dcnv4_mm.FlashInternImageHead", "num_classes": 2, "in_channels": 8}
     with pytest.raises(ImportError, match=r"FlashInternImageHead needs mmpretrain: .*pip install"):
