@@ -14,6 +14,9 @@ from dcnv4_mm.ops.flash_deform_attn.layout import pack
 from dcnv4_mm.ops.functional import flash_deform_attn, ms_deform_attn
 
 try:
+    from dcnv4_mm.integrations import install
+
+    install()
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 except ImportError as error:
     multi_scale_deformable_attn_pytorch = None

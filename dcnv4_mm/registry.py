@@ -1,8 +1,11 @@
 """Registries of this package, children of mmengine's, with the scope ``dcnv4_mm``.
 
 mmengine imports this module by itself when a config names a type ``dcnv4_mm.X``; the modules
-that hold the classes are imported at the first look-up.
+that hold the classes are imported at the first look-up. The operators that mmcv-lite lacks are
+served from then on (:mod:`dcnv4_mm.integrations.mmcv_ext`).
 """
+
+from importlib import import_module
 
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as _DATASETS
@@ -59,3 +62,5 @@ TRANSFORMS = Registry("transform", parent=_TRANSFORMS, scope=_SCOPE, locations=[
 
 # mmengine resolves `dcnv4_mm::mask_rcnn/...` only for packages in its own table.
 MODULE2PACKAGE.setdefault(_SCOPE, _SCOPE)
+# By name, as the locations above. Hosts import mmcv's operators, so it must be before them.
+import_module("dcnv4_mm.integrations.mmcv_ext").install()

@@ -22,6 +22,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
+from dcnv4_mm.engine import install
+
 # The last two are imported by mmengine's runner and by torch's optimizers when they are built.
 IMPORTS = ["torch", "mmengine.runner", "dcnv4_mm.engine", "matplotlib.pyplot", "torch._dynamo"]
 STEPS = 3
@@ -92,6 +94,7 @@ def fail_in_second_checkpoint(fault):
 
 def join(rank, processes, port):
     """Makes this process one of several, as a launcher does."""
+    install()
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(processes))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
