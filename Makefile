@@ -74,7 +74,7 @@ matrix: ## test all combinations of Python and torch that we support; write docs
 	$(PYTHON) dev/matrix.py --write docs/support.md
 
 matrix-oldest: ## test the oldest Python and torch that we support
-	$(PYTHON) dev/matrix.py --lanes oldest
+	$(PYTHON) dev/matrix.py --lanes oldest --steps torch build tests
 
 check: lint test ## lint, types, import contract, tests
 

@@ -1,11 +1,11 @@
-"""Builds and tests this clone in throw-away environments, one for each supported combination.
+"""Builds and tests this clone in throw-away environments, one per supported combination.
 
-    python dev/matrix.py [--lanes NAME ...] [--only STEP ...] [--write docs/support.md]
+    python dev/matrix.py [--lanes NAME ...] [--steps STEP ...] [--write docs/support.md]
 
-A lane is a Python and a torch: its environment is made in build/matrix, the wheel is built there from
-source with its CUDA kernels, the hosts come from wheels through the extra `all`, and then the tests
-of operators, layers and backbones and short trainings through mim run. Needs the network, the
-Pythons, g++ and, for the CUDA kernels, nvcc; nothing of the clone's own environment.
+A lane is a Python and a torch. Its environment is made in build/matrix: the wheel is built there
+from source, with CUDA kernels where nvcc is found, and the hosts come as wheels by the extra `all`.
+Then the tests of operators, layers and backbones run, and models train and test through mim. Needs
+the network, the Pythons and g++; nothing of the clone's own environment.
 """
 
 import argparse
@@ -32,8 +32,8 @@ class Lane:
     Attributes:
         python: Version of Python, such as ``"3.10"``.
         torch: Version of torch.
-        torchvision: The one that fits it, or ``None`` where no wheel fits: then no host is tried.
-        models: Which of :data:`MODELS` are trained.
+        torchvision: The one that fits it; ``None`` where no wheel does, and no host is tried.
+        models: Keys of :data:`MODELS`, which are trained and tested.
     """
 
     python: str
@@ -42,34 +42,38 @@ class Lane:
     models: tuple[str, ...]
 
 
-# Model -> (config, options). Without downloads, and on the processor.
-COCO = ["model.backbone.init_cfg=None", "train_cfg.max_epochs=1", "train_dataloader.batch_size=1"]
-ADE20K = [
-    "model.backbone.init_cfg=None",
-    "train_cfg.max_iters=2",
-    "train_cfg.val_interval=2",
+# Without downloads, for a few steps.
+COCO = ("model.backbone.init_cfg=None", "train_cfg.max_epochs=1", "train_dataloader.batch_size=1")
+ADE20K = (
+    *("model.backbone.init_cfg=None", "train_cfg.max_iters=2", "train_cfg.val_interval=2"),
     "default_hooks.checkpoint.interval=2",
-]
+)
+NUSCENES = ("train_cfg.max_epochs=1", "default_hooks.checkpoint.interval=1")
+# Model -> its config and options.
 MODELS = {
     "Mask R-CNN": ("mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco", COCO),
     "DINO": ("dino-4scale_flash-internimage-t_8xb4-12e_coco", COCO),
     "Cascade Mask R-CNN": ("cascade-mask-rcnn_flash-internimage-l_fpn_8xb2-1x_coco", COCO),
     "UPerNet": ("upernet_flash-internimage-t_8xb2-160k_ade20k-512x512", ADE20K),
     "Mask2Former": ("mask2former_flash-internimage-t_8xb2-160k_ade20k-512x512", ADE20K),
-    "BEVFormer v2": ("bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d", ["train_cfg.max_epochs=1"]),
+    "BEVFormer v2": ("bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d", NUSCENES),
 }
-WORKERS = [
+# In this process, with a log line for every step.
+PLAIN = [
     f"{phase}_dataloader.{option}"
     for phase in ("train", "val", "test")
     for option in ("num_workers=0", "persistent_workers=False")
-]
+] + ["default_hooks.logger.interval=1"]
 LANES = {
     "oldest": Lane("3.10", "2.10.0", "0.25.0", ("Mask R-CNN", "DINO")),
+    # torchvision's wheel for torch's CPU-only build is not on PyPI.
     "cpu": Lane("3.11", "2.13.0+cpu", None, ()),
     "wheels": Lane("3.12", "2.12.1", "0.27.1", tuple(MODELS)),
     "newest": Lane("3.13", "2.14.1", "0.29.1", ("Mask R-CNN", "DINO")),
 }
 TESTS = ("tests/ops", "tests/layers", "tests/backbones")
+# How the bodies of CUDA kernels compute, and what compiles them, does not depend on torch.
+SELECTION = ("-k", "not on_host and not compile_gate", "-m", "not slow and not export")
 
 
 def find_python(version: str) -> str:
@@ -81,137 +85,143 @@ def find_python(version: str) -> str:
         found = subprocess.run(command, capture_output=True, text=True)
         if found.stdout.strip() == version:
             return candidate
-    sys.exit(f"error: Python {version} is not installed; install it, or leave its lane out")
+    sys.exit(f"error: Python {version} is not installed: install it, or leave its lane out")
 
 
 class Environment:
-    """The throw-away environment of a lane, with a copy of the clone's tracked files beside it."""
+    """The throw-away environment of a lane, with a copy of the clone's tracked files in it."""
 
-    def __init__(self, name: str, lane: Lane) -> None:
-        self.lane, self.folder = lane, BUILD / name
+    def __init__(self, name: str) -> None:
+        self.lane, self.folder = LANES[name], BUILD / name
         self.source, self.log = self.folder / "source", self.folder / "log.txt"
-        self.python = str(self.folder / "bin" / "python")
-
-    def run(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-        """Runs a command of the environment; its output goes to the lane's log, and is returned."""
+        self.python = self.folder / "bin" / "python"
+        self.has_nvcc = bool(shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"))
+        outer = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DCNV4_MM_"))}
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        environment = {"PATH": path, "PIP_REQUIRE_VIRTUALENV": "1", "OMP_WAIT_POLICY": "PASSIVE"} | environment
+        settings = dict(PATH=path, PIP_REQUIRE_VIRTUALENV="1", OMP_WAIT_POLICY="PASSIVE")
+        self.variables = {**outer, **settings}
+
+    def run(self, *command: str | Path, cwd: Path | None = None, **variables: str) -> str:
+        """Runs a command; its output goes to the lane's log and is returned."""
+        words = [str(word) for word in command]
         result = subprocess.run(
-            [str(part) for part in command],
+            words,
             cwd=cwd or self.folder,
-            env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | environment,
+            env=self.variables | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         with self.log.open("a") as log:
-            log.write(f"$ {' '.join(map(str, command))}\n{result.stdout}\n")
+            log.write(f"$ {' '.join(words)}\n{result.stdout}\n")
         if result.returncode:
-            tail = "\n".join(result.stdout.splitlines()[-25:])
-            raise RuntimeError(f"{' '.join(map(str, command[:6]))} failed; the end of {self.log}:\n{tail}")
+            end = "\n".join(result.stdout.splitlines()[-25:])
+            sys.exit(f"error: {' '.join(words[:8])} failed; the end of {self.log}:\n{end}")
         return result.stdout
 
     def pip(self, *arguments: str | Path) -> None:
         self.run(self.python, "-m", "pip", "install", "--quiet", *arguments)
 
     def make(self) -> str:
-        """Makes the environment, and installs torch and what building and testing need."""
+        """Makes the environment with torch; returns what torch was built for."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.run(find_python(self.lane.python), "-m", "venv", self.folder)
         self.pip("--requirement", ROOT / "requirements" / "build.txt")
-        vision = [f"torchvision=={self.lane.torchvision}"] if self.lane.torchvision else ["numpy"]
-        self.pip(f"torch=={self.lane.torch}", *vision)
-        self.pip("pytest>=8", "hypothesis", "pillow")
-        version = "import torch; print('CUDA', torch.version.cuda) if torch.version.cuda else print('CPU')"
-        return self.run(self.python, "-c", version).strip()
+        vision = f"torchvision=={self.lane.torchvision}" if self.lane.torchvision else "numpy"
+        self.pip(f"torch=={self.lane.torch}", vision, "pytest>=8", "hypothesis")
+        return self.run(
+            *(self.python, "-c"), "import torch; print('CUDA', torch.version.cuda or 'none')"
+        ).strip()
 
     def build(self) -> str:
-        """Builds the wheel from source, with both libraries where nvcc is found, and installs it."""
+        """Builds the wheel from the tracked files, and installs it."""
         files = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
         for name in filter(None, files):
             (self.source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, self.source / name)
-        cuda = {"DCNV4_MM_REQUIRE_CUDA": "1", "DCNV4_MM_CUDA_ARCHS": "90"}
-        has_nvcc = shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()
-        flags = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", self.folder / "wheel")
-        self.run(
-            *(self.python, "-m", "pip", "wheel", *flags, self.source),
-            DCNV4_MM_REQUIRE_EXT="1",
-            **(cuda if has_nvcc else {}),
+        variables = {"DCNV4_MM_REQUIRE_EXT": "1"}
+        if self.has_nvcc:
+            variables |= {"DCNV4_MM_REQUIRE_CUDA": "1", "DCNV4_MM_CUDA_ARCHS": "90"}
+        flags = (
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            self.folder / "wheel",
         )
+        self.run(self.python, "-m", "pip", "wheel", *flags, self.source, **variables)
+        self.pip(self.wheel())
+        return "CPU and CUDA kernels" if self.has_nvcc else "CPU kernels"
+
+    def wheel(self) -> str:
+        """Path of the wheel that was built."""
         (wheel,) = (self.folder / "wheel").glob("*.whl")
-        extra = "[all]" if self.lane.models else ""
-        # Wheels only, of the newest releases that the metadata allows.
-        self.pip("--only-binary", ":all:", f"{wheel}{extra}", "setuptools<81")
-        return "CPU and CUDA kernels" if has_nvcc else "CPU kernels (no nvcc)"
+        return str(wheel)
 
     def test(self) -> str:
-        """Runs the tests of operators, layers and backbones on the installed wheel."""
-        # The bodies of CUDA kernels on the host, and what compiles them, do not depend on torch.
-        select = ("-k", "not on_host and not compile_gate", "-m", "not slow and not export")
-        options = ("--config-file", self.source / "pyproject.toml", "-q", "-p", "no:cacheprovider")
+        """Runs the tests of operators, layers and backbones with the installed wheel."""
+        options = ("-c", self.source / "pyproject.toml", "-q", "-p", "no:cacheprovider")
         paths = [self.source / path for path in TESTS]
-        said = self.run(self.folder / "bin" / "pytest", *options, *select, *paths)
+        said = self.run(self.folder / "bin" / "pytest", *options, *SELECTION, *paths)
         return re.findall(r"(\d+ passed)", said)[-1]
 
     def train(self, model: str) -> str:
-        """Trains and tests a model through mim, for one or two iterations."""
+        """Trains a model through mim for a few steps, and tests the checkpoint."""
         config, options = MODELS[model]
         sets = self.folder / "sets"
-        if not (sets / "data" / "coco").exists():
+        if not sets.exists():
+            # The newest releases that the metadata allows.
+            self.pip("--only-binary", ":all:", f"{self.wheel()}[all]")
             self.run(self.python, self.source / "dev" / "tiny_sets.py", sets)
-        work, options = sets / config, ["--cfg-options", *WORKERS, *options]
-        mim = (self.python, "-m", "mim")
+        work, options = sets / config, ["--cfg-options", *PLAIN, *options]
         train = ("train", "dcnv4_mm", f"{config}.py", "--gpus", "0", "--work-dir", work)
-        started = time.monotonic()
-        said = self.run(*mim, *train, *options, "default_hooks.logger.interval=1", cwd=sets)
+        said = self.run(self.python, "-m", "mim", *train, *options, cwd=sets)
         losses = [float(loss) for loss in re.findall(r" loss: (\S+)", said)]
         if not losses or not all(0 < loss < 1e4 for loss in losses):
-            raise RuntimeError(f"{config}: losses {losses}; see {self.log}")
-        checkpoint = Path((work / "last_checkpoint").read_text())
+            sys.exit(f"error: {config} has the losses {losses}; see {self.log}")
+        checkpoint = (work / "last_checkpoint").read_text()
         test = ("test", "dcnv4_mm", f"{config}.py", "--checkpoint", checkpoint, "--gpus", "0")
-        self.run(*mim, *test, "--work-dir", work / "test", *options, cwd=sets)
-        print(f"    {model}: trained and tested in {time.monotonic() - started:.0f} s", flush=True)
-        return f"{len(losses)} steps, tested"
+        self.run(self.python, "-m", "mim", *test, "--work-dir", work, *options, cwd=sets)
+        return "trains, tests"
 
 
-def run_lane(name: str, only: list[str]) -> dict[str, str]:
-    """Runs a lane; gives its cells of the table. What fails stops the program."""
-    lane = LANES[name]
-    environment = Environment(name, lane)
-    steps = {"environment": environment.make, "build": environment.build, "tests": environment.test}
-    steps |= {model: lambda model=model: environment.train(model) for model in lane.models}
+def run_lane(name: str, steps: list[str]) -> dict[str, str]:
+    """Runs the steps of a lane, or all; gives its cells of the table. A failure ends the program."""
+    environment = Environment(name)
+    functions = {"torch": environment.make, "build": environment.build, "tests": environment.test}
+    for model in environment.lane.models:
+        functions[model] = lambda model=model: environment.train(model)
     cells = {}
-    for step, function in steps.items():
-        if only and step not in only:
-            continue
-        started = time.monotonic()
-        cells[step] = function()
-        print(f"  {name}, {step}: {cells[step]} ({time.monotonic() - started:.0f} s)", flush=True)
+    for step, function in functions.items():
+        if not steps or step in steps:
+            started = time.monotonic()
+            cells[step] = function()
+            seconds = time.monotonic() - started
+            print(f"  {name}: {step}: {cells[step]} ({seconds:.0f} s)", flush=True)
     return cells
 
 
-def table(results: dict[str, dict[str, str]]) -> str:
-    """The page of documentation."""
-    head = ["Python", "torch", "built from source", "tests", *MODELS, "date", "commit"]
+def page(results: dict[str, dict[str, str]]) -> str:
+    """The page of documentation that shows the results."""
+    columns = ("build", "tests", *MODELS, "date", "commit")
     lines = [
         "<!-- Auto-generated by dev/matrix.py. Do not edit. -->",
         "# Support matrix",
         "",
-        "Every row is an environment that `make matrix` makes of wheels alone, in which it builds this",
-        "package from source, runs the tests of operators, layers and backbones, and trains and tests",
-        "models through mim for a few steps of random data, on the processor of a Linux x86-64 machine.",
-        "\\"—\\" means not tested. `make test` covers everything else with the versions of",
-        "[requirements/main.txt](../requirements/main.txt). Nothing here has run on a GPU.".replace('\\\\', ''),
+        "Each row is an environment that `make matrix` makes from wheels: this package is built",
+        "from source, the tests of operators, layers and backbones run, and models train and test",
+        "through mim for a few steps on random data, on the CPU of a Linux x86-64 machine. A dash",
+        "means not tested. `make test` tests everything, with the versions of",
+        "[requirements/main.txt](../requirements/main.txt).",
         "",
-        f"| {' | '.join(head)} |",
-        f"| {' | '.join('---' for _ in head)} |",
+        f"| Python | torch | {' | '.join(columns)} |",
+        f"| --- | --- | {' | '.join('---' for _ in columns)} |",
     ]
     for name, lane in LANES.items():
         cells = results.get(name, {})
-        row = [lane.python, f"{lane.torch} ({cells.get('environment', '—')})", cells.get("build", "—")]
-        row += [cells.get(step, "—") for step in ("tests", *MODELS, "date", "commit")]
+        torch = f"{lane.torch}, {cells['torch']}" if "torch" in cells else lane.torch
+        row = (lane.python, torch, *(cells.get(column, "—") for column in columns))
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, ""])
 
@@ -219,19 +229,20 @@ def table(results: dict[str, dict[str, str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES))
-    parser.add_argument("--only", nargs="+", default=[], help="steps, such as environment build tests")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to this page")
+    steps = ["torch", "build", "tests", *MODELS]
+    parser.add_argument("--steps", nargs="+", choices=steps, default=[], help="only these")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="add the results to this page")
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True)
+    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT)
     for name in args.lanes:
-        lane = LANES[name]
-        print(f"{name}: Python {lane.python}, torch {lane.torch}", flush=True)
-        cells = run_lane(name, args.only)
-        results[name] = cells | dict(date=date.today().isoformat(), commit=commit.strip())
+        print(f"{name}: Python {LANES[name].python}, torch {LANES[name].torch}", flush=True)
+        cells = run_lane(name, args.steps)
         if args.write:
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            stamp = dict(date=date.today().isoformat(), commit=commit.decode().strip())
+            results[name] = results.get(name, {}) | cells | stamp
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            args.write.write_text(table(results))
+            args.write.write_text(page(results))
 
 
 if __name__ == "__main__":

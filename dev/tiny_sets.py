@@ -82,9 +82,7 @@ def main() -> None:
     write_ade20k(data / "ADEChallengeData2016", rng)
     generator = ROOT / "tools" / "data" / "synthetic_nuscenes.py"
     options = ("--train", "1", "--keyframes", "3", "--size", "400x225")
-    subprocess.run(
-        [sys.executable, generator, data / "synthetic_nuscenes", *options], check=True
-    )
+    subprocess.run([sys.executable, generator, data / "synthetic_nuscenes", *options], check=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Integration of this package's classes with the OpenMMLab libraries; imported by the registries."""
+"""Integration of this package with the OpenMMLab libraries; imported by the registries."""
 
 from types import ModuleType
 
@@ -13,7 +13,7 @@ def install() -> None:
     """Prepares this process for OpenMMLab: call it before a host such as mmdet is imported.
 
     It serves the operators that mmcv-lite lacks (:mod:`dcnv4_mm.integrations.mmcv_ext`), makes
-    mmengine read checkpoints safely and write them atomically (:func:`dcnv4_mm.engine.install`), and
+    mmengine read and write checkpoints safely (:func:`dcnv4_mm.engine.install`), and
     lets ``dcnv4_mm::...`` name our configs. Our tools call it; calling it again changes nothing.
 
     Raises:
