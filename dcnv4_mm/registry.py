@@ -6,17 +6,11 @@ served from then on (:mod:`dcnv4_mm.integrations.mmcv_ext`).
 """
 
 from importlib import import_module
+from typing import Any
 
+from mmengine import registry as _mmengine
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import DATASETS as _DATASETS
-from mmengine.registry import HOOKS as _HOOKS
-from mmengine.registry import METRICS as _METRICS
-from mmengine.registry import MODELS as _MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as _OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import PARAM_SCHEDULERS as _PARAM_SCHEDULERS
-from mmengine.registry import STRATEGIES as _STRATEGIES
-from mmengine.registry import TRANSFORMS as _TRANSFORMS
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 
 __all__ = [
     "DATASETS",
@@ -32,33 +26,52 @@ __all__ = [
 _SCOPE = "dcnv4_mm"
 _HOST_CLASSES = "dcnv4_mm.integrations._host_classes"
 
-MODELS = Registry(
-    "model",
-    parent=_MODELS,
-    scope=_SCOPE,
-    locations=["dcnv4_mm.integrations._mmengine", _HOST_CLASSES],
-)
-HOOKS = Registry(
-    "hook",
-    parent=_HOOKS,
-    scope=_SCOPE,
-    locations=["dcnv4_mm.engine", "dcnv4_mm.integrations._hooks"],
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    "optimizer wrapper constructor",
-    parent=_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope=_SCOPE,
-    locations=["dcnv4_mm.optim"],
-)
-PARAM_SCHEDULERS = Registry(
-    "parameter scheduler", parent=_PARAM_SCHEDULERS, scope=_SCOPE, locations=["dcnv4_mm.optim"]
-)
-STRATEGIES = Registry(
-    "strategy", parent=_STRATEGIES, scope=_SCOPE, locations=["dcnv4_mm.engine.fsdp"]
-)
-DATASETS = Registry("dataset", parent=_DATASETS, scope=_SCOPE, locations=[_HOST_CLASSES])
-METRICS = Registry("metric", parent=_METRICS, scope=_SCOPE, locations=[_HOST_CLASSES])
-TRANSFORMS = Registry("transform", parent=_TRANSFORMS, scope=_SCOPE, locations=[_HOST_CLASSES])
+
+class _Registry(Registry):
+    """A registry that finds a type without a scope as the config's own default scope would.
+
+    mmengine marks each typed dict of a config that is inherited by ``dcnv4_mm::`` with this
+    package's scope, and builds it, and what is inside of it, from these registries. The host's
+    classes are meant all the same.
+    """
+
+    def get(self, key: str) -> Any:
+        """Returns the class of a type: this package's, else the host's, else mmengine's."""
+        scope, name = self.split_scope_key(key)
+        self.import_from_location()
+        if scope is None and name not in self.module_dict:
+            host = next(filter(_SCOPE.__ne__, reversed(_active_scopes())), None)
+            if host is not None:
+                import_module(f"{host}.registry")
+                child = self._get_root_registry()._search_child(host)
+                if child is not None:
+                    return child.get(key)
+        return super().get(key)
+
+
+def _active_scopes() -> list[str]:
+    """mmengine's default scopes, the one in use last."""
+    return [scope.scope_name for scope in DefaultScope._instance_dict.values()]
+
+
+def _child(root: Registry, *locations: str) -> _Registry:
+    return _Registry(root.name, parent=root, scope=_SCOPE, locations=list(locations))
+
+
+MODELS = _child(_mmengine.MODELS, "dcnv4_mm.integrations._mmengine", _HOST_CLASSES)
+HOOKS = _child(_mmengine.HOOKS, "dcnv4_mm.engine", "dcnv4_mm.integrations._hooks")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(_mmengine.OPTIM_WRAPPER_CONSTRUCTORS, "dcnv4_mm.optim")
+PARAM_SCHEDULERS = _child(_mmengine.PARAM_SCHEDULERS, "dcnv4_mm.optim")
+STRATEGIES = _child(_mmengine.STRATEGIES, "dcnv4_mm.engine.fsdp")
+DATASETS = _child(_mmengine.DATASETS, _HOST_CLASSES)
+METRICS = _child(_mmengine.METRICS, _HOST_CLASSES)
+TRANSFORMS = _child(_mmengine.TRANSFORMS, _HOST_CLASSES)
+# Nothing of other kinds is here, but mmengine looks for a registry of the scope.
+_OTHERS = [
+    _child(root, __name__)
+    for root in vars(_mmengine).values()
+    if isinstance(root, Registry) and root.parent is None and _SCOPE not in root.children
+]
 
 # mmengine resolves `dcnv4_mm::mask_rcnn/...` only for packages in its own table.
 MODULE2PACKAGE.setdefault(_SCOPE, _SCOPE)

@@ -1,9 +1,14 @@
 """Classes of this package as a config names them."""
 
+import importlib.util
+
+import mmengine.registry
 import pytest
 import torch
+from helpers import ROOT
+from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, Registry, init_default_scope
 
 from dcnv4_mm import backbones
 from dcnv4_mm.integrations import _hosts
@@ -65,3 +70,38 @@ def test_a_class_of_a_missing_host_says_what_to_install(monkeypatch):
     head = {"type": "dcnv4_mm.FlashInternImageHead", "num_classes": 2, "in_channels": 8}
     with pytest.raises(ImportError, match=r"FlashInternImageHead needs mmpretrain: .*pip install"):
         MODELS.build(head)
+
+
+def types(part):
+    """All types that a config names."""
+    if isinstance(part, dict):
+        named = {part["type"]} if isinstance(part.get("type"), str) else set()
+        return named.union(*map(types, part.values()))
+    return set().union(*map(types, part)) if isinstance(part, (list, tuple)) else set()
+
+
+def look_up(registry, scope, name):
+    try:
+        with registry.switch_scope_and_registry(scope) as scoped:
+            return scoped.get(name)
+    except ImportError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("host", ["mmdet", "mmseg", "mmdet3d", "mmpretrain"])
+def test_types_in_inherited_configs_are_those_of_the_host(host):
+    """mmengine builds what `_base_ = "dcnv4_mm::..."` brings from registries of this scope."""
+    if importlib.util.find_spec(host) is None:
+        pytest.skip(f"{host} is not installed")
+    configs = [Config.fromfile(path) for path in sorted(ROOT.glob("configs/[!_]*/*-t_*.py"))]
+    configs += map(Config.fromfile, ROOT.glob("configs/bevformerv2/*t2_nus-3d.py"))
+    names = set().union(*(types(c.to_dict()) for c in configs if c.default_scope == host))
+    assert len(names) > 20
+    init_default_scope(host)
+    for registry in vars(mmengine.registry).values():
+        # mmdet3d's registry of inferencers names a module that does not exist.
+        if not isinstance(registry, Registry) or registry.name == "inferencer":
+            continue
+        for name in names:
+            found = look_up(registry, "dcnv4_mm", name)
+            assert found is look_up(registry, None, name), (registry.name, name)

@@ -94,6 +94,24 @@ def test_training_goes_on_where_it_stopped(trained, tmp_path):
     assert (work_dir / "epoch_2.pth").is_file()
 
 
+def test_a_config_of_ones_own_inherits_by_the_packages_name(folder):
+    """Other classes and another pipeline, with everything else as it was."""
+    (folder / "own.py").write_text(
+        f"_base_ = 'dcnv4_mm::quickstart/{NANO}'\n"
+        "train_pipeline = _base_.train_dataloader.dataset.pipeline\n"
+        "data = dict(metainfo=dict(classes=_base_.train_dataloader.dataset.metainfo.classes))\n"
+        "wrapped = dict(_delete_=True, type='RepeatDataset', times=1,\n"
+        "               dataset=_base_.train_dataloader.dataset)\n"
+        "train_dataloader = dict(dataset=wrapped)\n"
+        "val_dataloader = dict(dataset=data)\n"
+    )
+    options = [*SMALL, "train_cfg.max_epochs=1"]
+    command = (TOOLS / "train.py", "own.py", "--work-dir", "own", "--cfg-options", *options)
+    output = run(*command, cwd=folder).stdout
+    assert "coco/bbox_mAP" in output
+    assert "Failed to search registry" not in output
+
+
 def test_evaluation_gives_metrics_predictions_and_pictures(trained):
     output = ("--work-dir", "tested", "--out", "tested/found.pkl", "--show-dir", "painted")
     options = ("--cfg-options", *SMALL, "model.test_cfg.rcnn.score_thr=0.0")

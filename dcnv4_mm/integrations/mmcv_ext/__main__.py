@@ -1,6 +1,6 @@
 """Runs a program with the operators that mmcv-lite lacks.
 
-    python -m dcnv4_mm.integrations.mmcv_ext SCRIPT.py [ARGUMENT ...]
+python -m dcnv4_mm.integrations.mmcv_ext SCRIPT.py [ARGUMENT ...]
 """
 
 import runpy
