@@ -2,6 +2,7 @@
 _base_ = [
     "mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py",
     "../_base_/datasets/ade20k_512.py",
+    "../_base_/mmcv_ext.py",
 ]
 
 model = dict(
