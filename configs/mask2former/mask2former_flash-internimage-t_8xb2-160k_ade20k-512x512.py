@@ -2,9 +2,10 @@
 _base_ = [
     "mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py",
     "../_base_/datasets/ade20k_512.py",
-    "../_base_/mmcv_ext.py",
 ]
 
+# As ../_base_/mmcv_ext.py, and before what mmseg imports for this model.
+custom_imports = dict(imports=["dcnv4_mm.registry", "mmdet.models"])
 model = dict(
     # The pipelines make every picture fit.
     data_preprocessor=dict(test_cfg=None),

@@ -120,6 +120,15 @@ def test_max_pooling_is_refused_by_name():
         roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), 7, 1.0, 0, "max")
 
 
+def test_offsets_of_a_map_smaller_than_the_output_are_refused():
+    from mmcv.ops import modulated_deform_conv2d
+
+    x, weight = torch.zeros(1, 2, 6, 6), torch.zeros(2, 2, 3, 3)
+    offset, mask = torch.zeros(1, 18, 5, 6), torch.zeros(1, 9, 5, 6)
+    with pytest.raises(ValueError, match=r"output's size \(6, 6\), got \(5, 6\)"):
+        modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1)
+
+
 def attention_inputs(seed=50):
     shapes = torch.tensor([[5, 7], [3, 2], [1, 1]])
     starts = torch.tensor([0, 35, 41])
