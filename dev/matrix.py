@@ -187,7 +187,7 @@ class Environment:
 
 
 def run_lane(name: str, steps: list[str]) -> dict[str, str]:
-    """Runs the steps of a lane, or all; gives its cells of the table. A failure ends the program."""
+    """Runs the given steps of a lane, or all; returns its cells of the table. Stops at a failure."""
     environment = Environment(name)
     functions = {"torch": environment.make, "build": environment.build, "tests": environment.test}
     for model in environment.lane.models:

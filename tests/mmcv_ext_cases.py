@@ -134,6 +134,12 @@ def deform_conv_cases(layout=torch.contiguous_format):
         yield f"deform_conv/{name}", with_gradients(v1, image, offset, weight)
         yield f"modulated/{name}", with_gradients(v2, image, offset, mask, weight, bias)
     yield "modulated/no-bias", with_gradients(v2, image, offset, mask, weight)
+    # As DyHead calls it: offsets and mask of a larger map than the output.
+    offset, mask = (
+        torch.cat((tensor, -tensor), dim=2).contiguous(memory_format=layout)
+        for tensor in (offset, mask)
+    )
+    yield "modulated/larger", with_gradients(v2, image, offset, mask, weight, bias)
 
 
 def all_cases():

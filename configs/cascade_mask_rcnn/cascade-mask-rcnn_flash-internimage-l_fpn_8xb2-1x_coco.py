@@ -4,6 +4,7 @@ _base_ = [
     "mmdet::_base_/datasets/coco_instance.py",
     "mmdet::_base_/schedules/schedule_1x.py",
     "mmdet::_base_/default_runtime.py",
+    "../_base_/mmcv_ext.py",
 ]
 
 # Three stages: four convolutions and one linear layer, boxes for each class, GIoU on decoded boxes.

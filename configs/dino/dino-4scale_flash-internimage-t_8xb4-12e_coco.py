@@ -1,5 +1,9 @@
 # Reproduces dino_4scale_flash_internimage_t_1x_coco of the original project.
-_base_ = ["mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py", "../_base_/tta/coco-boxes_tta.py"]
+_base_ = [
+    "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
+    "../_base_/tta/coco-boxes_tta.py",
+    "../_base_/mmcv_ext.py",
+]
 
 model = dict(
     # The names of released files; in the head, the original's limit of inverse sigmoids.

@@ -1,5 +1,8 @@
 # UPerNet on ViT-B/16 with DCNv4 (table 4 of the paper), trained as mmseg trains ViT-B/16.
-_base_ = "mmseg::vit/vit_vit-b16_mln_upernet_8xb2-160k_ade20k-512x512.py"
+_base_ = [
+    "mmseg::vit/vit_vit-b16_mln_upernet_8xb2-160k_ade20k-512x512.py",
+    "../_base_/mmcv_ext.py",
+]
 
 model = dict(
     pretrained=None,

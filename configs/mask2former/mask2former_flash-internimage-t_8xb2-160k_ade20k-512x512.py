@@ -4,6 +4,8 @@ _base_ = [
     "../_base_/datasets/ade20k_512.py",
 ]
 
+# As ../_base_/mmcv_ext.py, and before what mmseg imports for this model.
+custom_imports = dict(imports=["dcnv4_mm.registry", "mmdet.models"])
 model = dict(
     # The pipelines make every picture fit.
     data_preprocessor=dict(test_cfg=None),

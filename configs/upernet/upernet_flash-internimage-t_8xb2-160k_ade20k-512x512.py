@@ -5,6 +5,7 @@ _base_ = [
     "mmseg::_base_/schedules/schedule_160k.py",
     "mmseg::_base_/default_runtime.py",
     "../_base_/datasets/ade20k_512.py",
+    "../_base_/mmcv_ext.py",
 ]
 
 num_classes = 150

@@ -1,8 +1,11 @@
 """Deformable convolution, v1 and v2, of ``mmcv._ext`` on torchvision's kernels."""
 
+import math
+
 import torch
 import torchvision  # noqa: F401  (defines torch.ops.torchvision)
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = [
     "deform_conv_backward_input",
@@ -30,7 +33,7 @@ def deform_conv_backward_input(
     x: Tensor,
     offset: Tensor,
     grad_output: Tensor,
-    grad_input: Tensor,
+    grad_x: Tensor,
     grad_offset: Tensor,
     weight: Tensor,
     columns: Tensor,
@@ -40,7 +43,7 @@ def deform_conv_backward_input(
     gradients = _deform_conv_backward(
         grad_output, x, weight, offset, None, None, _geometry_v1(**settings)
     )
-    grad_input.copy_(gradients[0])
+    grad_x.copy_(gradients[0])
     grad_offset.copy_(gradients[2])
     # mmcv asks for the weight's gradient next, with the same buffer: torchvision has made it too.
     columns.resize_(weight.shape).copy_(gradients[1])
@@ -82,8 +85,8 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Deformable convolution with modulation (v2)."""
     geometry = _geometry_v2(**settings)
-    bias = bias if with_bias else None
-    output.copy_(_deform_conv(x, weight, offset, mask, bias, geometry))
+    offset, mask = (_first_of_larger(tensor, output.shape[2:]) for tensor in (offset, mask))
+    output.copy_(_deform_conv(x, weight, offset, mask, bias if with_bias else None, geometry))
 
 
 def modulated_deform_conv_backward(
@@ -94,7 +97,7 @@ def modulated_deform_conv_backward(
     offset: Tensor,
     mask: Tensor,
     columns: Tensor,
-    grad_input: Tensor,
+    grad_x: Tensor,
     grad_weight: Tensor,
     grad_bias: Tensor,
     grad_offset: Tensor,
@@ -105,11 +108,34 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Gradients of deformable convolution with modulation (v2)."""
     geometry = _geometry_v2(**settings)
-    bias = bias if with_bias else None
-    gradients = _deform_conv_backward(grad_output, x, weight, offset, mask, bias, geometry)
-    outputs = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
-    for output, gradient in zip(outputs if with_bias else outputs[:4], gradients, strict=False):
-        output.copy_(gradient)
+    offset, mask = (_first_of_larger(tensor, grad_output.shape[2:]) for tensor in (offset, mask))
+    by_x, by_weight, by_offset, by_mask, by_bias = _deform_conv_backward(
+        grad_output, x, weight, offset, mask, bias if with_bias else None, geometry
+    )
+    grad_x.copy_(by_x)
+    grad_weight.copy_(by_weight)
+    for target, gradient in ((grad_offset, by_offset), (grad_mask, by_mask)):
+        rest = target[0].numel() - gradient[0].numel()
+        target.copy_(pad(gradient.flatten(1), (0, rest)).view(target.shape))
+    if with_bias:
+        grad_bias.copy_(by_bias)
+
+
+def _first_of_larger(tensor: Tensor, sides: tuple[int, int]) -> Tensor:
+    """What mmcv reads of offsets or mask (N, C, H, W) that are larger than the output.
+
+    It takes the first C * H * W numbers of an image, whatever place they belong to. DyHead calls it
+    so, and its released weights were trained with it.
+    """
+    if tensor.shape[2:] == sides:
+        return tensor
+    shape = (tensor.shape[1], *sides)
+    if tensor[0].numel() < math.prod(shape):
+        raise ValueError(
+            f"modulated_deform_conv: expected offset and mask of the output's size {tuple(sides)}, "
+            f"got {tuple(tensor.shape[2:])}"
+        )
+    return tensor.flatten(1)[:, : math.prod(shape)].unflatten(1, shape)
 
 
 def _geometry_v1(
