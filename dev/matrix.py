@@ -187,7 +187,7 @@ class Environment:
 
 
 def run_lane(name: str, steps: list[str]) -> dict[str, str]:
-    """Runs the given steps of a lane, or all; returns its cells of the table. Stops at a failure."""
+    """Runs the given steps of a lane, or all, and returns the cells of its row."""
     environment = Environment(name)
     functions = {"torch": environment.make, "build": environment.build, "tests": environment.test}
     for model in environment.lane.models:

@@ -210,11 +210,12 @@ def test_train_then_test_by_config_name(run, tmp_path, data_root):
 
     # What docs/tools.md says of the host's own plots.
     (config,) = ROOT.glob(f"configs/quickstart/{QUICKSTART}")
-    plot = ["run", "mmdet", "confusion_matrix", config, tmp_path / "found.pkl", tmp_path / "matrix"]
-    run(MIM, *plot, *options, cwd=tmp_path)
+    host = (sys.executable, "-m", "dcnv4_mm.integrations.mmcv_ext", "mmdet")
+    plot = ["confusion_matrix", config, tmp_path / "found.pkl", tmp_path / "matrix"]
+    run(*host, *plot, *options, cwd=tmp_path)
     assert (tmp_path / "matrix/confusion_matrix.png").is_file()
-    plot = ["run", "mmdet", "coco_error_analysis", "found.bbox.json", "curves"]
-    run(MIM, *plot, "--ann", data_root / "annotations/val.json", cwd=tmp_path)
+    plot = ["coco_error_analysis", "found.bbox.json", "curves"]
+    run(*host, *plot, "--ann", data_root / "annotations/val.json", cwd=tmp_path)
     assert (tmp_path / "curves/bbox/bbox-allclass-allarea.png").is_file()
 
 
