@@ -8,9 +8,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dcnv4_mm.integrations import install
+
+install()
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bev_toy import build, images, sample
+from bev_toy import build, images, sample  # noqa: E402
 
 
 class Losses(nn.Module):

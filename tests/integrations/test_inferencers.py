@@ -49,8 +49,11 @@ def test_segmentation():
 @pytest.mark.mmpretrain
 def test_classification():
     cfg = config("mmpretrain", "classification/flash-internimage-t_4xb128-300e_in1k-224")
+    from mmengine.registry import init_default_scope
     from mmpretrain import ImageClassificationInferencer
 
+    # It keeps the scope of whatever ran before.
+    init_default_scope("mmpretrain")
     assert cfg.model_path.endswith("/flash_intern_image_t_1k_224.pth")
     (found,) = ImageClassificationInferencer(cfg, pretrained=False, device="cpu")(PICTURE)
     assert found["pred_scores"].shape == (1000,)

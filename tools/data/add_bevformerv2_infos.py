@@ -20,6 +20,9 @@ def main() -> None:
     args = parser.parse_args()
     from nuscenes import NuScenes
 
+    from dcnv4_mm.integrations import install
+
+    install()
     from dcnv4_mm.bev.data.infos import extend_infos
 
     # The infos are the user's own files, made by mmdet3d's converter.
