@@ -6,7 +6,7 @@ import torch
 
 import dcnv4_mm
 from dcnv4_mm.integrations._hosts import HOSTS, installed_version, missing_host_message
-from dcnv4_mm.ops.functional import backend_info
+from dcnv4_mm.ops.functional import backend_info, how_to_build
 
 __all__ = ["report"]
 
@@ -31,11 +31,13 @@ def report() -> str:
 
 
 def _next_command() -> str:
-    if backend_info()["dcnv4"]["cpu"].startswith("reference"):
-        return (
-            "pip install --no-build-isolation --force-reinstall --no-deps dcnv4_mm, "
-            "with g++ on the PATH, to build the CPU kernels"
-        )
+    serving = backend_info()["dcnv4"]
+    if any("make install" in kernels for kernels in serving.values()):
+        return "make install"
+    if serving["cpu"].startswith("reference"):
+        return how_to_build("cpu")
+    if torch.cuda.is_available() and serving["cuda"].startswith("reference"):
+        return how_to_build("cuda")
     for host in ("mmengine", "mmcv", "mmdet"):
         if installed_version(host) is None:
             return missing_host_message(host)
