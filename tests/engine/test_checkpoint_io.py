@@ -65,7 +65,7 @@ def test_naming_a_class_of_this_package_is_enough():
         "for path in ('a.pth', 'https://a/b.pth'):\n"
         "    print(CheckpointLoader._get_checkpoint_loader(path).__module__)\n"
     )
-    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.split() == ["dcnv4_mm.engine.checkpoint_io"] * 2, run.stderr
 
 
