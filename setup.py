@@ -4,7 +4,8 @@ Environment variables:
     DCNV4_MM_REQUIRE_EXT=1: fail where the CPU library cannot be built.
     DCNV4_MM_NO_EXT=1: build a pure-Python wheel on purpose.
     DCNV4_MM_REQUIRE_CUDA=1: build the CUDA library against any torch, or fail.
-    DCNV4_MM_CUDA_ARCHS: the same, for these architectures, such as "80;90".
+    DCNV4_MM_CUDA_ARCHS: the same, for these architectures, such as "80;90" or "8.0;9.0+PTX".
+    TORCH_CUDA_ARCH_LIST: for which architectures the CUDA library is built if it is, as in torch.
     DCNV4_MM_NO_CUDA=1: leave the CUDA library out.
     DCNV4_MM_ONNXRUNTIME: the folder of onnxruntime_cxx_api.h; builds custom operators for it.
     DCNV4_MM_TENSORRT: the folder of NvInferRuntime.h; builds a plugin for it with nvcc.
@@ -13,23 +14,43 @@ Environment variables:
     MAX_JOBS: how many files to compile at a time, by default one per core.
 """
 
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 (pip runs this file before it looks at pyproject.toml)
+    sys.exit(f"error: dcnv4_mm needs Python >= 3.10, this is Python {sys.version.split()[0]}")
+
 import ast
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"error: setuptools >= 77 is needed, {setuptools.__version__} is installed: "
+        'python -m pip install "setuptools>=77,<81"'
+    )
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+
+sys.path.insert(0, str(Path(__file__).parent / "csrc"))
+from compilers import (
+    compile_objects,
+    find_compiler,
+    record_sources,
+    run_into,
+    torch_cuda_version,
+    torch_folder,
+)
+from nvcc import choose_archs, find_nvcc, remarks
 
 MIM_CONTENT = ("model-index.yml", "dataset-index.yml", "configs", "tools")
 
@@ -48,8 +69,6 @@ NVCC_FLAGS = [
     # Declares what the stable interface has for CUDA.
     *("-DUSE_CUDA", STABLE_ABI),
 ]
-# Every GPU from Turing on; later ones than the last compile its PTX.
-CUDA_ARCHS = "75;80;86;89;90;100;120"
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -69,7 +88,10 @@ def why_no_library() -> str | None:
         return "torch is not importable here (install torch, then pip with --no-build-isolation)"
     version = importlib.metadata.version("torch")
     if tuple(int(part) for part in version.split(".")[:2]) < (2, 10):
-        return f"torch >= 2.10 is needed, torch {version} is installed"
+        sys.exit(
+            f"error: torch >= 2.10 is needed, torch {version} is installed: python -m pip install "
+            '"torch>=2.10" first, or set DCNV4_MM_NO_EXT=1 to install without kernels.'
+        )
     return None
 
 
@@ -81,10 +103,8 @@ def why_no_cuda_library() -> str | None:
         return "DCNV4_MM_NO_CUDA=1 is set"
     if find_nvcc() is None:
         return "nvcc is neither on PATH nor in CUDA_HOME nor in /usr/local/cuda"
-    asked = os.environ.get("DCNV4_MM_REQUIRE_CUDA") == "1" or "DCNV4_MM_CUDA_ARCHS" in os.environ
-    # Read, not imported: that takes seconds.
-    version = (torch_folder() / "version.py").read_text()
-    if not asked and not re.search(r"^cuda\b[^=]*= ['\"]", version, re.MULTILINE):
+    asked = os.environ.get("DCNV4_MM_REQUIRE_CUDA") == "1" or os.environ.get("DCNV4_MM_CUDA_ARCHS")
+    if not asked and not torch_cuda_version():
         return "torch is a CPU-only build (DCNV4_MM_REQUIRE_CUDA=1 builds it nevertheless)"
     return None
 
@@ -101,18 +121,6 @@ def why_no_library_for(variable: str, header: str) -> str | None:
     return None
 
 
-def find_nvcc() -> str | None:
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    folders = [Path(home, "bin").as_posix() for home in homes if home]
-    # CUDA_HOME is a wish, /usr/local/cuda a guess.
-    places = [*folders[:-1], os.environ.get("PATH", ""), folders[-1]]
-    return shutil.which("nvcc", path=os.pathsep.join(places))
-
-
-def torch_folder() -> Path:
-    return Path(importlib.util.find_spec("torch").origin).parent
-
-
 def cpu_sources() -> dict[str, list[str]]:
     """The sources of the CPU library, each with the flags of its own."""
     on_x86 = platform.machine() in ("x86_64", "AMD64")
@@ -126,9 +134,7 @@ def cpu_sources() -> dict[str, list[str]]:
 
 def cuda_sources() -> dict[str, list[str]]:
     """The sources of the CUDA library, each with the flags of its own."""
-    archs = re.findall(r"\d+", os.environ.get("DCNV4_MM_CUDA_ARCHS", CUDA_ARCHS))
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    targets = choose_archs(find_nvcc()).flags()
     sources = sorted([*Path("csrc").glob("*/*.cu"), *Path("csrc").glob("*/*cuda*.cpp")])
     return {path.as_posix(): targets if path.suffix == ".cu" else [] for path in sources}
 
@@ -144,6 +150,10 @@ class BuildLibraries(build_ext):
         # git keeps no empty folder to copy to.
         Path("dcnv4_mm", "lib").mkdir(exist_ok=True)
         super().copy_extensions_to_source()
+        # Beside sources that may change, a library is loaded with a look at what it was built of.
+        for record in Path(self.build_temp).glob("*.sources"):
+            if f"dcnv4_mm.lib.{record.stem}" in self.ext_map:
+                shutil.copy2(record, Path("dcnv4_mm", "lib"))
 
     def build_extension(self, ext: Extension) -> None:
         target, folder = Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp)
@@ -161,14 +171,15 @@ class BuildLibraries(build_ext):
 
 def build_cpu_library(target: Path, folder: Path) -> None:
     """Builds the CPU library as ``target``; objects go to ``folder``."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = find_compiler()
     objects = compile_objects([compiler, *CXX_FLAGS], cpu_sources(), folder)
     link_library(target, compiler, objects)
+    record_sources(folder / f"{target.stem}.sources", objects)
 
 
 def build_schema_library(target: Path, folder: Path) -> None:
     """Builds the library that defines the operators for processes without Python."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = find_compiler()
     lines = ["#include <torch/csrc/stable/library.h>", "STABLE_TORCH_LIBRARY(dcnv4_mm, m) {"]
     lines += [f'  m.def("{schema}");' for schema in read_schemas()]
     text, source = "\n".join([*lines, "}", ""]), folder / "schemas.cpp"
@@ -181,7 +192,7 @@ def build_schema_library(target: Path, folder: Path) -> None:
 
 def build_onnxruntime_library(target: Path, folder: Path) -> None:
     """Builds the custom operators of onnxruntime: the CPU kernels, without torch."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = find_compiler()
     kernels = {
         path: flags
         for path, flags in cpu_sources().items()
@@ -199,7 +210,7 @@ def build_tensorrt_library(target: Path, folder: Path) -> None:
     nvcc = find_nvcc()
     if nvcc is None:
         sys.exit("error: DCNV4_MM_TENSORRT needs nvcc: name its folder in CUDA_HOME")
-    command = [nvcc, f"-ccbin={os.environ.get('CXX', 'g++')}"]
+    command = [nvcc, f"-ccbin={find_compiler()}"]
     kernels = {
         path: flags
         for path, flags in cuda_sources().items()
@@ -233,8 +244,10 @@ def link_library(target: Path, compiler: str, objects: list[str]) -> None:
 
 def build_cuda_library(target: Path, folder: Path) -> None:
     """Builds the CUDA library as ``target``, also against a torch without CUDA."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = find_compiler()
     nvcc = [find_nvcc(), f"-ccbin={compiler}"]
+    for line in remarks(nvcc[0], torch_cuda_version()):
+        print(f"dcnv4_mm: {line}", flush=True)
     objects = compile_objects([*nvcc, *NVCC_FLAGS], cuda_sources(), folder)
     # CUDA's own packages on PyPI have lib where nvcc looks for lib64.
     search = [f"-L{torch_folder() / 'lib'}", f"-L{Path(nvcc[0]).parents[1] / 'lib'}"]
@@ -245,57 +258,7 @@ def build_cuda_library(target: Path, folder: Path) -> None:
         search.append(f"-L{folder}")
     libtorch = [*search, "-Xlinker=-s,--no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
     run_into(target, [*nvcc, "-shared", "-cudart=static", *objects, *libtorch])
-
-
-def compile_objects(command: list[str], sources: dict[str, list[str]], folder: Path) -> list[str]:
-    """Compiles each source with its own flags, as many at a time as there are jobs."""
-    common = [*command, "-Icsrc", f"-I{torch_folder() / 'include'}"]
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(jobs) as pool:
-        tasks = [
-            pool.submit(compile_object, [*common, *flags], source, folder)
-            for source, flags in sources.items()
-        ]
-    return [str(task.result()) for task in tasks]
-
-
-def compile_object(command: list[str], source: str, folder: Path) -> Path:
-    """Compiles ``source`` unless its object is newer than all that it includes."""
-    # The command is part of the name: other flags, another object.
-    digest = hashlib.sha256(" ".join(command).encode()).hexdigest()[:10]
-    target = folder / f"{source.replace('/', '-')}-{digest}.o"
-    depends = target.with_suffix(".d")
-    if not up_to_date(target, depends):
-        run_into(target, [*command, "-c", source, "-MD", "-MF", str(depends)])
-    return target
-
-
-def up_to_date(target: Path, depends: Path) -> bool:
-    if not (target.exists() and depends.exists()):
-        return False
-    # A make rule, "target: file file \\<newline> file".
-    files = depends.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
-    built = target.stat().st_mtime
-    return all(os.path.exists(f) and os.stat(f).st_mtime <= built for f in files)
-
-
-def run_into(target: Path, command: list[str]) -> None:
-    """Runs a compiler; ``target`` appears only when it has succeeded."""
-    unfinished = target.with_name(target.name + ".part")
-    print(" ".join([*command, "-o", str(target)]), flush=True)
-    try:
-        subprocess.run([*command, "-o", str(unfinished)], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        status = getattr(error, "returncode", None)
-        reason = error if status is None else f"{command[0]} ended with status {status}"
-        remedy = (
-            "Set DCNV4_MM_NO_CUDA=1 to install without CUDA kernels."
-            if Path(command[0]).name == "nvcc"
-            else "Install a C++17 compiler (or name one in CXX), or set DCNV4_MM_NO_EXT=1 to "
-            "install without kernels."
-        )
-        sys.exit(f"error: building {target.name} failed ({reason}). {remedy}")
-    os.replace(unfinished, target)
+    record_sources(folder / f"{target.stem}.sources", objects)
 
 
 class BuildPython(build_py):
@@ -310,15 +273,25 @@ class BuildPython(build_py):
             print(f"dcnv4_mm: pure-Python build without kernels: {REASON}", flush=True)
         elif CUDA_REASON:
             print(f"dcnv4_mm: build without CUDA kernels: {CUDA_REASON}", flush=True)
-        if self.editable_mode:
-            return
         for name in MIM_CONTENT:
-            if Path(name).is_dir():
+            if self.editable_mode:
+                link_into_package(name)
+            elif Path(name).is_dir():
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(name, package / ".mim" / name, ignore=ignored)
             else:
                 (package / ".mim").mkdir(exist_ok=True)
                 shutil.copy2(name, package / ".mim")
+
+
+def link_into_package(name: str) -> None:
+    """Makes ``dcnv4_mm/.mim/<name>`` a link to ``name``, as the hosts' editable installs do."""
+    link = Path("dcnv4_mm", ".mim", name)
+    link.parent.mkdir(exist_ok=True)
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("..", "..", name))
 
 
 class Wheel(bdist_wheel):

@@ -12,7 +12,7 @@ from dcnv4_mm.integrations._hosts import (
     installed_version,
     missing_host_message,
 )
-from dcnv4_mm.ops.functional import backend_info
+from dcnv4_mm.ops.functional import backend_info, how_to_build
 
 __all__ = ["report"]
 
@@ -39,14 +39,23 @@ def report() -> str:
 
 
 def _next_command() -> str:
-    if backend_info()["dcnv4"]["cpu"].startswith("reference"):
+    serving = backend_info()["dcnv4"]
+    if any("make install" in kernels for kernels in serving.values()):
+        return "make install"
+    if serving["cpu"].startswith("reference"):
+        return how_to_build("cpu")
+    if torch.cuda.is_available() and serving["cuda"].startswith("reference"):
+        return how_to_build("cuda")
+    if problems := find_problems():
+        return problems[0]
+    installed = [host for host in HOSTS if installed_version(host)]
+    if not installed:
         return (
-            "pip install --no-build-isolation --force-reinstall --no-deps dcnv4_mm, "
-            "with g++ on the PATH, to build the CPU kernels"
+            "operators, layers and backbones are ready; OpenMMLab models need, in a clone of "
+            'dcnv4_mm: pip install --no-build-isolation ".[all]"'
         )
-    for host in ("mmengine", "mmcv", "mmdet"):
-        if installed_version(host) is None:
-            return missing_host_message(host)
+    if missing := [host for host in ("mmengine", "mmcv", "mmdet") if host not in installed]:
+        return missing_host_message(missing[0])
     return "mim train dcnv4_mm mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco"
 
 

@@ -20,7 +20,7 @@ sys.meta_path.insert(0, NoHosts())
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("module", RING_1)

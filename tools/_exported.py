@@ -1,6 +1,6 @@
 """Runs an exported model in a process of its own, which knows nothing of dcnv4_mm.
 
-python -P tools/_exported.py FORMAT MODEL INPUTS.pt OUTPUTS.pt [LIBRARY ...]
+python tools/_exported.py FORMAT MODEL INPUTS.pt OUTPUTS.pt [LIBRARY ...]
 """
 
 import sys

@@ -151,7 +151,7 @@ def run_apart(
 
     inputs, outputs = (os.path.join(folder, name) for name in ("inputs.pt", "outputs.pt"))
     torch.save(batches, inputs)
-    command = [sys.executable, "-P", RUNNER, kind, path, inputs, outputs, *libraries(kind)]
+    command = [sys.executable, RUNNER, kind, path, inputs, outputs, *libraries(kind)]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if result.returncode:
         stop(f"the exported model does not run: {result.stderr.strip().splitlines()[-1]}")

@@ -2,7 +2,7 @@
 
 import torch
 
-from dcnv4_mm.ops._extension import load_library
+from dcnv4_mm.ops._extension import changed_sources, how_to_build, load_library
 from dcnv4_mm.ops.bev_cross_attn.functional import bev_cross_attn
 from dcnv4_mm.ops.dcnv3 import dcnv3
 from dcnv4_mm.ops.dcnv4.functional import dcnv4
@@ -14,6 +14,7 @@ __all__ = [
     "dcnv3",
     "dcnv4",
     "flash_deform_attn",
+    "how_to_build",
     "ms_deform_attn",
 ]
 
@@ -23,7 +24,8 @@ def backend_info() -> dict[str, dict[str, str]]:
 
     Returns:
         For every operator, device type -> ``"compiled"`` (on the CPU with the instruction set, as
-        in ``"compiled for avx512"``), or ``"reference: "`` and the reason.
+        in ``"compiled for avx512"``; in a clone, with a remark if it was compiled from older
+        sources), or ``"reference: "`` and the reason.
 
     Example:
         >>> sorted(backend_info()["dcnv4"])
@@ -43,4 +45,5 @@ def _serving(name: str, device_type: str) -> str:
         reason = f"there is no kernel for {device_type} yet"
     if reason is not None:
         return f"reference: {reason}"
-    return f"compiled for {torch.ops.dcnv4_mm.cpu_isa()}" if device_type == "cpu" else "compiled"
+    how = f"compiled for {torch.ops.dcnv4_mm.cpu_isa()}" if device_type == "cpu" else "compiled"
+    return f"{how}, from older sources: run `make install`" if changed_sources(device_type) else how

@@ -36,6 +36,6 @@ def test_looking_up_another_class_imports_no_host():
         "from mmengine.registry import MODELS; MODELS.get('dcnv4_mm.LN2d'); import sys; "
         "assert not {'mmdet', 'mmseg', 'mmdet3d'} & set(sys.modules)"
     )
-    command = [sys.executable, "-P", "-c", code]
+    command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -211,7 +211,7 @@ def test_missing_mmcv_says_what_to_install():
         "from dcnv4_mm.integrations import swap_deformable_attention\n"
         "swap_deformable_attention(torch.nn.Linear(2, 2))"
     )
-    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "mmcv is not installed: pip install mmcv" in result.stderr
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 import mmdet
 import numpy as np
-from mmcv.ops import MultiScaleDeformableAttention, multi_scale_deform_attn
+from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -205,27 +205,17 @@ def test_gradients_in_float32(name):
     assert ours <= 2 * theirs + 1e-5
 
 
-def off_integers(attention):
-    """Moves sampling locations off integers, where the derivative jumps and rounding decides."""
-
-    def call(value, spatial_shapes, locations, weights):
-        sizes = torch.as_tensor(spatial_shapes).flip(-1)[:, None]
-        pixels = locations.detach() * sizes - 0.5
-        near = (pixels - pixels.round()).abs() < 1e-4
-        return attention(value, spatial_shapes, locations + near * (1e-3 / sizes), weights)
-
-    return call
-
-
 @pytest.mark.parametrize("name", MODELS_OF_MMDET)
-def test_gradients_in_float32_are_the_hosts(name, monkeypatch):
-    """Of four models the worst differs by 6.2e-7."""
-    for module, function in (
-        (_mmcv, "ms_deform_attn"),
-        (multi_scale_deform_attn, "multi_scale_deformable_attn_pytorch"),
-    ):
-        monkeypatch.setattr(module, function, off_integers(getattr(module, function)))
+def test_gradients_in_float32_are_the_hosts(name):
+    """Of four models the worst differs by 6.2e-7.
+
+    With a smooth activation: the derivative of ReLU jumps, and rounding decides on which side.
+    """
     model = build(name)
+    for module in list(model.modules()):
+        for child_name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU):
+                setattr(module, child_name, torch.nn.GELU())
     perturb(model)
     ours, theirs = (gradients(m, torch.float32) for m in (with_swap(model), model))
     assert_relative(ours[0], theirs[0], 5e-6)

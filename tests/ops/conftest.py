@@ -72,7 +72,7 @@ def cuda_build(tmp_path_factory):
             run = subprocess.run
             # Compilers write to the file; those that run at once must not mix their lines.
             monkeypatch.setattr(
-                subprocess, "run", lambda *args, **kwargs: run(*args, **kwargs, stderr=file)
+                subprocess, "run", lambda *args, **kwargs: run(*args, **{"stderr": file, **kwargs})
             )
             build(library, folder)
     return CudaBuild(library, said.read_text(), folder)

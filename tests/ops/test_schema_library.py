@@ -34,7 +34,7 @@ assert "dcnv4_mm" not in sys.modules
 
 def run_stranger(*arguments):
     """Runs the process outside the sources; returns the schemas that it knows."""
-    command = [sys.executable, "-P", "-c", STRANGER, str(LIBRARIES), *map(str, arguments)]
+    command = [sys.executable, "-c", STRANGER, str(LIBRARIES), *map(str, arguments)]
     result = subprocess.run(command, cwd="/", text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.splitlines())

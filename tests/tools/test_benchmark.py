@@ -42,7 +42,7 @@ _, without = measure(lambda: None, "cpu", 0.05)
 _, held = measure(lambda: torch.ones(64 * 2**20, dtype=torch.uint8)[0], "cpu", 0.05)
 print(held - without)
 """
-    command = [sys.executable, "-P", "-c", code]
+    command = [sys.executable, "-c", code]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert float(said) == pytest.approx(64, abs=8)
 

@@ -91,7 +91,7 @@ def test_a_killed_process_is_started_again(folder, monkeypatch):
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     program = [TRAIN, "config.py", "--launcher=pytorch", "--resume", "--work-dir=out"]
     run = subprocess.run(
-        [sys.executable, "-P", "-m", *launcher, *program],
+        [sys.executable, "-m", *launcher, *program],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -119,7 +119,7 @@ def test_two_machines(folder, launcher):
         if launcher == "pytorch":
             options = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1"]
             options += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-            command, environment = ["-P", "-m", "torch.distributed.run", *options], {}
+            command, environment = ["-m", "torch.distributed.run", *options], {}
         else:
             command, environment = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             environment |= {"SLURM_PROCID": rank, "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}

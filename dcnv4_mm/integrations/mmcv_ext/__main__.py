@@ -1,7 +1,7 @@
 """Runs a program, or a tool of a host, with the operators that mmcv-lite lacks.
 
-    python -m dcnv4_mm.integrations.mmcv_ext SCRIPT.py [ARGUMENT ...]
-    python -m dcnv4_mm.integrations.mmcv_ext mmdet confusion_matrix [ARGUMENT ...]
+python -m dcnv4_mm.integrations.mmcv_ext SCRIPT.py [ARGUMENT ...]
+python -m dcnv4_mm.integrations.mmcv_ext mmdet confusion_matrix [ARGUMENT ...]
 """
 
 import runpy

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._extension import warns_without_kernels
 from dcnv4_mm.ops._library import library
 from dcnv4_mm.ops.bev_cross_attn import reference
 
@@ -22,7 +23,8 @@ SCHEMAS = (
 for _schema in SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _name = _schema.split("(")[0]
-    library.impl(_name, getattr(reference, f"{_name}_reference"), "CompositeExplicitAutograd")
+    _reference = warns_without_kernels(getattr(reference, f"{_name}_reference"))
+    library.impl(_name, _reference, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("dcnv4_mm::bev_cross_attn_forward", lib=library)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._extension import warns_without_kernels
 from dcnv4_mm.ops._library import library
 from dcnv4_mm.ops.dcnv4.layout import output_size
 from dcnv4_mm.ops.dcnv4.reference import dcnv4_backward_reference, dcnv4_forward_reference
@@ -22,8 +23,11 @@ SCHEMAS = (
 
 for _schema in SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-library.impl("dcnv4_forward", dcnv4_forward_reference, "CompositeExplicitAutograd")
-library.impl("dcnv4_backward", dcnv4_backward_reference, "CompositeExplicitAutograd")
+for _name, _reference in (
+    ("dcnv4_forward", dcnv4_forward_reference),
+    ("dcnv4_backward", dcnv4_backward_reference),
+):
+    library.impl(_name, warns_without_kernels(_reference), "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("dcnv4_mm::dcnv4_forward", lib=library)

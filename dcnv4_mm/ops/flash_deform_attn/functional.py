@@ -172,8 +172,9 @@ def ms_deform_attn(
 
 def _level_sizes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[int] | Tensor:
     """What a raw operator takes: numbers, or a tensor that it reads when a compiled graph runs."""
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if isinstance(spatial_shapes, Tensor) and compiling:
+    # torch 2.10 says that it is exporting whenever Dynamo traces, under torch.compile too.
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    if isinstance(spatial_shapes, Tensor) and torch.compiler.is_compiling() and not exporting:
         check_spatial_shapes(spatial_shapes)
         return spatial_shapes
     return read_spatial_shapes(spatial_shapes)

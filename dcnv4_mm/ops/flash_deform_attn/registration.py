@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._extension import warns_without_kernels
 from dcnv4_mm.ops._library import library
 from dcnv4_mm.ops.flash_deform_attn import reference
 from dcnv4_mm.ops.flash_deform_attn.layout import read_spatial_shapes
@@ -40,7 +41,8 @@ def _read_sizes(name: str, *arguments: Any) -> Any:
 for _schema in SCHEMAS:
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _name = _schema.split("(")[0]
-    library.impl(_name, getattr(reference, f"{_name}_reference"), "CompositeExplicitAutograd")
+    _reference = warns_without_kernels(getattr(reference, f"{_name}_reference"))
+    library.impl(_name, _reference, "CompositeExplicitAutograd")
     # For compiled graphs, which cannot read a tensor: the operator does, when it runs.
     _schema = _schema.replace("(", ".tensor(", 1).replace("SymInt[] level", "Tensor level")
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe))

@@ -192,7 +192,7 @@ def test_sanitizers_find_nothing_on_host(tmp_path):
     chosen = "((random_problems_on_host and range) or alignment or nothing or shared) and not sanit"
     options = ["-q", "-x", "-k", chosen, "-p", "no:cacheprovider"]
     tests = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", __file__, *options],
+        [sys.executable, "-m", "pytest", __file__, *options],
         env={**os.environ, **environment},
         cwd=ROOT,
         capture_output=True,

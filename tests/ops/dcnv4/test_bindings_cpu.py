@@ -101,7 +101,7 @@ def test_raw_operators_survive_any_offset_scale(scale):
 def test_unknown_instruction_set_is_an_error():
     code = "import dcnv4_mm.ops.functional, torch; torch.ops.dcnv4_mm.cpu_isa()"
     asked = subprocess.run(
-        [sys.executable, "-P", "-c", code],
+        [sys.executable, "-c", code],
         env={**os.environ, "DCNV4_MM_CPU_ISA": "mmx"},
         capture_output=True,
         text=True,

@@ -208,7 +208,7 @@ def test_memory(dtype):
 
 def run_python(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-P", *arguments],
+        [sys.executable, *arguments],
         env={**os.environ, **environment},
         cwd=ROOT,
         capture_output=True,

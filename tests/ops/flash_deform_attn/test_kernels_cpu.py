@@ -274,11 +274,11 @@ def test_every_instruction_set(instruction_set):
     environment = {**os.environ, "DCNV4_MM_CPU_ISA": instruction_set}
     options = dict(env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     ask = "import dcnv4_mm.ops.functional, torch; print(torch.ops.dcnv4_mm.cpu_isa())"
-    asked = subprocess.run([sys.executable, "-P", "-c", ask], **options)
+    asked = subprocess.run([sys.executable, "-c", ask], **options)
     if asked.returncode:
         assert "this machine does not support it" in asked.stderr
         return
     assert asked.stdout.strip() == instruction_set
     arguments = ["-q", "-x", "-k", "not instruction_set", "-p", "no:cacheprovider"]
-    tests = subprocess.run([sys.executable, "-P", "-m", "pytest", __file__, *arguments], **options)
+    tests = subprocess.run([sys.executable, "-m", "pytest", __file__, *arguments], **options)
     assert tests.returncode == 0, tests.stdout
