@@ -42,11 +42,11 @@ def nms_cases():
     for offset, method in itertools.product((0, 1), ("naive", "linear", "gaussian")):
         result = soft_nms(boxes(8, 80), uniform(10, 80), 0.3, 0.5, 0.2, method, offset)
         yield f"soft_nms/{method}-{offset}", result
-        inputs = grid_boxes(11, 60)
-        # Equal scores: the first of the rest is next, which the discarded ones have reordered.
-        equal = inputs[1].mul(4).ceil() / 4
-        result = soft_nms(inputs[0] + torch.tensor([0, 0, 1, 1]), equal, 0.3, 0.5, 0.1, method)
-        yield f"soft_nms/grid-{method}-{offset}", result
+    for seed, method in itertools.product(range(8), ("naive", "linear", "gaussian")):
+        # Equal scores: which one comes first depends on where discarded boxes were.
+        box, score = grid_boxes(seed, 30)
+        result = soft_nms(box, score.mul(4).ceil() / 4, 0.3, 0.5, 0.1, method, 1)
+        yield f"soft_nms/equal-{method}-{seed}", result
     yield "soft_nms/empty", soft_nms(boxes(1, 0), uniform(1, 0))
 
     for count in (500, 10500):
