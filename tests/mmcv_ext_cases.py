@@ -60,6 +60,28 @@ def nms_cases():
     yield "batched_nms/soft", batched_nms(boxes(16, 90), uniform(18, 90), classes[:90], config)
 
 
+def rotated_boxes(seed, count):
+    center, size = uniform(seed, (count, 2), 0, 30), uniform(seed + 1, (count, 2), 1, 20)
+    return torch.cat((center, size, uniform(seed + 2, (count, 1), -4, 4)), dim=1)
+
+
+def rotated_cases():
+    from mmcv.ops import batched_nms, box_iou_rotated, nms_rotated
+
+    first, second = rotated_boxes(40, 20), rotated_boxes(43, 12)
+    for mode, clockwise in itertools.product(("iou", "iof"), (False, True)):
+        result = box_iou_rotated(first, second, mode, False, clockwise)
+        yield f"box_iou_rotated/{mode}-{clockwise}", (result,)
+        result = box_iou_rotated(first[:12], second, mode, True, clockwise)
+        yield f"box_iou_rotated/{mode}-{clockwise}-aligned", (result,)
+    many, scores = rotated_boxes(46, 150), uniform(49, 150)
+    for threshold in (0.1, 0.3, 0.6):
+        yield f"nms_rotated/{threshold}", nms_rotated(many, scores, threshold)[1:]
+    classes = torch.arange(150) % 4
+    config = {"type": "nms_rotated", "iou_threshold": 0.2}
+    yield "batched_nms/rotated", batched_nms(many, scores, classes, config)[1:]
+
+
 def rois():
     """Inside, over every border, far outside, a point, a line, narrower than a pixel."""
     values = [
@@ -144,6 +166,7 @@ def deform_conv_cases(layout=torch.contiguous_format):
 
 def all_cases():
     yield from nms_cases()
+    yield from rotated_cases()
     yield from roi_align_cases()
     yield from deform_conv_cases()
 

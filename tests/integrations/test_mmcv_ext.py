@@ -74,6 +74,41 @@ def test_of_equal_boxes_and_scores_the_first_is_kept():
     assert nms(torch.tensor([[0.0, 0, 10, 10]] * 40), torch.ones(40), 0.5)[1].tolist() == [0]
 
 
+@pytest.mark.parametrize("turn", [0.0, math.pi / 4, -1.234])
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([0, 0, 4, 2], 1.0),
+        ([0, 0, 2, 2], 0.5),
+        ([1, 0, 2, 2], 0.5),
+        ([2, 0, 4, 2], 1 / 3),
+        ([0, 0, 2, 4], 1 / 3),
+        ([4, 0, 4, 2], 0.0),
+        ([9, 9, 1, 1], 0.0),
+        ([0, 0, 0, 2], 0.0),
+    ],
+)
+def test_overlaps_of_rotated_boxes_with_edges_on_one_line(box, expected, turn):
+    """Compiled mmcv loses corners to rounding here."""
+    from mmcv.ops import box_iou_rotated
+
+    cos, sin = math.cos(turn), math.sin(turn)
+
+    def turned(x, y, width, height):
+        return torch.tensor([[x * cos - y * sin, x * sin + y * cos, width, height, turn]])
+
+    iou = box_iou_rotated(turned(0, 0, 4, 2), turned(*box))
+    torch.testing.assert_close(iou, torch.tensor([[expected]]), rtol=0, atol=1e-6)
+
+
+def test_rotated_boxes_of_different_labels_do_not_suppress_each_other():
+    from mmcv.ops import nms_rotated
+
+    boxes, scores = torch.tensor([[5.0, 5, 4, 2, 0.3]] * 3), torch.tensor([0.7, 0.9, 0.8])
+    assert nms_rotated(boxes, scores, 0.5)[1].tolist() == [1]
+    assert nms_rotated(boxes, scores, 0.5, torch.tensor([0.0, 1, 1]))[1].tolist() == [1, 0]
+
+
 def test_backward_of_deformable_convolution_runs_once():
     """mmcv asks for its gradients in two calls."""
     from mmcv.ops import deform_conv2d
