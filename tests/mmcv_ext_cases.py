@@ -42,11 +42,11 @@ def nms_cases():
     for offset, method in itertools.product((0, 1), ("naive", "linear", "gaussian")):
         result = soft_nms(boxes(8, 80), uniform(10, 80), 0.3, 0.5, 0.2, method, offset)
         yield f"soft_nms/{method}-{offset}", result
-        inputs = grid_boxes(11, 60)
-        # Equal scores: the first of the rest is next, which the discarded ones have reordered.
-        equal = inputs[1].mul(4).ceil() / 4
-        result = soft_nms(inputs[0] + torch.tensor([0, 0, 1, 1]), equal, 0.3, 0.5, 0.1, method)
-        yield f"soft_nms/grid-{method}-{offset}", result
+    for seed, method in itertools.product(range(8), ("naive", "linear", "gaussian")):
+        # Equal scores: which one comes first depends on where discarded boxes were.
+        box, score = grid_boxes(seed, 30)
+        result = soft_nms(box, score.mul(4).ceil() / 4, 0.3, 0.5, 0.1, method, 1)
+        yield f"soft_nms/equal-{method}-{seed}", result
     yield "soft_nms/empty", soft_nms(boxes(1, 0), uniform(1, 0))
 
     for count in (500, 10500):
@@ -58,6 +58,28 @@ def nms_cases():
             yield f"batched_nms/{count}-{agnostic}", result
     config = {"type": "soft_nms", "iou_threshold": 0.5, "min_score": 0.5}
     yield "batched_nms/soft", batched_nms(boxes(16, 90), uniform(18, 90), classes[:90], config)
+
+
+def rotated_boxes(seed, count):
+    center, size = uniform(seed, (count, 2), 0, 30), uniform(seed + 1, (count, 2), 1, 20)
+    return torch.cat((center, size, uniform(seed + 2, (count, 1), -4, 4)), dim=1)
+
+
+def rotated_cases():
+    from mmcv.ops import batched_nms, box_iou_rotated, nms_rotated
+
+    first, second = rotated_boxes(40, 20), rotated_boxes(43, 12)
+    for mode, clockwise in itertools.product(("iou", "iof"), (False, True)):
+        result = box_iou_rotated(first, second, mode, False, clockwise)
+        yield f"box_iou_rotated/{mode}-{clockwise}", (result,)
+        result = box_iou_rotated(first[:12], second, mode, True, clockwise)
+        yield f"box_iou_rotated/{mode}-{clockwise}-aligned", (result,)
+    many, scores = rotated_boxes(46, 150), uniform(49, 150)
+    for threshold in (0.1, 0.3, 0.6):
+        yield f"nms_rotated/{threshold}", nms_rotated(many, scores, threshold)[1:]
+    classes = torch.arange(150) % 4
+    config = {"type": "nms_rotated", "iou_threshold": 0.2}
+    yield "batched_nms/rotated", batched_nms(many, scores, classes, config)[1:]
 
 
 def rois():
@@ -144,6 +166,7 @@ def deform_conv_cases(layout=torch.contiguous_format):
 
 def all_cases():
     yield from nms_cases()
+    yield from rotated_cases()
     yield from roi_align_cases()
     yield from deform_conv_cases()
 

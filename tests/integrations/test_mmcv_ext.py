@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("mmcv", reason="mmcv is not installed")
 
@@ -71,6 +72,62 @@ def test_of_equal_boxes_and_scores_the_first_is_kept():
     from mmcv.ops import nms
 
     assert nms(torch.tensor([[0.0, 0, 10, 10]] * 40), torch.ones(40), 0.5)[1].tolist() == [0]
+
+
+@pytest.mark.parametrize("turn", [0.0, math.pi / 4, -1.234])
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([0, 0, 4, 2], 1.0),
+        ([0, 0, 2, 2], 0.5),
+        ([1, 0, 2, 2], 0.5),
+        ([2, 0, 4, 2], 1 / 3),
+        ([0, 0, 2, 4], 1 / 3),
+        ([4, 0, 4, 2], 0.0),
+        ([9, 9, 1, 1], 0.0),
+        ([0, 0, 0, 2], 0.0),
+    ],
+)
+def test_overlaps_of_rotated_boxes_with_edges_on_one_line(box, expected, turn):
+    """Compiled mmcv loses corners to rounding here."""
+    from mmcv.ops import box_iou_rotated
+
+    cos, sin = math.cos(turn), math.sin(turn)
+
+    def turned(x, y, width, height):
+        return torch.tensor([[x * cos - y * sin, x * sin + y * cos, width, height, turn]])
+
+    iou = box_iou_rotated(turned(0, 0, 4, 2), turned(*box))
+    torch.testing.assert_close(iou, torch.tensor([[expected]]), rtol=0, atol=1e-6)
+
+
+def test_rotated_boxes_of_different_labels_do_not_suppress_each_other():
+    from mmcv.ops import nms_rotated
+
+    boxes, scores = torch.tensor([[5.0, 5, 4, 2, 0.3]] * 3), torch.tensor([0.7, 0.9, 0.8])
+    assert nms_rotated(boxes, scores, 0.5)[1].tolist() == [1]
+    assert nms_rotated(boxes, scores, 0.5, torch.tensor([0.0, 1, 1]))[1].tolist() == [1, 0]
+
+
+def test_backward_of_deformable_convolution_runs_once():
+    """mmcv asks for its gradients in two calls."""
+    from mmcv.ops import deform_conv2d
+
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Calls():
+        mmcv_ext_cases.with_gradients(
+            lambda *inputs: deform_conv2d(*inputs, 1, 1),
+            torch.rand(1, 2, 4, 4),
+            torch.rand(1, 18, 4, 4),
+            torch.rand(2, 2, 3, 3),
+        )
+    assert calls.count("torchvision::_deform_conv2d_backward") == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -168,6 +225,17 @@ def test_attention_refuses_levels_that_do_not_follow_each_other():
     shapes, starts, (value, *points) = attention_inputs()
     with pytest.raises(ValueError, match=r"level_start_index: .* got \[1, 36, 42\]"):
         MultiScaleDeformableAttnFunction.apply(value, shapes, starts + 1, *points, 64)
+
+
+def test_attention_keeps_its_dtype_under_autocast():
+    """mmcv casts what it wants cast; autocast does not look into a compiled function."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    shapes, starts, inputs = attention_inputs()
+    inputs = [tensor.float() for tensor in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = MultiScaleDeformableAttnFunction.apply(inputs[0], shapes, starts, *inputs[1:], 64)
+    assert output.dtype == torch.float32
 
 
 def focal_loss_formula(logits, target, gamma, alpha, weight=None):

@@ -13,7 +13,7 @@ import torch
 import torchvision  # noqa: F401  (defines torch.ops.torchvision)
 from torch import Tensor
 
-from dcnv4_mm.integrations.mmcv_ext import _deform_conv
+from dcnv4_mm.integrations.mmcv_ext import _deform_conv, _rotated
 from dcnv4_mm.ops.functional import ms_deform_attn
 
 __all__ = ["OPERATORS"]
@@ -284,5 +284,7 @@ OPERATORS = {
         _deform_conv.deform_conv_backward_parameters,
         _deform_conv.modulated_deform_conv_forward,
         _deform_conv.modulated_deform_conv_backward,
+        _rotated.box_iou_rotated,
+        _rotated.nms_rotated,
     )
 }
