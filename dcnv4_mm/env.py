@@ -41,7 +41,7 @@ def _next_command() -> str:
     for host in ("mmengine", "mmcv", "mmdet"):
         if installed_version(host) is None:
             return missing_host_message(host)
-    return "mim train dcnv4_mm mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco"
+    return "mim train dcnv4_mm mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco.py"
 
 
 if __name__ == "__main__":
