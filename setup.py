@@ -146,6 +146,13 @@ class BuildLibraries(build_ext):
         # Loaded by path, not imported: no tag of one Python version in the name.
         return fullname.replace(".", os.sep) + ".so"
 
+    def run(self) -> None:
+        if self.editable_mode:
+            # Where `build_ext --inplace` keeps objects, not in a folder that is removed after use.
+            name = f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+            self.build_temp = os.path.join("build", name)
+        super().run()
+
     def copy_extensions_to_source(self) -> None:
         # git keeps no empty folder to copy to.
         Path("dcnv4_mm", "lib").mkdir(exist_ok=True)

@@ -56,7 +56,7 @@ def _next_command() -> str:
         )
     if missing := [host for host in ("mmengine", "mmcv", "mmdet") if host not in installed]:
         return missing_host_message(missing[0])
-    return "mim train dcnv4_mm mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco"
+    return "mim train dcnv4_mm mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco.py"
 
 
 if __name__ == "__main__":
