@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import sys
 import tempfile
 import warnings
 from importlib.util import find_spec
@@ -71,11 +72,9 @@ def read_config(name: str, options: list[str]) -> "Config":
         The config.
     """
     path = find_config(name)
+    install_hosts()
     from mmengine.config import Config
 
-    from dcnv4_mm.integrations import install
-
-    install()
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:
@@ -88,6 +87,18 @@ def read_config(name: str, options: list[str]) -> "Config":
     if host and find_spec(host) is None:
         stop(f"{path} is a config of {host}, which is not installed ({ENV_HINT})")
     return cfg
+
+
+def install_hosts() -> None:
+    """Prepares this process for OpenMMLab; warns of installed libraries that do not fit."""
+    try:
+        from dcnv4_mm.integrations import find_problems, install
+
+        install()
+    except ModuleNotFoundError as error:
+        stop(f"a library is missing: {error} ({ENV_HINT})")
+    for problem in find_problems():
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def find_config(name: str) -> Path:

@@ -9,7 +9,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from _running import find_config, stop
+from _running import find_config, install_hosts, stop
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -136,11 +136,9 @@ def main() -> None:
     args.config = find_config(args.config)
     if not args.checkpoint.is_file():
         stop(f"{args.checkpoint} does not exist")
+    install_hosts()
     from mmengine.config import Config
 
-    from dcnv4_mm.integrations import install
-
-    install()
     cfg = Config.fromfile(args.config)
     host = cfg.get("default_scope", "mmdet")
     if host == "mmdet3d":

@@ -12,7 +12,7 @@ the brighter, the steeper the gradient of its features by the picture.
 import argparse
 from pathlib import Path
 
-from _running import ENV_HINT, find_config, stop
+from _running import ENV_HINT, find_config, install_hosts, stop
 
 # What all configs of FlashInternImage normalise by, in the order red, green, blue.
 MEAN = (123.675, 116.28, 103.53)
@@ -44,13 +44,12 @@ def parse_args() -> argparse.Namespace:
 
 def build_backbone(config: Path, checkpoint: Path):
     """The config's FlashInternImage, filled from the checkpoint."""
+    install_hosts()
     from mmengine.config import Config
     from mmengine.registry import MODELS
 
     from dcnv4_mm.checkpoints import load_released
-    from dcnv4_mm.integrations import install
 
-    install()
     try:
         settings = Config.fromfile(config).model.backbone
     except ImportError as error:

@@ -5,8 +5,9 @@ from types import ModuleType
 from torch import nn
 
 from dcnv4_mm.integrations import mmcv_ext
+from dcnv4_mm.integrations._hosts import find_problems
 
-__all__ = ["install", "is_swapped", "swap_deformable_attention"]
+__all__ = ["find_problems", "install", "is_swapped", "swap_deformable_attention"]
 
 
 def install() -> None:
