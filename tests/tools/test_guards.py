@@ -1,0 +1,59 @@
+"""The hooks that train.py and test.py add: whatever a config lists, nothing is loaded in part."""
+
+import pytest
+
+pytest.importorskip("mmengine", reason="mmengine is not installed")
+from helpers import ROOT
+from mmengine.config import Config
+
+import dcnv4_mm.registry  # noqa: F401
+
+STRICT = "dcnv4_mm.StrictLoadHook"
+CLASSES = "mmdet.NumClassCheckHook"
+
+
+@pytest.fixture
+def guard(monkeypatch):
+    """Function that adds the guards to a config and gives its hooks."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from _running import add_guards
+
+    def apply(**config):
+        cfg = Config({"default_scope": "mmdet", **config})
+        add_guards(cfg)
+        return cfg.custom_hooks
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, [STRICT, CLASSES]),
+        ({"custom_hooks": None}, [STRICT, CLASSES]),
+        ({"custom_hooks": [{"type": "OtherHook"}]}, ["OtherHook", STRICT, CLASSES]),
+        ({"custom_hooks": [{"type": "NumClassCheckHook"}]}, ["NumClassCheckHook", STRICT]),
+        ({"default_scope": "mmseg"}, [STRICT]),
+        ({"strict_load": False}, [CLASSES]),
+        ({"strict_load": False, "custom_hooks": [{"type": STRICT}]}, [CLASSES]),
+        ({"check_data": False, "custom_hooks": [{"type": "NumClassCheckHook"}]}, [STRICT]),
+    ],
+)
+def test_guards_are_added_unless_turned_off(guard, config, expected):
+    assert [hook["type"] for hook in guard(**config)] == expected
+
+
+def test_a_guard_of_the_config_keeps_its_arguments(guard):
+    strict = {"type": "StrictLoadHook", "allow": ["head."]}
+    assert guard(default_scope="mmseg", custom_hooks=[strict]) == [strict]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/[!_]*/*.py")), ids=lambda path: path.stem
+)
+def test_our_configs_have_the_guards_themselves(path):
+    """With the hosts' own tools nothing adds them."""
+    cfg = Config.fromfile(path)
+    types = {hook["type"].rsplit(".", 1)[-1] for hook in cfg.custom_hooks}
+    assert "StrictLoadHook" in types
+    assert ("NumClassCheckHook" in types) == (cfg.default_scope == "mmdet")
