@@ -22,6 +22,9 @@ class SafeCheckpointHook(CheckpointHook):
     A run that resumes from its latest checkpoint takes the latest that can be read, and logs which
     ones it skipped. Files are written whole or not at all, as by anything in this package.
 
+    A ``save_best`` metric that the evaluator does not give is reported once, with the metrics that
+    there are; training goes on without a best checkpoint of it.
+
     Args:
         *args: As of mmengine's hook.
         **kwargs: As of mmengine's hook.
@@ -32,6 +35,10 @@ class SafeCheckpointHook(CheckpointHook):
     Example:
         >>> default_hooks = dict(checkpoint=dict(type="dcnv4_mm.SafeCheckpointHook", interval=1))
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reported: set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
         """Makes writes atomic, and chooses the checkpoint to resume from, for all processes."""
@@ -62,8 +69,22 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Saves the best checkpoint if it is a better one."""
+        absent = [key for key in self._best_keys() if key not in metrics] if metrics else []
+        if new := [key for key in absent if key not in self._reported]:
+            self._reported.update(new)
+            runner.logger.warning(
+                f"save_best: the evaluator gives no {', '.join(new)}, so no best checkpoint is "
+                f"kept for it; set default_hooks.checkpoint.save_best to one of: "
+                f"{', '.join(metrics)}"
+            )
         with self._removing_later():
-            super().after_val_epoch(runner, metrics)
+            # mmengine skips a score of None.
+            super().after_val_epoch(runner, {**metrics, **dict.fromkeys(absent)})
+
+    def _best_keys(self) -> list[str]:
+        """The metrics that ``save_best`` names; "auto" stands for the first that there is."""
+        keys = getattr(self, "key_indicators", None) or []
+        return [key for key in keys if key != "auto"]
 
     @contextmanager
     def _removing_later(self) -> Iterator[None]:
