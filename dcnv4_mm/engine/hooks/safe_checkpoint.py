@@ -30,7 +30,8 @@ class SafeCheckpointHook(CheckpointHook):
         **kwargs: As of mmengine's hook.
 
     Raises:
-        ValueError: When a run resumes: there are checkpoints, and none can be read.
+        ValueError: When a run resumes: there are checkpoints, and none can be read; or it is of
+            another optimizer.
 
     Example:
         >>> default_hooks = dict(checkpoint=dict(type="dcnv4_mm.SafeCheckpointHook", interval=1))
@@ -56,6 +57,30 @@ class SafeCheckpointHook(CheckpointHook):
         if isinstance(chosen[0], ValueError):
             raise chosen[0]
         runner._load_from = chosen[0]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Says which settings of the optimizer a resumed run uses; refuses another optimizer's."""
+        own = getattr(runner.optim_wrapper, "param_groups", None)
+        saved = checkpoint.get("optimizer", {}).get("param_groups")
+        if not runner._resume or not own or not saved:
+            return
+        theirs, ours = (sorted(groups[0].keys() - _BOOKKEEPING) for groups in (saved, own))
+        if theirs != ours:
+            raise ValueError(
+                f"the checkpoint's optimizer has the settings {', '.join(theirs)}, the config's "
+                f"{', '.join(ours)}: resume with the same optimizer, or start a new training from "
+                "these weights with load_from"
+            )
+        changed = [
+            f"{key} {_setting(saved, key)} (config: {_setting(own, key)})"
+            for key in ours
+            if _setting(saved, key) != _setting(own, key)
+        ]
+        if changed:
+            runner.logger.warning(
+                "The run goes on with the checkpoint's optimizer settings, not with the config's: "
+                f"{', '.join(changed)}. To use the config's, start from it with load_from"
+            )
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Saves a checkpoint if it is time to."""
@@ -104,3 +129,14 @@ class SafeCheckpointHook(CheckpointHook):
         for path in outdated:
             if path not in (self.last_ckpt, *best.values()):
                 backend.remove(path)
+
+
+# What torch and schedulers keep in a parameter group beside the optimizer's settings.
+_BOOKKEEPING = {"params", "param_names", "param_name", "initial_lr", "lr_scale"}
+
+
+def _setting(groups: list[dict], key: str) -> Any:
+    """A setting of the first group; the learning rate before any schedule, the highest of all."""
+    if key == "lr":
+        return max(float(group.get("initial_lr", group["lr"])) for group in groups)
+    return groups[0][key]
