@@ -175,7 +175,10 @@ def add_guards(cfg: "Config") -> None:
     A list in a config replaces the inherited one, and the guards in it. ``strict_load = False`` and
     ``check_data = False`` at the top level of the config turn them off.
     """
-    guards = {"strict_load": ["dcnv4_mm.StrictLoadHook"], "check_data": []}
+    guards = {
+        "strict_load": ["dcnv4_mm.StrictLoadHook"],
+        "check_data": ["dcnv4_mm.CheckDataHook"],
+    }
     if cfg.get("default_scope") == "mmdet":
         guards["check_data"].append("mmdet.NumClassCheckHook")
     hooks = list(cfg.get("custom_hooks") or [])

@@ -1,5 +1,7 @@
 """The hooks that train.py and test.py add: whatever a config lists, nothing is loaded in part."""
 
+import re
+
 import pytest
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
@@ -9,6 +11,7 @@ from mmengine.config import Config
 import dcnv4_mm.registry  # noqa: F401
 
 STRICT = "dcnv4_mm.StrictLoadHook"
+DATA = "dcnv4_mm.CheckDataHook"
 CLASSES = "mmdet.NumClassCheckHook"
 
 
@@ -29,13 +32,13 @@ def guard(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({}, [STRICT, CLASSES]),
-        ({"custom_hooks": None}, [STRICT, CLASSES]),
-        ({"custom_hooks": [{"type": "OtherHook"}]}, ["OtherHook", STRICT, CLASSES]),
-        ({"custom_hooks": [{"type": "NumClassCheckHook"}]}, ["NumClassCheckHook", STRICT]),
-        ({"default_scope": "mmseg"}, [STRICT]),
-        ({"strict_load": False}, [CLASSES]),
-        ({"strict_load": False, "custom_hooks": [{"type": STRICT}]}, [CLASSES]),
+        ({}, [STRICT, DATA, CLASSES]),
+        ({"custom_hooks": None}, [STRICT, DATA, CLASSES]),
+        ({"custom_hooks": [{"type": "OtherHook"}]}, ["OtherHook", STRICT, DATA, CLASSES]),
+        ({"custom_hooks": [{"type": "NumClassCheckHook"}]}, ["NumClassCheckHook", STRICT, DATA]),
+        ({"default_scope": "mmseg"}, [STRICT, DATA]),
+        ({"strict_load": False}, [DATA, CLASSES]),
+        ({"strict_load": False, "custom_hooks": [{"type": STRICT}]}, [DATA, CLASSES]),
         ({"check_data": False, "custom_hooks": [{"type": "NumClassCheckHook"}]}, [STRICT]),
     ],
 )
@@ -45,12 +48,18 @@ def test_guards_are_added_unless_turned_off(guard, config, expected):
 
 def test_a_guard_of_the_config_keeps_its_arguments(guard):
     strict = {"type": "StrictLoadHook", "allow": ["head."]}
-    assert guard(default_scope="mmseg", custom_hooks=[strict]) == [strict]
+    assert guard(check_data=False, custom_hooks=[strict]) == [strict]
 
 
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("configs/[!_]*/*.py")), ids=lambda path: path.stem
-)
+# Those that write the list themselves, or inherit from a host; all others inherit one of these.
+CONFIGS = [
+    path
+    for path in sorted(ROOT.glob("configs/**/*.py"))
+    if re.search(r"^custom_hooks|^_base_.*::", path.read_text(), re.M)
+]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_our_configs_have_the_guards_themselves(path):
     """With the hosts' own tools nothing adds them."""
     cfg = Config.fromfile(path)
