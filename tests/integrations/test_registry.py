@@ -143,3 +143,27 @@ def test_types_in_inherited_configs_are_those_of_the_host(host):
         for name in names:
             found = look_up(registry, "dcnv4_mm", name)
             assert found is look_up(registry, None, name), (registry.name, name)
+
+
+@pytest.mark.parametrize(
+    ("host", "config"),
+    [
+        ("mmdet", "dino/dino-4scale_flash-internimage-t_8xb4-12e_coco.py"),
+        ("mmseg", "upernet/upernet_flash-internimage-t_8xb2-160k_ade20k-512x512.py"),
+    ],
+)
+def test_test_time_augmentation_of_an_inherited_config_is_the_hosts(host, config, tmp_path):
+    """What `test.py --tta` builds of a child by the package's name."""
+    pytest.importorskip(host)
+    from mmcv.transforms import Compose
+
+    path = tmp_path / "child.py"
+    path.write_text(f"_base_ = 'dcnv4_mm::{config}'\n")
+    child = Config.fromfile(path)
+    init_default_scope(host)
+    pipeline = Compose(child.tta_pipeline)
+    packing = {type(steps.transforms[-1]) for steps in pipeline.transforms[-1].subroutines}
+    (kind,) = packing
+    assert kind.__module__.startswith(f"{host}.")
+    model = look_up(MODELS, child.tta_model.get("_scope_"), child.tta_model.type)
+    assert model.__module__.startswith(f"{host}.")
