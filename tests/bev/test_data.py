@@ -421,7 +421,44 @@ def test_settings_that_do_not_fit(nuscenes_root):
 
 def test_scenes_can_be_guessed(nuscenes_root):
     data = dataset(nuscenes_root, "val", fallback_scene_split=True)
-    assert [data.neighbour(0, k) for k in (-1, 1, 5, 6)] == [None, 1, 5, None]
+    tokens = [info["token"] for info in infos_of(nuscenes_root, "val")["data_list"]]
+    found = [data.neighbour(0, k) for k in (-1, 1, 5, 6)]
+    assert [f and f["token"] for f in found] == [None, tokens[1], tokens[5], None]
+
+
+def frames_of(data):
+    """Tokens of the frames before, at and after each sample, by the sample's token."""
+    found = {}
+    for index in range(len(data)):
+        around = [data.neighbour(index, offset) for offset in (-1, 0, 1)]
+        found[data.get_data_info(index)["token"]] = [f and f["token"] for f in around]
+    return found
+
+
+@pytest.mark.parametrize("indices", [4, 10**6, -3, [5, 0, 2], [5, 4, 3], [-1, 2]])
+@pytest.mark.parametrize("serialize", [True, False])
+def test_a_part_keeps_the_frames_of_the_whole(nuscenes_root, indices, serialize):
+    """By `indices`, and as `get_subset` gives it; wherever they lie in the whole file."""
+    settings = {"frames": (-1, 0, 1), "serialize_data": serialize}
+    whole = dataset(nuscenes_root, **settings)
+    expected, tokens = frames_of(whole), [*frames_of(whole)]
+    part = dataset(nuscenes_root, indices=indices, **settings)
+    if isinstance(indices, int):
+        chosen = tokens[:indices] if indices >= 0 else tokens[indices:]
+    else:
+        chosen = [tokens[index] for index in indices]
+    assert [*frames_of(part)] == chosen
+    subset = whole.get_subset([tokens.index(token) for token in chosen])
+    for found in (frames_of(part), frames_of(subset)):
+        assert found == {token: expected[token] for token in chosen}
+
+
+@pytest.mark.parametrize("content", [{"infos": [], "metadata": {}}, []])
+def test_infos_of_mmdet3d_0_name_the_updater(nuscenes_root, tmp_path, content):
+    path = tmp_path / "old.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=r"update_infos_to_v2\.py"):
+        dataset(nuscenes_root, "val", ann_file=str(path))
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png"])

@@ -47,10 +47,36 @@ _MAX_SECONDS, _MAX_METRES = 1.2, 40.0
 _IMAGE_SIZE = (900, 1600)
 
 
+class _Scenes:
+    """The samples of a whole info file by scene and keyframe, shared by all parts of it.
+
+    Args:
+        places: (scene, keyframe) by token.
+        tokens: In the order of the file.
+    """
+
+    samples: "BEVFormerV2NuScenesDataset"
+
+    def __init__(self, places: dict[str, tuple[Any, int]], tokens: Sequence[str]) -> None:
+        self._places = places
+        self._indices = {places[token]: index for index, token in enumerate(tokens)}
+
+    def __deepcopy__(self, memo: dict) -> "_Scenes":
+        # mmengine copies a data set to make a part of it; the file stays the same.
+        return self
+
+    def neighbour(self, token: str, offset: int) -> dict | None:
+        """Info of the sample some keyframes after the one with a token, in the same scene."""
+        scene, keyframe = self._places[token]
+        index = self._indices.get((scene, keyframe + offset))
+        return None if index is None else self.samples.get_data_info(index)
+
+
 class BEVFormerV2NuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes, whose samples bring the pictures of neighbouring keyframes along.
 
-    The samples stay in the order of the info file: mmdet3d's metric relies on it.
+    The samples stay in the order of the info file: mmdet3d's metric relies on it. A part of it, by
+    ``indices`` or ``get_subset``, has the frames that its samples have in the whole file.
 
     Args:
         frames: Keyframe offsets, ascending, 0 among them; a keyframe is half a second.
@@ -110,7 +136,14 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
 
     def load_data_list(self) -> list[dict]:
         """Loads the infos in the order of the file, and notes the order within each scene."""
-        version = load(self.ann_file)["metainfo"].get("version")
+        content = load(self.ann_file)
+        if not isinstance(content, dict) or not {"metainfo", "data_list"} <= content.keys():
+            raise ValueError(
+                f"{self.ann_file} has the format of mmdet3d 0.x: convert it with mmdet3d's "
+                f"tools/dataset_converters/update_infos_to_v2.py, then {_EXTEND}; or make it anew "
+                "with tools/data/prepare_nuscenes.py"
+            )
+        version = content["metainfo"].get("version")
         if version != self._metainfo["version"]:
             raise ValueError(
                 f"{self.ann_file} is of {version}, metainfo.version says "
@@ -130,15 +163,30 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
             cameras = tuple(info["images"])
             if cameras != CAMERAS:
                 raise ValueError(f"the cameras must be {CAMERAS} in this order, got {cameras}")
-        scenes = (
+        places = (
             self._guess_scenes(infos)
             if self.fallback_scene_split
             else [(info["scene_token"], info["frame_idx"]) for info in infos]
         )
-        # (scene, place in it) of each sample, and back.
-        self._places = scenes
-        self._by_place = {place: index for index, place in enumerate(scenes)}
+        tokens = [info["token"] for info in infos]
+        self._scenes = _Scenes(dict(zip(tokens, places, strict=True)), tokens)
         return infos
+
+    def full_init(self) -> None:
+        """Loads the whole file, keeps it for the frames, and then takes the part asked for."""
+        if self._fully_initialized:
+            return
+        part, self._indices = self._indices, None
+        super().full_init()
+        self._indices = part
+        self._scenes.samples = copy.copy(self)
+        if part is not None:
+            everything = range(len(self))
+            if isinstance(part, int):
+                chosen = everything[:part] if part >= 0 else everything[part:]
+            else:
+                chosen = [everything[index] for index in part]
+            self.get_subset_(list(chosen))
 
     @staticmethod
     def _guess_scenes(infos: Sequence[dict]) -> list[tuple[int, int]]:
@@ -160,14 +208,21 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
             places.append((index, 0) if jump else (places[-1][0], places[-1][1] + 1))
         return places
 
-    def neighbour(self, index: int, offset: int) -> int | None:
-        """Index of the sample that lies some keyframes later in the same scene, if there is one."""
-        scene, place = self._places[index]
-        return self._by_place.get((scene, place + offset))
+    def neighbour(self, index: int, offset: int) -> dict | None:
+        """Info of the sample some keyframes later in the same scene, if there is one.
+
+        It may be one that this data set, as a part of a file, does not have itself.
+
+        Args:
+            index: Index of a sample of this data set.
+            offset: Number of keyframes.
+        """
+        return self._scenes.neighbour(self.get_data_info(index)["token"], offset)
 
     def prepare_data(self, index: int) -> dict | None:
         """Makes one sample; ``None`` in training where there is nothing to learn."""
-        info = copy.deepcopy(self.get_data_info(index))
+        current = self.get_data_info(index)
+        info = copy.deepcopy(current)
         training = not self.test_mode
         if training and self.mono_source:
             info["mono_instances"] = self._mono_instances(info)
@@ -178,8 +233,8 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
         augmentation: dict[str, Any] = {}
         frames: list[dict | None] = []
         for offset in self.frames:
-            other = self.neighbour(index, offset)
-            frames.append(None if other is None else self._frame(index, other, augmentation))
+            other = self._scenes.neighbour(current["token"], offset)
+            frames.append(None if other is None else self._frame(current, other, augmentation))
         sample = {
             **info,
             "frame_offsets": self.frames,
@@ -196,9 +251,8 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
                 return None
         return packed
 
-    def _frame(self, index: int, other: int, augmentation: dict) -> dict:
+    def _frame(self, current: dict, info: dict, augmentation: dict) -> dict:
         """Pictures and matrices of a moment, with the motion to the current LiDAR frame."""
-        current, info = self.get_data_info(index), self.get_data_info(other)
         motion = ego_motion(
             *(
                 torch.tensor(np.asarray(matrix))
