@@ -168,7 +168,7 @@ $(VENV)/.complete: $(patsubst %,requirements/%.txt,build main dev)
 # Editable. The link is for mim and mmengine, which look for a package by its name beside its metadata.
 $(VENV)/.installed: $(VENV)/.complete $(SOURCES)
 	@echo "Compiling the kernels. This takes about a minute."
-	$(KERNELS) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(KERNELS) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	ln -sfn $(CURDIR)/dcnv4_mm "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/dcnv4_mm"
 	touch $@
 
