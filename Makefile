@@ -37,7 +37,7 @@ TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
 	--out work_dirs/gpu-dry-run
 
 .PHONY: help install quickstart test coverage fuzz test-mim test-export check lint matrix matrix-oldest trials \
-	bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit wheel clean
+	bench gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -104,6 +104,11 @@ bench: install ## measure operators, layers and networks; write docs/benchmarks.
 	$(BIN)/python benchmarks/processes.py --device cpu
 	$(BIN)/python benchmarks/convergence.py --device cpu
 	$(BIN)/python benchmarks/report.py
+
+# The steps have limits of their own, and none stops the next; FIRST is a folder for what comes out.
+FIRST ?= work_dirs/first-contact
+gpu-first: ## build, check and measure the CUDA kernels in nine minutes, the most valuable first
+	$(GPU_PYTHON) benchmarks/first_contact.py --out $(FIRST) --device $(GPU_DEVICE)
 
 gpu: gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models ## check and measure the CUDA kernels, in stages
 
