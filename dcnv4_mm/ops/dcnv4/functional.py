@@ -1,17 +1,15 @@
 """The public function of DCNv4: checks, autocast and differentiation around the raw operators."""
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops._extension import load_library
-from dcnv4_mm.ops.dcnv4 import flops, registration  # noqa: F401  (defines the operators)
+from dcnv4_mm.ops.dcnv4 import flops  # noqa: F401  (registers the formulas)
 from dcnv4_mm.ops.dcnv4.layout import num_points, output_size
+from dcnv4_mm.ops.dcnv4.registration import dcnv4_raw
 
 __all__ = ["dcnv4"]
 
@@ -19,36 +17,6 @@ for _device_type in ("cpu", "cuda"):
     load_library(_device_type)
 
 _PRECISIONS = ("default", "fast")
-
-
-class _DCNv4Function(torch.autograd.Function):
-    """Connects the raw forward and backward; entered only when a gradient is needed."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, offset_mask: Tensor, geometry: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(value, offset_mask)
-        ctx.geometry = geometry
-        return torch.ops.dcnv4_mm.dcnv4_forward(value, offset_mask, *geometry)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        value, offset_mask = ctx.saved_tensors
-        need_value, need_offset_mask = ctx.needs_input_grad[:2]
-        grad_value, grad_offset_mask = torch.ops.dcnv4_mm.dcnv4_backward(
-            grad_output,
-            value,
-            offset_mask,
-            *ctx.geometry,
-            torch.are_deterministic_algorithms_enabled(),
-            need_value,
-            need_offset_mask,
-        )
-        return (
-            grad_value if need_value else None,
-            grad_offset_mask if need_offset_mask else None,
-            None,
-        )
 
 
 def dcnv4(
@@ -98,7 +66,8 @@ def dcnv4(
         ValueError: A shape, a device or an argument does not fit; the message says what does.
 
     Note:
-        Differentiable once, with respect to both tensors.
+        Differentiable with respect to both tensors; see docs/ops.md for second derivatives,
+        forward mode and ``torch.func``.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for
@@ -133,9 +102,7 @@ def dcnv4(
             f"{offset_mask.dtype}: convert one with .to()"
         )
     arguments = (*geometry, groups, float(offset_scale), remove_center, precision == "fast")
-    if torch.is_grad_enabled() and (value.requires_grad or offset_mask.requires_grad):
-        return _DCNv4Function.apply(value, offset_mask, arguments)
-    return torch.ops.dcnv4_mm.dcnv4_forward(value, offset_mask, *arguments)
+    return dcnv4_raw(value, offset_mask, *arguments)
 
 
 def _pair(argument: int | tuple[int, int], name: str, *, minimum: int) -> list[int]:
