@@ -59,7 +59,12 @@ def _child(root: Registry, *locations: str) -> _Registry:
 
 
 MODELS = _child(_mmengine.MODELS, "dcnv4_mm.integrations._mmengine", _HOST_CLASSES)
-HOOKS = _child(_mmengine.HOOKS, "dcnv4_mm.engine", "dcnv4_mm.integrations._hooks")
+HOOKS = _child(
+    _mmengine.HOOKS,
+    "dcnv4_mm.engine",
+    "dcnv4_mm.integrations._hooks",
+    "dcnv4_mm.integrations.data_checks",
+)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(_mmengine.OPTIM_WRAPPER_CONSTRUCTORS, "dcnv4_mm.optim")
 PARAM_SCHEDULERS = _child(_mmengine.PARAM_SCHEDULERS, "dcnv4_mm.optim")
 STRATEGIES = _child(_mmengine.STRATEGIES, "dcnv4_mm.engine.fsdp")

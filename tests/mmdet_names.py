@@ -163,6 +163,9 @@ def translate_hooks(cfg):
     # This project's own hook concerns the loading of checkpoints alone.
     hooks = [h for h in cfg.custom_hooks if h.type != "dcnv4_mm.StrictLoadHook"]
     averaging = next((h for h in hooks if h.type == "EMAHook"), None)
+    if averaging is not None:
+        # The original that averages has no check of the classes.
+        hooks = [averaging]
     table = {f"ema.{key}": None for key in ("type", "momentum", "total_iter", "priority")}
     table |= {"ema.skip_buffers": None, "ema.interval": None}
     if averaging is not None:

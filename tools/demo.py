@@ -5,6 +5,7 @@ python tools/demo.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out-dir DIR
 
 import argparse
 import logging
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,23 @@ def pictures(path: Path) -> list[Path]:
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         return found or stop(f"no pictures in {path} ({', '.join(sorted(SUFFIXES))})")
     return [path] if path.is_file() else stop(f"{path} does not exist")
+
+
+def readable(images: list[Path]) -> list[Path]:
+    """The images that can be decoded to their end; names the others."""
+    from PIL import Image
+
+    found = []
+    for path in images:
+        try:
+            with Image.open(path) as image:
+                image.load()
+        # A damaged file can make a decoder fail in any way.
+        except Exception as error:
+            print(f"warning: {path} is damaged or not an image: {error}", file=sys.stderr)
+        else:
+            found.append(path)
+    return found or stop("none of the images can be read")
 
 
 def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
@@ -152,7 +170,7 @@ def main() -> None:
     except OSError as error:
         stop(f"cannot write to {args.out_dir}: {error.strerror}; give another --out-dir")
     logging.getLogger("mmengine").setLevel(logging.WARNING)
-    for path in PAINTERS[host](args, images):
+    for path in PAINTERS[host](args, readable(images)):
         print(path)
 
 

@@ -8,10 +8,12 @@ import copy
 
 from _running import (
     add_arguments,
+    add_guards,
     build_runner,
     check_checkpoint,
     check_data,
     end_processes,
+    hook_name,
     load_config,
     make_work_dir,
     start_processes,
@@ -89,7 +91,8 @@ def main() -> None:
     check_checkpoint(args.checkpoint)
     make_work_dir(cfg)
     cfg.load_from = args.checkpoint
-    load_strictly(cfg)
+    leave_out_averaging(cfg)
+    add_guards(cfg)
     if args.show or args.show_dir:
         show_predictions(cfg, args)
     if args.tta:
@@ -107,16 +110,10 @@ def main() -> None:
         end_processes()
 
 
-def load_strictly(cfg) -> None:
-    """Adds the hook that refuses a checkpoint which does not fit, unless the config has it.
-
-    Hooks that average weights are left out: a checkpoint has the averages in place of the weights.
-    """
-    strict = {"type": "dcnv4_mm.StrictLoadHook"}
-    hooks = [hook for hook in cfg.get("custom_hooks", []) if not hook["type"].endswith("EMAHook")]
-    if all(hook["type"] != strict["type"] for hook in hooks):
-        hooks.append(strict)
-    cfg.custom_hooks = hooks
+def leave_out_averaging(cfg) -> None:
+    """Removes the hooks that average weights: a checkpoint has the averages in their place."""
+    hooks = cfg.get("custom_hooks") or []
+    cfg.custom_hooks = [hook for hook in hooks if not hook_name(hook).endswith("EMAHook")]
 
 
 def dump_metric(cfg, path: str):

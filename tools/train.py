@@ -8,6 +8,7 @@ import argparse
 
 from _running import (
     add_arguments,
+    add_guards,
     build_runner,
     check_checkpoint,
     check_data,
@@ -76,6 +77,7 @@ def main() -> None:
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
     use_safe_checkpoints(cfg)
+    add_guards(cfg)
     make_work_dir(cfg)
     start_processes(cfg)
     try:

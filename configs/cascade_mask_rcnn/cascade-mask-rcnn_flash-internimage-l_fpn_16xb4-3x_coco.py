@@ -48,6 +48,7 @@ custom_hooks = [
     dict(
         type="EMAHook", ema_type="ExpMomentumEMA", momentum=1e-4, update_buffers=True, priority=49
     ),
+    dict(type="NumClassCheckHook"),
     dict(type="dcnv4_mm.StrictLoadHook"),
 ]
 # 16 GPUs x 4 images

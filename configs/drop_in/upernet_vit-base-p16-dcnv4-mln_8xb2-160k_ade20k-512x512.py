@@ -24,3 +24,4 @@ model = dict(
         ),
     ),
 )
+custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]

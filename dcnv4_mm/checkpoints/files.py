@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-__all__ = ["Record", "read_file"]
+__all__ = ["INERT", "Record", "read_file"]
 
 
 class Record:
@@ -43,6 +43,20 @@ class Record:
         self.state = state
 
 
+# Settings that trainers save beside the weights; they stay records.
+INERT = frozenset(
+    [
+        "argparse.Namespace",
+        "mmengine.config.config.Config",
+        "mmengine.config.config.ConfigDict",
+        *(
+            f"{module}.{name}"
+            # The second since Python 3.13.
+            for module in ("pathlib", "pathlib._local")
+            for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+        ),
+    ]
+)
 # What stands in checkpoints of mmengine and of the original project beside tensors: logs, scores
 # and a trainer's settings. Every name is read as a Record, hence also `getattr`, by which pickle
 # refers to the methods that a HistoryBuffer lists.
@@ -55,6 +69,7 @@ _RECORDED = (
     "numpy._core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar",
+    *INERT,
 )
 _STAND_INS: dict[str, Any] = {name: type("Record", (Record,), {"name": name}) for name in _RECORDED}
 # A subclass of dict that only adds attribute access.

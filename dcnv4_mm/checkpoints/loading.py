@@ -1,5 +1,6 @@
 """Fills a model with a released file, and gives a model's weights in the released spelling."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from dcnv4_mm.checkpoints.flash_intern_image import (
 )
 from dcnv4_mm.checkpoints.rules import ConversionReport, convert
 
-__all__ = ["fit", "load_released", "select_entry", "to_released"]
+__all__ = ["fit", "load_released", "select_entry", "select_part", "to_released", "unwrap"]
 
 # The parts of a file that may hold weights, in the order in which the originals look for them:
 # downstream DCNv4's prefers the averaged weights, InternImage does not; both evaluate a classifier
@@ -27,6 +28,11 @@ __all__ = ["fit", "load_released", "select_entry", "to_released"]
 _ENTRIES = ("state_dict", "model_ema", "model")
 _DCNV3_ENTRIES = ("state_dict", "model", "model_ema")
 _CLASSIFIER_ENTRIES = ("model", "model_ema", "state_dict")
+# "module" is a wrapper's at the beginning only; a model may have a part of that name.
+_WRAPPERS = re.compile(
+    r"^(?:(?:module|_orig_mod)\.)+|"
+    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
 def load_released(
@@ -162,6 +168,40 @@ def select_entry(
     return "", _checked(checkpoint)
 
 
+def select_part(checkpoint: Any, prefix: str) -> dict[str, Tensor]:
+    """Takes the weights of one module out of a checkpoint of a model around it.
+
+    Args:
+        checkpoint: What was in a file.
+        prefix: The module's name in that model, such as ``img_backbone``; a dot may follow.
+
+    Returns:
+        The module's weights, by its own names.
+
+    Raises:
+        ValueError: There are none.
+    """
+    prefix = prefix.rstrip(".") + "."
+    weights = unwrap(select_entry(checkpoint, classifier=False)[1])
+    part = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+    if not part:
+        first = sorted({name.split(".", 1)[0] for name in weights})
+        raise ValueError(f"no name begins with {prefix!r}; the first parts are {', '.join(first)}")
+    return part
+
+
+def unwrap(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Takes off the names what data parallelism, FSDP, torch.compile and checkpointing add.
+
+    Raises:
+        ValueError: Two names are then equal.
+    """
+    plain = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    if len(plain) < len(weights):
+        raise ValueError("the state dict holds names twice, with and without a wrapper's prefix")
+    return plain
+
+
 def _checked(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Refuses what is not a plain tensor: it could fail halfway through the loading."""
     if not weights:
@@ -191,7 +231,7 @@ def _strip(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Takes prefixes off the names, and leaves out copies and what is outside of the backbone."""
     dropped: dict[str, str] = {}
-    weights = _without_prefix(weights, "module.")
+    weights = unwrap(weights)
     # The averaging hook of mmdet 2 stores the weights it has swapped out under flat names.
     for name in weights:
         copy = "ema_" + name.replace(".", "_")
@@ -205,7 +245,7 @@ def _strip(
             if not name.startswith("backbone."):
                 dropped.setdefault(name, "not part of the backbone")
         weights = {name: tensor for name, tensor in weights.items() if name not in dropped}
-        weights = _without_prefix(_without_prefix(weights, "backbone."), "module.")
+        weights = unwrap(_without_prefix(weights, "backbone."))
     return {name: weights[name] for name in weights if name not in dropped}, dropped
 
 

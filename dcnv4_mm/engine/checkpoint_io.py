@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from dcnv4_mm.checkpoints import convert
 from dcnv4_mm.checkpoints.families import CLASSIFIER
-from dcnv4_mm.checkpoints.files import Record, read_file
+from dcnv4_mm.checkpoints.files import INERT, Record, read_file
 from dcnv4_mm.checkpoints.flash_intern_image import has_released_names
-from dcnv4_mm.checkpoints.loading import fit, select_entry
+from dcnv4_mm.checkpoints.loading import fit, select_entry, unwrap
 from dcnv4_mm.engine.downloads import check_download, download
 
 __all__ = [
@@ -159,7 +159,7 @@ def rename_classifier(state_dict: dict[str, Any], prefix: str) -> None:
     names = [name for name in state_dict if name.startswith(prefix)]
     inner = {name.removeprefix(prefix): state_dict[name] for name in names}
     entry, weights = select_entry(inner, classifier=True)
-    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    weights = unwrap(weights)
     if not has_released_names(weights):
         return
     for name in names:
@@ -173,6 +173,8 @@ def rename_classifier(state_dict: dict[str, Any], prefix: str) -> None:
 def _restored(part: Any) -> Any:
     """Makes real objects of the records in a checkpoint; containers are changed in place."""
     if isinstance(part, Record):
+        if part.name in INERT:
+            return part
         restore = _RESTORE.get(part.name)
         if restore is None:
             raise ValueError(f"unexpected {part.name}")

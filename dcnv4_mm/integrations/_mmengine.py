@@ -8,6 +8,7 @@ from torch import nn
 
 from dcnv4_mm import backbones, layers
 from dcnv4_mm.checkpoints import load_released
+from dcnv4_mm.checkpoints.loading import select_part
 from dcnv4_mm.engine import convert_on_load, load_checkpoint, rename_classifier
 from dcnv4_mm.registry import MODELS
 
@@ -21,19 +22,32 @@ def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
     """
 
     class Adapted(backbone, BaseModule):
-        def __init__(self, *args: Any, init_cfg: dict | None = None, **kwargs: Any) -> None:
+        def __init__(
+            self, *args: Any, init_cfg: dict | list[dict] | None = None, **kwargs: Any
+        ) -> None:
             super().__init__(*args, **kwargs)
             self.init_cfg = init_cfg
 
         def init_weights(self) -> None:
-            """Loads ``init_cfg``'s checkpoint whole, or raises; without one, changes nothing."""
-            if self.init_cfg is None or self.init_cfg["type"] != "Pretrained":
+            """Loads ``init_cfg``'s checkpoint whole, or raises; without one, changes nothing.
+
+            In a list the checkpoint comes last, as in mmengine.
+            """
+            steps = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg]
+            pretrained = [step for step in steps if step and step["type"] == "Pretrained"]
+            if not pretrained or len(pretrained) < len(steps):
+                whole = self.init_cfg
+                self.init_cfg = [step for step in steps if step and step not in pretrained]
                 super().init_weights()
-                return
-            source = self.init_cfg["checkpoint"]
-            report = load_released(self, load_checkpoint(source))
-            print_log(f"{source}: {report}", logger="current")
-            self._is_init = True
+                self.init_cfg = whole
+            for step in pretrained:
+                source, prefix = step["checkpoint"], step.get("prefix")
+                checkpoint = load_checkpoint(source)
+                if prefix:
+                    checkpoint = select_part(checkpoint, prefix)
+                report = load_released(self, checkpoint)
+                print_log(f"{source}: {report}", logger="current")
+                self._is_init = True
 
         def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
             convert_on_load(self, state_dict, prefix)

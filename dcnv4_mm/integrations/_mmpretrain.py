@@ -80,6 +80,7 @@ class FlashInternImageHead(ClsHead):
                 f"num_classes and in_channels must be positive, got {num_classes} and {in_channels}"
             )
         super().__init__(**arguments)
+        self.num_classes = num_classes
         layers = ClassificationHead(in_channels, num_classes)
         self.conv_head = nn.Sequential(layers.conv, nn.Sequential(layers.norm), layers.act)
         self.head = layers.fc

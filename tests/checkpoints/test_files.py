@@ -1,7 +1,9 @@
 """Files of unknown origin: nothing in them is run, and what is wrong with them is said."""
 
+import argparse
 import functools
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -131,6 +133,15 @@ def test_scores_of_older_numpy(tmp_path):
     torch.save({"x": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))
     assert read_file(path)["x"].name == "numpy.core.multiarray.scalar"
+
+
+@pytest.mark.parametrize(
+    "settings", [argparse.Namespace(lr=0.1), pathlib.PurePosixPath("a/b"), pathlib.Path("a/b")]
+)
+def test_settings_of_trainers_are_inert_records(save, settings):
+    content = read_file(save({"args": settings, "model": {"x": torch.ones(1)}}))
+    assert isinstance(content["args"], Record)
+    assert content["model"]["x"] == 1
 
 
 def test_a_trainers_settings_are_read(save, monkeypatch):

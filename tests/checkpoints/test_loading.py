@@ -103,10 +103,25 @@ def test_an_entry_without_weights_is_passed_over(backbone, source):
     assert report.entry == "model"
 
 
-@pytest.mark.parametrize("prefix", ["module.", "backbone.", "backbone.module.", "module.backbone."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("module.", "backbone.", "backbone.module.", "module.backbone."),
+        *("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "backbone._orig_mod."),
+        *("_fsdp_wrapped_module.", "module._fsdp_wrapped_module.backbone."),
+    ],
+)
 def test_prefixes_are_stripped(backbone, source, prefix):
     released = {prefix + name: tensor for name, tensor in to_released(source).items()}
     load_released(backbone, {"model": released})
+    assert same_weights(backbone, source)
+
+
+def test_wrappers_inside_of_names_are_stripped(backbone, source):
+    wrapper = "levels.0._checkpoint_wrapped_module."
+    wrapped = {k.replace("levels.0.", wrapper): v for k, v in to_released(source).items()}
+    assert any(wrapper in name for name in wrapped)
+    load_released(backbone, wrapped)
     assert same_weights(backbone, source)
 
 

@@ -160,6 +160,20 @@ def test_no_silent_start_from_the_beginning(run_folder, make_runner):
         runner.train()
 
 
+def test_a_resumed_run_says_which_settings_it_uses(make_runner, tmp_path):
+    hook = {"type": "dcnv4_mm.SafeCheckpointHook"}
+    make_runner(epochs=1, checkpoint=hook).train()
+    settings = {"type": "AdamW", "lr": 1.0, "weight_decay": 0.5}
+    runner = make_runner(checkpoint=hook, resume=True, optim_wrapper={"optimizer": settings})
+    runner.train()
+    log = max((tmp_path / "run").rglob("*.log"), key=os.path.getmtime).read_text()
+    assert "lr 0.01 (config: 1.0), weight_decay 0.01 (config: 0.5)" in log
+    settings = {"type": "SGD", "lr": 0.01, "momentum": 0.9}
+    runner = make_runner(checkpoint=hook, resume=True, optim_wrapper={"optimizer": settings})
+    with pytest.raises(ValueError, match="resume with the same optimizer"):
+        runner.train()
+
+
 def test_the_best_checkpoint_stays_until_there_is_a_better_one(make_runner, tmp_path, monkeypatch):
     """And checkpoints that are outdated go, once the new ones are written."""
     runner = make_runner(

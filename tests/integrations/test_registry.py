@@ -49,6 +49,44 @@ def test_init_weights_loads_a_checkpoint_whole(tmp_path):
         assert torch.equal(adapted.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("prefix", ["img_backbone", "img_backbone.", None])
+@pytest.mark.parametrize("listed", [False, True])
+def test_init_weights_from_a_part_of_a_file(tmp_path, prefix, listed):
+    source = backbones.FlashInternImage("nano")
+    torch.nn.init.normal_(source.patch_embed.conv1.weight)
+    names = f"{prefix.rstrip('.')}." if prefix else ""
+    weights = {names + name: tensor for name, tensor in source.state_dict().items()}
+    if prefix:
+        weights["head.x"] = torch.ones(1)
+    path = tmp_path / "detector.pth"
+    torch.save({"state_dict": weights}, path)
+    init_cfg = {"type": "Pretrained", "checkpoint": str(path), "prefix": prefix}
+    constant = {"type": "Constant", "val": 7.0, "layer": "LayerNorm"}
+    init_cfg = [init_cfg, constant] if listed else init_cfg
+    config = {"type": "dcnv4_mm.FlashInternImage", "arch": "nano", "init_cfg": init_cfg}
+    adapted = MODELS.build(config)
+    adapted.init_weights()
+    for name, value in source.state_dict().items():
+        assert torch.equal(adapted.state_dict()[name], value), name
+
+
+def test_a_list_without_a_checkpoint_initializes():
+    constant = {"type": "Constant", "val": 7.0, "layer": "LayerNorm"}
+    config = {"type": "dcnv4_mm.FlashInternImage", "arch": "nano", "init_cfg": [constant]}
+    adapted = MODELS.build(config)
+    adapted.init_weights()
+    assert any((value == 7).all() for value in adapted.state_dict().values())
+
+
+def test_a_prefix_of_nothing_names_those_that_there_are(tmp_path):
+    path = tmp_path / "detector.pth"
+    torch.save({"state_dict": {"neck.weight": torch.zeros(1)}}, path)
+    init_cfg = {"type": "Pretrained", "checkpoint": str(path), "prefix": "img_backbone"}
+    config = {"type": "dcnv4_mm.FlashInternImage", "arch": "nano", "init_cfg": init_cfg}
+    with pytest.raises(ValueError, match=r"begins with 'img_backbone\.'; the first parts are neck"):
+        MODELS.build(config).init_weights()
+
+
 def test_init_weights_refuses_a_file_of_another_model(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"state_dict": {"conv.weight": torch.zeros(1)}}, path)
@@ -105,3 +143,27 @@ def test_types_in_inherited_configs_are_those_of_the_host(host):
         for name in names:
             found = look_up(registry, "dcnv4_mm", name)
             assert found is look_up(registry, None, name), (registry.name, name)
+
+
+@pytest.mark.parametrize(
+    ("host", "config"),
+    [
+        ("mmdet", "dino/dino-4scale_flash-internimage-t_8xb4-12e_coco.py"),
+        ("mmseg", "upernet/upernet_flash-internimage-t_8xb2-160k_ade20k-512x512.py"),
+    ],
+)
+def test_test_time_augmentation_of_an_inherited_config_is_the_hosts(host, config, tmp_path):
+    """What `test.py --tta` builds of a child by the package's name."""
+    pytest.importorskip(host)
+    from mmcv.transforms import Compose
+
+    path = tmp_path / "child.py"
+    path.write_text(f"_base_ = 'dcnv4_mm::{config}'\n")
+    child = Config.fromfile(path)
+    init_default_scope(host)
+    pipeline = Compose(child.tta_pipeline)
+    packing = {type(steps.transforms[-1]) for steps in pipeline.transforms[-1].subroutines}
+    (kind,) = packing
+    assert kind.__module__.startswith(f"{host}.")
+    model = look_up(MODELS, child.tta_model.get("_scope_"), child.tta_model.type)
+    assert model.__module__.startswith(f"{host}.")

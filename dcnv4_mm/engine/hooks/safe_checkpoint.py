@@ -22,16 +22,24 @@ class SafeCheckpointHook(CheckpointHook):
     A run that resumes from its latest checkpoint takes the latest that can be read, and logs which
     ones it skipped. Files are written whole or not at all, as by anything in this package.
 
+    A ``save_best`` metric that the evaluator does not give is reported once, with the metrics that
+    there are; training goes on without a best checkpoint of it.
+
     Args:
         *args: As of mmengine's hook.
         **kwargs: As of mmengine's hook.
 
     Raises:
-        ValueError: When a run resumes: there are checkpoints, and none can be read.
+        ValueError: When a run resumes: there are checkpoints, and none can be read; or it is of
+            another optimizer.
 
     Example:
         >>> default_hooks = dict(checkpoint=dict(type="dcnv4_mm.SafeCheckpointHook", interval=1))
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reported: set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
         """Makes writes atomic, and chooses the checkpoint to resume from, for all processes."""
@@ -50,6 +58,30 @@ class SafeCheckpointHook(CheckpointHook):
             raise chosen[0]
         runner._load_from = chosen[0]
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Says which settings of the optimizer a resumed run uses; refuses another optimizer's."""
+        own = getattr(runner.optim_wrapper, "param_groups", None)
+        saved = checkpoint.get("optimizer", {}).get("param_groups")
+        if not runner._resume or not own or not saved:
+            return
+        theirs, ours = (sorted(groups[0].keys() - _BOOKKEEPING) for groups in (saved, own))
+        if theirs != ours:
+            raise ValueError(
+                f"the checkpoint's optimizer has the settings {', '.join(theirs)}, the config's "
+                f"{', '.join(ours)}: resume with the same optimizer, or start a new training from "
+                "these weights with load_from"
+            )
+        changed = [
+            f"{key} {_setting(saved, key)} (config: {_setting(own, key)})"
+            for key in ours
+            if _setting(saved, key) != _setting(own, key)
+        ]
+        if changed:
+            runner.logger.warning(
+                "The run goes on with the checkpoint's optimizer settings, not with the config's: "
+                f"{', '.join(changed)}. To use the config's, start from it with load_from"
+            )
+
     def after_train_epoch(self, runner: Runner) -> None:
         """Saves a checkpoint if it is time to."""
         with self._removing_later():
@@ -62,8 +94,22 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Saves the best checkpoint if it is a better one."""
+        absent = [key for key in self._best_keys() if key not in metrics] if metrics else []
+        if new := [key for key in absent if key not in self._reported]:
+            self._reported.update(new)
+            runner.logger.warning(
+                f"save_best: the evaluator gives no {', '.join(new)}, so no best checkpoint is "
+                f"kept for it; set default_hooks.checkpoint.save_best to one of: "
+                f"{', '.join(metrics)}"
+            )
         with self._removing_later():
-            super().after_val_epoch(runner, metrics)
+            # mmengine skips a score of None.
+            super().after_val_epoch(runner, {**metrics, **dict.fromkeys(absent)})
+
+    def _best_keys(self) -> list[str]:
+        """The metrics that ``save_best`` names; "auto" stands for the first that there is."""
+        keys = getattr(self, "key_indicators", None) or []
+        return [key for key in keys if key != "auto"]
 
     @contextmanager
     def _removing_later(self) -> Iterator[None]:
@@ -83,3 +129,14 @@ class SafeCheckpointHook(CheckpointHook):
         for path in outdated:
             if path not in (self.last_ckpt, *best.values()):
                 backend.remove(path)
+
+
+# What torch and schedulers keep in a parameter group beside the optimizer's settings.
+_BOOKKEEPING = {"params", "param_names", "param_name", "initial_lr", "lr_scale"}
+
+
+def _setting(groups: list[dict], key: str) -> Any:
+    """A setting of the first group; the learning rate before any schedule, the highest of all."""
+    if key == "lr":
+        return max(float(group.get("initial_lr", group["lr"])) for group in groups)
+    return groups[0][key]

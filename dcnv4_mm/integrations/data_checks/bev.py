@@ -1,0 +1,38 @@
+"""Checks data sets of mmdet3d: classes of heads, pipelines and data sets, and the evaluator."""
+
+from pathlib import Path
+
+from mmdet3d.datasets.transforms import ObjectNameFilter
+from torch import nn
+
+from dcnv4_mm.integrations.data_checks.faults import Fault
+from dcnv4_mm.integrations.data_checks.splits import Split, check_heads, transforms
+
+__all__ = ["check"]
+
+
+def check(model: nn.Module, split: Split) -> list[Fault]:
+    """Finds what is wrong with a split of an mmdet3d config."""
+    heads = {
+        name: module.num_classes
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "num_classes", None), int)
+        and name.endswith("_head")
+        and not name.endswith("rpn_head")
+    }
+    faults = check_heads(model, split, heads)
+    for dataset in split.datasets:
+        classes = list(dataset.metainfo.get("classes") or ())
+        for step in transforms(dataset.pipeline):
+            if isinstance(step, ObjectNameFilter) and len(step.labels) != len(classes):
+                what = (
+                    f"ObjectNameFilter in the pipeline keeps {len(step.labels)} classes, the data "
+                    f"set has {len(classes)}: set both alike"
+                )
+                faults.append(Fault(split.where, what))
+        for metric in split.metrics:
+            other = getattr(metric, "ann_file", None)
+            if other and Path(other).resolve() != Path(dataset.ann_file).resolve():
+                what = f"ann_file is {other}, {split.where} reads {dataset.ann_file}"
+                faults.append(Fault(f"{split.name}_evaluator", what))
+    return faults

@@ -1,0 +1,38 @@
+"""Sizes of image files, from their headers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+__all__ = ["image_size", "sample"]
+
+_T = TypeVar("_T")
+_ORIENTATION = 0x0112
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image as OpenCV reads it: turned as its EXIF orientation says.
+
+    Args:
+        path: The file; only its header is read.
+
+    Returns:
+        (width, height) in pixels.
+
+    Raises:
+        OSError: There is no such file, or it is not an image.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        # Orientations 5 to 8 swap the sides.
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def sample(items: Sequence[_T], count: int = 16) -> list[_T]:
+    """Some items, evenly spread, first and last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]

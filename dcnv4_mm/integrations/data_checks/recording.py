@@ -1,0 +1,154 @@
+"""Keeps what the check needs of annotation files, while the host's data sets load them.
+
+mmdet's ``CocoDataset`` drops the parsed file after loading, and parsing COCO's again takes 20 s.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+
+from dcnv4_mm.integrations.data_checks.coco_json import find_faults
+from dcnv4_mm.integrations.data_checks.faults import DataError, Fault, compare_names, format_table
+
+__all__ = ["AnnotationFile", "annotation_file", "fingerprint", "install", "is_plain_coco"]
+
+_ATTRIBUTE = "_dcnv4_mm_annotation_file"
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """What is kept of an annotation file in COCO's format.
+
+    Attributes:
+        names: Category names, in the order of the file, which is that of mmdet's labels.
+        ids: Category ids in the same order.
+        faults: What is wrong with the file itself.
+        fingerprint: Equal for equal images and annotations.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    faults: tuple[Fault, ...]
+    fingerprint: int
+
+
+def install() -> None:
+    """Makes data sets that are built from here on keep it, and name what left none; idempotent."""
+    if BaseDataset._serialize_data is not _serialize_data:
+        BaseDataset._serialize_data = _serialize_data
+    if find_spec("mmdet") is None:
+        return
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.api_wrappers import COCO
+
+    # Data sets with a reader of their own stay as they are.
+    if CocoDataset.COCOAPI is COCO:
+        CocoDataset.COCOAPI = _read
+
+
+def is_plain_coco(dataset: Any) -> bool:
+    """Whether a data set reads its file as mmdet's ``CocoDataset`` does.
+
+    Those derived from it, such as LVIS' and Objects365's, may number their labels in other ways.
+    """
+    from mmdet.datasets import CocoDataset
+
+    kind = type(dataset)
+    return (
+        isinstance(dataset, CocoDataset)
+        and kind.load_data_list is CocoDataset.load_data_list
+        and kind.COCOAPI is _read
+    )
+
+
+def annotation_file(dataset: Any) -> AnnotationFile:
+    """What was kept of a ``CocoDataset``'s file; one that was built before is read again."""
+    if _ATTRIBUTE not in vars(dataset):
+        from mmengine.fileio import get_local_path
+
+        with get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as path:
+            _read(dataset, path)
+    return vars(dataset)[_ATTRIBUTE]
+
+
+def fingerprint(content: dict) -> int:
+    """A number that is equal for equal images and annotation ids."""
+    images = frozenset((image["id"], image["file_name"]) for image in content["images"])
+    annotations = content.get("annotations", [])
+    return hash((images, len(annotations), sum(hash(a["id"]) for a in annotations)))
+
+
+def _read(dataset: Any, path: str) -> Any:
+    """Stands for ``CocoDataset.COCOAPI``: reads the file, and checks it before mmdet uses it."""
+    from mmdet.datasets.api_wrappers import COCO
+
+    class Checked(COCO):
+        def createIndex(self) -> None:
+            if not is_plain_coco(dataset):
+                super().createIndex()
+                return
+            faults = find_faults(self.dataset, dataset.ann_file)
+            if any(fault.fatal for fault in faults):
+                raise DataError(f"the data cannot be used:\n{format_table(faults)}")
+            categories = self.dataset["categories"]
+            record = AnnotationFile(
+                names=tuple(category["name"] for category in categories),
+                ids=tuple(category["id"] for category in categories),
+                faults=tuple(faults),
+                fingerprint=fingerprint(self.dataset),
+            )
+            vars(dataset)[_ATTRIBUTE] = record
+            _stop_if_nothing_is_left(dataset, self.dataset, record)
+            super().createIndex()
+
+    return Checked(path)
+
+
+def _stop_if_nothing_is_left(dataset: Any, content: dict, record: AnnotationFile) -> None:
+    """Counts what mmdet's filter will drop, and by which rule."""
+    images, rules = content["images"], dataset.filter_cfg or {}
+    classes = dataset.metainfo.get("classes") or ()
+    if dataset.test_mode or not images:
+        rules = {}
+    wanted = {i for i, name in zip(record.ids, record.names, strict=True) if name in classes}
+    with_objects = {
+        a["image_id"] for a in content.get("annotations", []) if a["category_id"] in wanted
+    }
+    side = rules.get("min_size", 0)
+    empty = [i for i in images if rules.get("filter_empty_gt") and i["id"] not in with_objects]
+    small = [i for i in images if min(i["width"], i["height"]) < side]
+    dropped = {image["id"] for image in [*empty, *small]}
+    if len(dropped) < len({image["id"] for image in images}):
+        return
+    what = [f"none of its {len(images)} images is left"]
+    if empty:
+        what.append(f"{len(empty)} have no object of the data set's classes (filter_empty_gt)")
+    if small:
+        what.append(f"{len(small)} are smaller than {side} pixels (min_size={side})")
+    text = "; ".join(what)
+    if set(record.names).isdisjoint(classes):
+        titles = ("metainfo.classes", "categories of the file")
+        text += "; no class is in both lists:\n" + compare_names(classes, record.names, titles)
+    table = format_table([*record.faults, Fault(dataset.ann_file, text)])
+    raise DataError(f"the data cannot be used:\n{table}")
+
+
+def _serialize_data(dataset: BaseDataset) -> Any:
+    """mmengine's own ends with "need at least one array to concatenate" where nothing is left."""
+    if not dataset.data_list:
+        settings = {
+            name: getattr(dataset, name)
+            for name in ("ann_file", "data_prefix", "img_suffix", "filter_cfg")
+            if getattr(dataset, name, None)
+        }
+        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise DataError(
+            f"{type(dataset).__name__} has no sample: none was found, or filter_cfg has dropped "
+            f"all ({listed})"
+        )
+    return _host_serialize(dataset)
+
+
+_host_serialize = BaseDataset._serialize_data

@@ -1,0 +1,107 @@
+"""Checks data sets of mmseg: classes of heads, loaders and data sets, and label maps."""
+
+from typing import Any
+
+import torch
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations
+from torch import nn
+
+from dcnv4_mm.integrations.data_checks.faults import Fault
+from dcnv4_mm.integrations.data_checks.splits import Split, check_heads, transforms
+
+__all__ = ["LabelCount", "check"]
+
+_IGNORED = 255
+
+
+def check(model: nn.Module, split: Split) -> list[Fault]:
+    """Finds what is wrong with a split of an mmseg config."""
+    heads = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "num_classes", None), int)
+        and name.rsplit(".", 1)[-1].isdecimal() | name.endswith("_head")
+    }
+    faults = check_heads(model, split, {name: head.num_classes for name, head in heads.items()})
+    for name, head in heads.items():
+        if head.num_classes == 1 and _uses_softmax(head):
+            what = (
+                f"{name} has num_classes=1 with softmax, whose loss is always 0: use num_classes=2 "
+                "(background and object), or a loss with use_sigmoid=True"
+            )
+            faults.append(Fault("model", what))
+    for dataset in split.datasets:
+        if isinstance(dataset, BaseSegDataset):
+            faults += _check_loaders(split, dataset)
+    return faults
+
+
+def _uses_softmax(head: nn.Module) -> bool:
+    losses = getattr(head, "loss_decode", None)
+    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
+    return getattr(head, "out_channels", None) == 1 and not any(
+        getattr(loss, "use_sigmoid", False) for loss in losses
+    )
+
+
+def _check_loaders(split: Split, dataset: BaseSegDataset) -> list[Fault]:
+    faults = []
+    classes = dataset.metainfo.get("classes") or ()
+    for step in transforms(dataset.pipeline):
+        if not isinstance(step, LoadAnnotations):
+            continue
+        name, count = type(step).__name__, getattr(step, "num_classes", len(classes))
+        if count != len(classes):
+            what = (
+                f"{name} in the pipeline has num_classes={count}, the data set "
+                f"{len(classes)} classes: set both alike"
+            )
+            faults.append(Fault(split.where, what))
+        if step.reduce_zero_label not in (None, dataset.reduce_zero_label):
+            what = (
+                f"{name} in the pipeline has reduce_zero_label={step.reduce_zero_label}, the data "
+                f"set {dataset.reduce_zero_label}: set both alike (True where label 0 is ignored)"
+            )
+            faults.append(Fault(split.where, what))
+    return faults
+
+
+class LabelCount:
+    """Counts the labels in the first label maps of a training.
+
+    Args:
+        classes: Names of the classes.
+        maps: Number of label maps to look at.
+    """
+
+    def __init__(self, classes: tuple[str, ...], maps: int) -> None:
+        self.classes, self.left = classes, maps
+        self.pixels = torch.zeros(_IGNORED + 1, dtype=torch.int64)
+
+    def add(self, samples: list[Any]) -> bool:
+        """Counts a batch's maps; returns whether these were the last ones to look at."""
+        for sample in samples if isinstance(samples, list) else ():
+            if "gt_sem_seg" not in sample:
+                continue
+            labels = sample.gt_sem_seg.data.flatten().to("cpu", torch.int64)
+            self.pixels += torch.bincount(labels, minlength=_IGNORED + 1)
+        self.left -= len(samples)
+        return self.left <= 0
+
+    def occurring(self) -> list[str]:
+        """Names of the classes that occurred."""
+        return [name for label, name in enumerate(self.classes) if self.pixels[label]]
+
+    def fault(self) -> str | None:
+        """Why nothing can be learned from the maps, and what helps."""
+        occurring = self.occurring()
+        if len(occurring) > 1 or (occurring and len(self.classes) == 1):
+            return None
+        ignored = 100 * float(self.pixels[_IGNORED]) / max(int(self.pixels.sum()), 1)
+        seen = f"only the class {occurring[0]!r}" if occurring else "no class at all"
+        return (
+            f"the first label maps of the training show {seen}; {ignored:.1f} % of the pixels are "
+            "ignored. 255 is ignored: write 1 where an object is, or 0 / 255 maps train nothing. "
+            "With reduce_zero_label=True label 0 is ignored too, and 1 is the first class"
+        )

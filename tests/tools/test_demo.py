@@ -1,0 +1,22 @@
+"""demo.py leaves out what cannot be read, and names it."""
+
+import pytest
+from helpers import ROOT
+from PIL import Image
+
+
+def test_damaged_images_are_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    from demo import readable
+
+    whole, cut, text = (tmp_path / name for name in ("whole.jpg", "cut.jpg", "text.jpg"))
+    Image.effect_noise((64, 64), 50).save(whole)
+    cut.write_bytes(whole.read_bytes()[:-500])
+    text.write_text("no image")
+    assert readable([cut, whole, text]) == [whole]
+    said = capsys.readouterr().err
+    assert str(cut) in said
+    assert str(text) in said
+    assert str(whole) not in said
+    with pytest.raises(SystemExit, match="none of the images"):
+        readable([cut, text])
