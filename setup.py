@@ -239,6 +239,9 @@ def read_schemas() -> list[str]:
     schemas = []
     for path in sorted(Path("dcnv4_mm", "ops").glob("*/registration.py")):
         assignments = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign)]
+        names = [node.targets[0].id for node in assignments]
+        # Those behind the schemas need torch.
+        assignments = assignments[: names.index("SCHEMAS") + 1]
         constants = {}
         exec(compile(ast.Module(assignments, []), str(path), "exec"), constants)
         schemas += constants["SCHEMAS"]
