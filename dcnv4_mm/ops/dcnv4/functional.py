@@ -146,7 +146,7 @@ def _check_shapes(
             f"the channels of value must be a positive multiple of groups, got {channels} "
             f"channels and {groups} groups"
         )
-    size = output_size((height, width), *geometry)  # type: ignore[arg-type]
+    size = output_size((height, width), *geometry)
     if min(size) < 1:
         raise ValueError(
             f"the kernel {kernel_size} with dilation {geometry[3]} is larger than "

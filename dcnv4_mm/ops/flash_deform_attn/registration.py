@@ -107,8 +107,8 @@ def _flash_deform_attn_backward_fake(
     )
 
 
-def _reference(name: str, *arguments: Any) -> Tensor:
-    """The reference, of which the sizes may be a tensor too."""
+def _forward_reference(name: str, *arguments: Any) -> Tensor:
+    """The reference of a forward, of which the sizes may be a tensor too."""
     return getattr(reference, f"{name}_forward_reference")(*_with_sizes(arguments))
 
 
@@ -116,7 +116,7 @@ def _raw_operator(name: str, overload: str, batched: int) -> RawOperator:
     return RawOperator(
         forward=getattr(getattr(torch.ops.dcnv4_mm, f"{name}_forward"), overload),
         backward=getattr(getattr(torch.ops.dcnv4_mm, f"{name}_backward"), overload),
-        reference=partial(_reference, name),
+        reference=partial(_forward_reference, name),
         differentiable=batched,
         batched=batched,
         tensors=batched + (overload == "tensor"),
