@@ -15,7 +15,7 @@ PYTEST := PIP_NO_INDEX=1 $(BIN)/pytest
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
 # Of the installation; Python files, configs and tools are used where they are. Folders are listed
 # too: their time changes when a file in them is deleted.
-SOURCES := $(shell find csrc) setup.py pyproject.toml
+SOURCES := $(shell find csrc) $(wildcard dcnv4_mm/ops/*/registration.py) setup.py pyproject.toml
 # CUDA kernels are built for the GPUs of this machine; without one, only by `make wheel`.
 GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u)
 KERNELS := DCNV4_MM_REQUIRE_EXT=1 $(if $(GPU_ARCHS),DCNV4_MM_CUDA_ARCHS="$(GPU_ARCHS)",DCNV4_MM_NO_CUDA=1)
