@@ -153,6 +153,9 @@ class Environment:
             self.folder / "wheel",
         )
         self.run(self.python, "-m", "pip", "wheel", *flags, self.source, **variables)
+        # Tests that start others see the sources, so these get the libraries as well.
+        inplace = (self.python, "setup.py", "--quiet", "build_ext", "--inplace")
+        self.run(*inplace, cwd=self.source, **variables)
         self.pip(self.wheel())
         return "CPU and CUDA kernels" if self.has_nvcc else "CPU kernels"
 
