@@ -186,6 +186,11 @@ def jvp(function, case):
     return func.jvp(function, tuple(case.tensors), tuple(map(torch.sin, case.tensors)))
 
 
+def linearize(function, case):
+    output, push_forward = func.linearize(function, *case.tensors)
+    return output, push_forward(*map(torch.sin, case.tensors))
+
+
 def jvp_of_jvp(function, case):
     tangents = tuple(map(torch.sin, case.tensors))
     return func.jvp(
@@ -338,6 +343,7 @@ TRANSFORMS = [
     hessian,
     reverse_over_reverse,
     jvp,
+    linearize,
     jvp_of_jvp,
     hvp_forward_over_reverse,
     reverse_over_forward,

@@ -13,13 +13,16 @@ from transforms import (
     CASES,
     TRANSFORMS,
     assert_same,
+    batched_gradients,
     bev_case,
     dual_numbers,
     ensemble,
     grad,
     gradient_penalty,
     jvp,
+    nested_vmap,
     per_sample_gradients,
+    reverse_over_reverse,
     third_derivative,
 )
 
@@ -68,7 +71,9 @@ def test_gradcheck_of_every_mode(case):
 
 
 @pytest.mark.parametrize(
-    "transform", [per_sample_gradients, jvp], ids=lambda transform: transform.__name__
+    "transform",
+    [per_sample_gradients, nested_vmap, reverse_over_reverse, jvp],
+    ids=lambda transform: transform.__name__,
 )
 def test_compiled_transform(one_point, transform, compiler):
     compiled = compiler(
@@ -83,7 +88,7 @@ def test_transforms_of_a_compiled_function(case, compiler):
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         gradient_penalty(function, case)
     # The graph is there already when it is called within a transform.
-    for transform in (grad, ensemble, jvp, dual_numbers):
+    for transform in (grad, batched_gradients, ensemble, jvp, dual_numbers):
         assert_same(transform(function, case), transform(case.plain, case))
 
 
