@@ -15,7 +15,7 @@ PYTEST := PIP_NO_INDEX=1 $(BIN)/pytest
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
 # Of the installation; Python files, configs and tools are used where they are. Folders are listed
 # too: their time changes when a file in them is deleted.
-SOURCES := $(shell find csrc) setup.py pyproject.toml
+SOURCES := $(shell find csrc) $(wildcard dcnv4_mm/ops/*/registration.py) setup.py pyproject.toml
 # CUDA kernels are built for the GPUs of this machine; without one, only by `make wheel`.
 GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u)
 KERNELS := DCNV4_MM_REQUIRE_EXT=1 $(if $(GPU_ARCHS),DCNV4_MM_CUDA_ARCHS="$(GPU_ARCHS)",DCNV4_MM_NO_CUDA=1)
@@ -37,7 +37,7 @@ TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
 	--out work_dirs/gpu-dry-run
 
 .PHONY: help install quickstart test coverage fuzz test-mim test-export check lint matrix matrix-oldest trials \
-	bench gpu gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit wheel clean
+	bench gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -105,6 +105,11 @@ bench: install ## measure operators, layers and networks; write docs/benchmarks.
 	$(BIN)/python benchmarks/convergence.py --device cpu
 	$(BIN)/python benchmarks/report.py
 
+# The steps have limits of their own, and none stops the next; FIRST is a folder for what comes out.
+FIRST ?= work_dirs/first-contact
+gpu-first: ## build, check and measure the CUDA kernels in nine minutes, the most valuable first
+	$(GPU_PYTHON) benchmarks/first_contact.py --out $(FIRST) --device $(GPU_DEVICE)
+
 gpu: gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models ## check and measure the CUDA kernels, in stages
 
 gpu-build: ## build the libraries into the source tree, the CUDA one too
@@ -168,7 +173,7 @@ $(VENV)/.complete: $(patsubst %,requirements/%.txt,build main dev)
 # Editable. The link is for mim and mmengine, which look for a package by its name beside its metadata.
 $(VENV)/.installed: $(VENV)/.complete $(SOURCES)
 	@echo "Compiling the kernels. This takes about a minute."
-	$(KERNELS) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(KERNELS) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	ln -sfn $(CURDIR)/dcnv4_mm "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/dcnv4_mm"
 	touch $@
 

@@ -69,6 +69,8 @@ NVCC_FLAGS = [
     # Declares what the stable interface has for CUDA.
     *("-DUSE_CUDA", STABLE_ABI),
 ]
+# Before torch's libraries: some versions have symbols of it too, but without their versions.
+LIBSTDCXX = "-lstdc++"
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -237,6 +239,9 @@ def read_schemas() -> list[str]:
     schemas = []
     for path in sorted(Path("dcnv4_mm", "ops").glob("*/registration.py")):
         assignments = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign)]
+        names = [node.targets[0].id for node in assignments]
+        # Those behind the schemas need torch.
+        assignments = assignments[: names.index("SCHEMAS") + 1]
         constants = {}
         exec(compile(ast.Module(assignments, []), str(path), "exec"), constants)
         schemas += constants["SCHEMAS"]
@@ -245,7 +250,7 @@ def read_schemas() -> list[str]:
 
 def link_library(target: Path, compiler: str, objects: list[str]) -> None:
     # torch has loaded libtorch_cpu before, so its name is enough: no path in the library.
-    libtorch = [f"-L{torch_folder() / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"]
+    libtorch = [f"-L{torch_folder() / 'lib'}", LIBSTDCXX, "-Wl,--no-as-needed", "-ltorch_cpu"]
     run_into(target, [compiler, "-shared", "-s", "-Wl,-z,defs", *objects, *libtorch])
 
 
@@ -263,7 +268,7 @@ def build_cuda_library(target: Path, folder: Path) -> None:
         stub, soname = folder / "libtorch_cuda.so", "-Wl,-soname,libtorch_cuda.so"
         run_into(stub, [compiler, "-shared", "-x", "c", os.devnull, soname])
         search.append(f"-L{folder}")
-    libtorch = [*search, "-Xlinker=-s,--no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
+    libtorch = [*search, LIBSTDCXX, "-Xlinker=-s,--no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
     run_into(target, [*nvcc, "-shared", "-cudart=static", *objects, *libtorch])
     record_sources(folder / f"{target.stem}.sources", objects)
 

@@ -30,6 +30,7 @@ from gpu_timing import (
     ceilings,
     eager_microseconds,
     interleave,
+    on_capture_stream,
     spread_percent,
 )
 from measure import RESULTS, commit
@@ -122,9 +123,10 @@ def backward_calls(contender: Contender, sets: int) -> list[Callable[[], object]
     """The backward alone, of forwards that were computed before."""
 
     def prepare() -> Callable[[], object]:
-        leaves = [t.clone().requires_grad_() for t in contender.inputs]
-        output = contender.function(*leaves)
-        gradient = torch.randn_like(output)
+        with on_capture_stream():
+            leaves = [t.clone().requires_grad_() for t in contender.inputs]
+            output = contender.function(*leaves)
+            gradient = torch.randn_like(output)
         return lambda: torch.autograd.grad(output, leaves, gradient, retain_graph=True)
 
     return [prepare() for _ in range(sets)]

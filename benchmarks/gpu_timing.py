@@ -6,13 +6,36 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 
 Call = Callable[[], object]
 CALLS_PER_GRAPH = 20
+
+
+@cache
+def _stream() -> "torch.cuda.Stream":
+    return torch.cuda.Stream()
+
+
+@contextmanager
+def on_capture_stream() -> Iterator[None]:
+    """Runs on the stream that graphs are captured on, if there is a GPU.
+
+    Autograd runs a backward on the stream of its forward: one that is to be captured needs its
+    forward here.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    _stream().wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(_stream()):
+        yield
+    torch.cuda.current_stream().wait_stream(_stream())
 
 
 class Timer:
@@ -28,14 +51,11 @@ class Timer:
         self.graph: torch.cuda.CUDAGraph | None = None
         if not torch.cuda.is_available():
             return
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with on_capture_stream():
             for call in calls:
                 call()
-        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream):
+        with torch.cuda.graph(self.graph, stream=_stream()):
             for i in range(CALLS_PER_GRAPH):
                 calls[i % len(calls)]()
 

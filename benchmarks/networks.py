@@ -175,6 +175,9 @@ def make_model(method: Method, family: str, size: str) -> nn.Module:
     from mmengine.config import Config
     from mmengine.registry import MODELS
 
+    from dcnv4_mm.integrations import install
+
+    install()
     utils = importlib.import_module(f"{method.host}.utils")
     utils.register_all_modules(init_default_scope=True)
     model = Config.fromfile(method.path(size)).model

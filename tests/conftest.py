@@ -32,6 +32,15 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_default_scope():
+    """Begins each file as if it ran alone: a host's default scope of mmengine would stay."""
+    if find_spec("mmengine"):
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
+
+
 @pytest.fixture(autouse=True)
 def nan_filled_empties(request):
     """Fills what ``torch.empty`` returns, in kernels too, with NaN: nobody may read it."""

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcnv4_mm.ops.arguments import read_int
 from dcnv4_mm.ops.dcnv4.layout import num_points
 from dcnv4_mm.ops.functional import dcnv3
 
@@ -52,15 +53,19 @@ class DCNv3(nn.Module):
         remove_center: bool = False,
     ) -> None:
         super().__init__()
-        if channels < 1 or groups < 1 or channels % groups:
+        channels = read_int("channels", channels, minimum=1)
+        groups = read_int("groups", groups, minimum=1)
+        if channels % groups:
             raise ValueError(
-                f"channels must be a positive multiple of groups, got {channels} channels and "
-                f"{groups} groups"
+                f"channels must be a multiple of groups, got {channels} channels, {groups} groups"
             )
+        dilation = read_int("dilation", dilation, minimum=1)
+        kernel_size = read_int("kernel_size", kernel_size, minimum=1)
         dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        dw_kernel_size = read_int("dw_kernel_size", dw_kernel_size, minimum=1)
         for name, size in (("kernel_size", kernel_size), ("dw_kernel_size", dw_kernel_size)):
-            if size < 1 or size % 2 == 0:
-                raise ValueError(f"{name} must be odd and positive, got {size}")
+            if size % 2 == 0:
+                raise ValueError(f"{name} must be odd, got {size}")
         self.channels = channels
         self.groups = groups
         self.kernel_size = kernel_size

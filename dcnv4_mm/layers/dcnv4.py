@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dcnv4_mm.ops.arguments import read_int, read_pair
 from dcnv4_mm.ops.dcnv4.layout import num_points, offset_mask_channels, output_size
 from dcnv4_mm.ops.functional import dcnv4
 
@@ -37,6 +38,7 @@ class DCNv4(nn.Module):
         without_pointwise: Leaves out the value and output projections ("lightweight").
 
     Raises:
+        TypeError: An argument is no number, or pair of numbers, of the kind it must be.
         ValueError: An argument is out of its range.
 
     Source:
@@ -65,23 +67,32 @@ class DCNv4(nn.Module):
         without_pointwise: bool = False,
     ) -> None:
         super().__init__()
-        if channels < 1 or groups < 1 or channels % groups:
+        channels = read_int("channels", channels, minimum=1)
+        groups = read_int("groups", groups, minimum=1)
+        if channels % groups:
             raise ValueError(
-                f"channels must be a positive multiple of groups, got {channels} channels and "
-                f"{groups} groups"
+                f"channels must be a multiple of groups, got {channels} channels, {groups} groups"
             )
-        if dw_kernel_size is not None and (dw_kernel_size < 1 or dw_kernel_size % 2 == 0):
-            raise ValueError(f"dw_kernel_size must be odd and positive, got {dw_kernel_size}")
+        if dw_kernel_size is not None:
+            dw_kernel_size = read_int("dw_kernel_size", dw_kernel_size, minimum=1)
+            if dw_kernel_size % 2 == 0:
+                raise ValueError(f"dw_kernel_size must be odd, got {dw_kernel_size}")
+        if not isinstance(remove_center, bool):
+            raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
+        if not math.isfinite(offset_scale):
+            raise ValueError(f"offset_scale must be a finite number, got {offset_scale}")
         self.channels = channels
         self.groups = groups
-        self.kernel_size = _as_pair(kernel_size)
-        self.stride = _as_pair(stride)
-        self.padding = _as_pair(padding)
-        self.dilation = _as_pair(dilation)
+        self.kernel_size = read_pair("kernel_size", kernel_size, minimum=1)
+        self.stride = read_pair("stride", stride, minimum=1)
+        self.padding = read_pair("padding", padding, minimum=0)
+        self.dilation = read_pair("dilation", dilation, minimum=1)
         self.offset_scale = offset_scale
         self.remove_center = remove_center
 
         points = num_points(self.kernel_size, remove_center)
+        if points < 1:
+            raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger one")
         self.center_feature_scale_proj = (
             nn.Linear(channels, groups) if center_feature_scale else None
         )
@@ -116,7 +127,8 @@ class DCNv4(nn.Module):
 
         Args:
             x: (N, H, W, C), or (N, L, C) with L = H * W.
-            shape: (H, W) for x of three axes; may be left out if the image is square.
+            shape: (H, W) of the image. For x of three axes it may be left out only if the image
+                is square: a sequence of L pixels does not tell, and is taken for a square.
 
         Returns:
             (N, H_out, W_out, C), or (N, H_out * W_out, C) for x of three axes.
@@ -131,6 +143,8 @@ class DCNv4(nn.Module):
             )
         if x.dim() == 3:
             return self._forward(x.unflatten(1, _image_shape(x.shape[1], shape))).flatten(1, 2)
+        if shape is not None and read_pair("shape", shape, minimum=1) != x.shape[1:3]:
+            raise ValueError(f"x has the shape {tuple(x.shape)}, which is not of {shape} pixels")
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -170,9 +184,14 @@ class DCNv4(nn.Module):
             self.padding,
             self.dilation,
         )
+        if min(size) < 1:
+            # The kernel is larger than the padded image: the operator says so.
+            return maps
         for axis in (0, 1):
             reach = self.dilation[axis] * (self.kernel_size[axis] - 1) // 2
-            if self.stride[axis] == 1 and self.padding[axis] == reach:
+            # A kernel of even extent makes an output smaller or larger than the input.
+            same = size[axis] == maps.shape[1 + axis] and self.padding[axis] == reach
+            if same and self.stride[axis] == 1:
                 continue
             centers = torch.arange(size[axis], device=maps.device) * self.stride[axis]
             centers = centers + (reach - self.padding[axis])
@@ -188,15 +207,13 @@ class DCNv4(nn.Module):
         )
 
 
-def _as_pair(argument: int | _Pair) -> _Pair:
-    return (argument, argument) if isinstance(argument, int) else (argument[0], argument[1])
-
-
 def _image_shape(length: int, shape: _Pair | None) -> _Pair:
     """Rows and columns of an image of ``length`` pixels; square unless ``shape`` says else."""
     if shape is None:
-        side = math.isqrt(length)
+        # Not math.isqrt, as that breaks the graph of torch.compile(dynamic=True).
+        side = int(math.sqrt(length))
         shape = (side, side)
+    shape = read_pair("shape", shape, minimum=1)
     if shape[0] * shape[1] != length:
         raise ValueError(
             f"x has {length} pixels, which is not {shape[0]} x {shape[1]}: give shape=(H, W)"

@@ -41,8 +41,15 @@ class DCNv4Conv2d(_DropIn):
     """DCNv4 for maps (N, C, H, W), in the place of a convolution; arguments as in DCNv4."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Applies the layer to maps (N, C, H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """Applies the layer to maps (N, C, H, W), and keeps their memory format as nn.Conv2d does.
+
+        A layer behind it may rely on that: some operators read a map by its address alone and are
+        silently wrong for channels-last ones, mmcv 2.1's RoIAlign among them.
+        """
+        output = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        # Channels next to each other, whatever the other strides: what torch's convolutions take
+        # for channels-last, too.
+        return output if x.stride(1) < x.stride(3) else output.contiguous()
 
 
 class DCNv4Attention(_DropIn):

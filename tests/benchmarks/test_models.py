@@ -40,7 +40,9 @@ def test_layers(tmp_path):
     rows, _ = measure(tmp_path, "layers", "--cases", "1x5x7x4x8", "2x3x4x2x8")
     for measured in ("forward", "forward+backward"):
         assert float(rows[measured, "DCNv4"]["milliseconds"]) > 0
-        assert rows[measured, "DCNv2 (torchvision)"]["reason"] == "No module named 'torchvision'"
+        assert float(rows[measured, "DCNv2 (torchvision)"]["milliseconds"]) > 0
+        # With mmcv-lite it would be torchvision's again.
+        assert rows[measured, "DCNv2 (mmcv)"]["reason"] == "No module named 'mmcv._ext'"
         # 16 channels are half a head.
         attention = rows[measured, "FlashAttention"]
         assert attention["case"] == "2x3x4 G2 D8"
@@ -66,7 +68,7 @@ def test_scaling(tmp_path):
     rows, _ = measure(tmp_path, "scaling", "--image", "64")
     assert float(rows["forward", "FlashInternImage"]["images_per_second"]) > 0
     assert float(rows["forward", "Swin"]["images_per_second"]) > 0
-    assert rows["forward", "ConvNeXt"]["reason"] == "mmpretrain is not installed"
+    assert float(rows["forward", "ConvNeXt"]["images_per_second"]) > 0
 
 
 @pytest.mark.mmseg

@@ -86,7 +86,7 @@ def test_new_layer_averages_the_projected_window():
     ("arguments", "message"),
     [
         ({"channels": 30, "groups": 4}, "multiple of groups"),
-        ({"channels": 32, "groups": 0}, "multiple of groups"),
+        ({"channels": 32, "groups": 0}, "groups must be at least 1"),
         ({"channels": 32, "groups": 2, "kernel_size": 2}, "kernel_size must be odd"),
         ({"channels": 32, "groups": 2, "dw_kernel_size": 4}, "dw_kernel_size must be odd"),
     ],

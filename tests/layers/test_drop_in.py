@@ -96,6 +96,49 @@ def test_selected_convolutions_become_the_full_form():
     assert model(x).shape == shape
 
 
+def map_contiguous(*shape):
+    return torch.randn(*shape)
+
+
+def map_channels_last(*shape):
+    return torch.randn(*shape).to(memory_format=torch.channels_last)
+
+
+def map_sliced(*shape):
+    return torch.randn(shape[0], shape[1], shape[2], 2 * shape[3])[..., : shape[3]]
+
+
+def map_sliced_channels_last(*shape):
+    return map_channels_last(shape[0], shape[1], shape[2], 2 * shape[3])[..., : shape[3]]
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 5, 6), (1, 32, 1, 1), (2, 32, 5, 1)])
+@pytest.mark.parametrize(
+    "make", [map_contiguous, map_channels_last, map_sliced, map_sliced_channels_last]
+)
+@pytest.mark.parametrize("groups", [1, 32])
+def test_convolutions_keep_the_memory_format(make, shape, groups):
+    x = make(*shape)
+    original = nn.Conv2d(32, 32, 3, padding=1, groups=groups)
+    model = nn.Sequential(original)
+    swap_convolutions(model, lambda name, conv: True)
+    expected, output = original(x), model(x)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        kept = expected.is_contiguous(memory_format=memory_format)
+        assert output.is_contiguous(memory_format=memory_format) == kept
+    if make in (map_contiguous, map_sliced):
+        output.view(len(x), -1)
+
+
+def test_memory_format_is_kept_in_compiled_code_and_transforms():
+    layer = DCNv4Conv2d(32, groups=2)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for make in (map_contiguous, map_channels_last):
+        x = make(2, 32, 5, 6)
+        assert compiled(x).stride() == layer(x).stride()
+        assert torch.vmap(layer)(x[:, None]).is_contiguous() == (make is map_contiguous)
+
+
 def test_what_replaces_a_module_takes_its_mode_and_type():
     model = net().double().eval()
     model[0].requires_grad_(False)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -137,6 +138,33 @@ def test_pure_wheel_works_with_torch_alone(pure_wheel, make_environment, run, tm
     assert "not part of this installation" in said
 
 
+def test_editable_install_links_what_mim_looks_for(
+    pure_wheel, sdist, make_environment, run, tmp_path
+):
+    """A wheel that is built from the same folder afterwards holds files."""
+    shutil.unpack_archive(sdist, tmp_path)
+    (clone,) = (path for path in tmp_path.glob("dcnv4_mm-*") if path.is_dir())
+    assert not (clone / "dcnv4_mm" / ".mim").exists()
+    python = make_environment("setuptools")
+    pip, flags = (*PIP, f"--python={python}"), ("--no-deps", "--no-build-isolation")
+    for _ in range(2):
+        run(*pip, "install", *flags, "-e", clone, cwd=tmp_path, DCNV4_MM_NO_EXT="1")
+    links = {path.name: path.resolve() for path in (clone / "dcnv4_mm" / ".mim").iterdir()}
+    names = ("configs", "tools", "model-index.yml", "dataset-index.yml")
+    assert links == {name: clone / name for name in names}
+    found = "import dcnv4_mm; print(dcnv4_mm.__file__)"
+    assert run(python, "-c", found, cwd="/").strip() == str(clone / "dcnv4_mm" / "__init__.py")
+
+    bytecode = clone / "tools" / "data" / "__pycache__"
+    bytecode.mkdir()
+    bytecode.joinpath("left.pyc").touch()
+    run(*pip, "wheel", *flags, clone, cwd=tmp_path, DCNV4_MM_NO_EXT="1")
+    (built,) = tmp_path.glob("*.whl")
+    assert names_in(built) == names_in(pure_wheel[0])
+    with zipfile.ZipFile(built) as archive:
+        assert not any(stat.S_ISLNK(file.external_attr >> 16) for file in archive.infolist())
+
+
 def test_absent_kernels_can_be_an_error(sdist, make_environment, run, tmp_path):
     python = make_environment("setuptools")
     said = run(
@@ -152,6 +180,7 @@ def test_absent_kernels_can_be_an_error(sdist, make_environment, run, tmp_path):
 def test_failing_compiler_is_an_error_that_names_the_way_out(sdist, run, tmp_path):
     wheel_command = (*PIP, "wheel", "--no-deps", "--no-build-isolation", sdist)
     said = run(*wheel_command, cwd=tmp_path, expect=1, CXX="/no/such/compiler")
+    assert "error: the C++ compiler /no/such/compiler is not installed" in said
     assert "set DCNV4_MM_NO_EXT=1 to install without kernels" in said
     run(*wheel_command, cwd=tmp_path, CXX="/no/such/compiler", DCNV4_MM_NO_EXT="1")
     assert list(tmp_path.glob("*-py3-none-any.whl"))

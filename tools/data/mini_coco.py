@@ -294,6 +294,9 @@ def write_split(folder: Path, split: str, seed: int, count: int) -> Iterator[Non
 
 def make_like_coco(folder: Path) -> None:
     """Gives a written set the file names of COCO 2017 and its 80 classes; shapes are the first."""
+    from dcnv4_mm.integrations import install
+
+    install()
     from mmdet.datasets import CocoDataset
 
     classes = CocoDataset.METAINFO["classes"]

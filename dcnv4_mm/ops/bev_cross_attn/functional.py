@@ -1,56 +1,22 @@
 """The public function: checks, autocast and differentiation around the raw operator."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._bilinear import accumulation_dtype
 from dcnv4_mm.ops._checks import check_dense, check_floating
 from dcnv4_mm.ops._extension import load_library
-from dcnv4_mm.ops.bev_cross_attn import flops, registration  # noqa: F401  (define the operators)
+from dcnv4_mm.ops.bev_cross_attn import flops  # noqa: F401  (registers the formulas)
+from dcnv4_mm.ops.bev_cross_attn.registration import bev_cross_attn_raw
 from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
 
 __all__ = ["bev_cross_attn"]
 
 for _device_type in ("cpu", "cuda"):
     load_library(_device_type)
-
-
-class _BEVCrossAttnFunction(torch.autograd.Function):
-    """Connects the raw forward and backward; entered only when a gradient is needed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        geometry: tuple[Any, ...],
-        value: Tensor,
-        offsets_logits: Tensor,
-        references: Tensor,
-        hits: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(value, offsets_logits, references, hits)
-        ctx.geometry = geometry
-        return torch.ops.dcnv4_mm.bev_cross_attn_forward(
-            value, offsets_logits, references, hits, *geometry
-        )
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:3]
-        gradients = torch.ops.dcnv4_mm.bev_cross_attn_backward(
-            grad_output,
-            *ctx.saved_tensors,
-            *ctx.geometry,
-            torch.are_deterministic_algorithms_enabled(),
-            *needs,
-        )
-        needed = (grad if need else None for grad, need in zip(gradients, needs, strict=True))
-        return None, *needed, None, None
 
 
 def bev_cross_attn(
@@ -106,7 +72,8 @@ def bev_cross_attn(
             gradient; the message says what does.
 
     Note:
-        Differentiable once, with respect to ``value`` and ``offsets_logits``.
+        Differentiable with respect to ``value`` and ``offsets_logits``; see docs/ops.md for
+        second derivatives, forward mode and ``torch.func``.
 
     Source:
         Li et al., "BEVFormer", ECCV 2022, section 3.3, without the projections.
@@ -143,10 +110,7 @@ def bev_cross_attn(
     if references.requires_grad:
         raise ValueError("references have no gradient: pass references.detach()")
     value, offsets_logits, references = _fitting(value, offsets_logits, references)
-    tensors, geometry = (value, offsets_logits, references, hits), (level_sizes, num_points)
-    if torch.is_grad_enabled() and (value.requires_grad or offsets_logits.requires_grad):
-        return _BEVCrossAttnFunction.apply(geometry, *tensors)
-    return torch.ops.dcnv4_mm.bev_cross_attn_forward(*tensors, *geometry)
+    return bev_cross_attn_raw(value, offsets_logits, references, hits, level_sizes, num_points)
 
 
 def _fitting(

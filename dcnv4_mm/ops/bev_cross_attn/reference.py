@@ -78,7 +78,9 @@ def bev_cross_attn_forward_reference(
         image = pixels[:, point.camera, point.pixels]
         point_weight = weights[..., point.level, point.number]
         for corner in corners(point.y, point.x, point.height, point.width):
-            weight = torch.where(corner.valid, corner.weight * point_weight, 0.0)
+            # The weight is left out where it does not count, so that one that is not finite gives
+            # no derivative either.
+            weight = corner.weight * torch.where(corner.valid, point_weight, 0.0)
             output = output + weight.unsqueeze(-1) * gather(image, corner)
     return output.flatten(-2).to(value.dtype)
 

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._derivatives import RawOperator
 from dcnv4_mm.ops._extension import warns_without_kernels
 from dcnv4_mm.ops._library import library
 from dcnv4_mm.ops.bev_cross_attn import reference
 
-__all__ = ["SCHEMAS"]
+__all__ = ["SCHEMAS", "bev_cross_attn_raw"]
 
 _FLAGS = "bool deterministic, bool need_value_grad, bool need_points_grad"
 _TENSORS = (
@@ -56,3 +57,13 @@ def _bev_cross_attn_backward_fake(
         value.new_empty(value.shape if need_value_grad else (0,)),
         offsets_logits.new_empty(offsets_logits.shape if need_points_grad else (0,)),
     )
+
+
+bev_cross_attn_raw = RawOperator(
+    forward=torch.ops.dcnv4_mm.bev_cross_attn_forward.default,
+    backward=torch.ops.dcnv4_mm.bev_cross_attn_backward.default,
+    reference=reference.bev_cross_attn_forward_reference,
+    differentiable=2,
+    batched=4,
+    tensors=4,
+)

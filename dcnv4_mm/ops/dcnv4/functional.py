@@ -1,17 +1,16 @@
 """The public function of DCNv4: checks, autocast and differentiation around the raw operators."""
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops._extension import load_library
-from dcnv4_mm.ops.dcnv4 import flops, registration  # noqa: F401  (defines the operators)
+from dcnv4_mm.ops.arguments import read_int, read_pair
+from dcnv4_mm.ops.dcnv4 import flops  # noqa: F401  (registers the formulas)
 from dcnv4_mm.ops.dcnv4.layout import num_points, output_size
+from dcnv4_mm.ops.dcnv4.registration import dcnv4_raw
 
 __all__ = ["dcnv4"]
 
@@ -19,36 +18,6 @@ for _device_type in ("cpu", "cuda"):
     load_library(_device_type)
 
 _PRECISIONS = ("default", "fast")
-
-
-class _DCNv4Function(torch.autograd.Function):
-    """Connects the raw forward and backward; entered only when a gradient is needed."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, offset_mask: Tensor, geometry: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(value, offset_mask)
-        ctx.geometry = geometry
-        return torch.ops.dcnv4_mm.dcnv4_forward(value, offset_mask, *geometry)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        value, offset_mask = ctx.saved_tensors
-        need_value, need_offset_mask = ctx.needs_input_grad[:2]
-        grad_value, grad_offset_mask = torch.ops.dcnv4_mm.dcnv4_backward(
-            grad_output,
-            value,
-            offset_mask,
-            *ctx.geometry,
-            torch.are_deterministic_algorithms_enabled(),
-            need_value,
-            need_offset_mask,
-        )
-        return (
-            grad_value if need_value else None,
-            grad_offset_mask if need_offset_mask else None,
-            None,
-        )
 
 
 def dcnv4(
@@ -94,11 +63,13 @@ def dcnv4(
         type), with the output size of a convolution.
 
     Raises:
-        TypeError: A tensor's dtype is not supported, or the two dtypes differ.
+        TypeError: A tensor's dtype is not supported, the two differ, or an argument is no number of
+            the kind it must be.
         ValueError: A shape, a device or an argument does not fit; the message says what does.
 
     Note:
-        Differentiable once, with respect to both tensors.
+        Differentiable with respect to both tensors; see docs/ops.md for second derivatives,
+        forward mode and ``torch.func``.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for
@@ -112,11 +83,12 @@ def dcnv4(
         torch.Size([2, 14, 14, 64])
     """
     geometry = (
-        _pair(kernel_size, "kernel_size", minimum=1),
-        _pair(stride, "stride", minimum=1),
-        _pair(padding, "padding", minimum=0),
-        _pair(dilation, "dilation", minimum=1),
+        read_pair("kernel_size", kernel_size, minimum=1),
+        read_pair("stride", stride, minimum=1),
+        read_pair("padding", padding, minimum=0),
+        read_pair("dilation", dilation, minimum=1),
     )
+    groups = read_int("groups", groups, minimum=1)
     _check_tensors(value, offset_mask)
     _check_shapes(value, offset_mask, groups, geometry, remove_center)
     # Not math.isfinite, as that breaks the graph of torch.compile(dynamic=True).
@@ -133,19 +105,7 @@ def dcnv4(
             f"{offset_mask.dtype}: convert one with .to()"
         )
     arguments = (*geometry, groups, float(offset_scale), remove_center, precision == "fast")
-    if torch.is_grad_enabled() and (value.requires_grad or offset_mask.requires_grad):
-        return _DCNv4Function.apply(value, offset_mask, arguments)
-    return torch.ops.dcnv4_mm.dcnv4_forward(value, offset_mask, *arguments)
-
-
-def _pair(argument: int | tuple[int, int], name: str, *, minimum: int) -> list[int]:
-    """Reads an int or a pair of ints, each at least ``minimum``, as [rows, columns]."""
-    pair = [argument, argument] if isinstance(argument, int) else list(argument)
-    if len(pair) != 2 or not all(isinstance(number, int) for number in pair):
-        raise TypeError(f"{name} must be an int or a pair (rows, columns), got {argument!r}")
-    if min(pair) < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {argument!r}")
-    return pair
+    return dcnv4_raw(value, offset_mask, *arguments)
 
 
 def _check_tensors(value: Tensor, offset_mask: Tensor) -> None:
@@ -169,28 +129,28 @@ def _check_shapes(
     value: Tensor,
     offset_mask: Tensor,
     groups: int,
-    geometry: tuple[list[int], list[int], list[int], list[int]],
+    geometry: tuple[tuple[int, int], ...],
     remove_center: bool,
 ) -> None:
     batch, height, width, channels = value.shape
     kernel_size = geometry[0]
     if not isinstance(remove_center, bool):
         raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
-    points = num_points((kernel_size[0], kernel_size[1]), remove_center)
+    points = num_points(kernel_size, remove_center)
     if points < 1:
         raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger kernel")
     if height < 1 or width < 1:
         raise ValueError(f"value must have at least one row and column, got {height} x {width}")
-    if groups < 1 or channels < 1 or channels % groups:
+    if channels < 1 or channels % groups:
         raise ValueError(
             f"the channels of value must be a positive multiple of groups, got {channels} "
             f"channels and {groups} groups"
         )
-    size = output_size((height, width), *geometry)  # type: ignore[arg-type]
+    size = output_size((height, width), *geometry)
     if min(size) < 1:
         raise ValueError(
-            f"the kernel {tuple(kernel_size)} with dilation {tuple(geometry[3])} is larger than "
-            f"the image {height} x {width} with padding {tuple(geometry[2])}: pad more"
+            f"the kernel {kernel_size} with dilation {geometry[3]} is larger than "
+            f"the image {height} x {width} with padding {geometry[2]}: pad more"
         )
     if tuple(offset_mask.shape[:3]) != (batch, *size):
         raise ValueError(

@@ -90,7 +90,9 @@ def dcnv4_forward_reference(
         remove_center,
     ):
         for corner in corners(y, x, height, width):
-            weight = torch.where(corner.valid, corner.weight * mask, 0.0)
+            # The mask is left out where it does not count, so that one that is not finite gives
+            # no derivative either.
+            weight = corner.weight * torch.where(corner.valid, mask, 0.0)
             output = output + weight.unsqueeze(-1) * gather(pixels, corner)
     return output.reshape(batch, *size, channels).to(value.dtype)
 

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._derivatives import RawOperator
 from dcnv4_mm.ops._extension import warns_without_kernels
 from dcnv4_mm.ops._library import library
 from dcnv4_mm.ops.dcnv4.layout import output_size
 from dcnv4_mm.ops.dcnv4.reference import dcnv4_backward_reference, dcnv4_forward_reference
 
-__all__ = ["SCHEMAS"]
+__all__ = ["SCHEMAS", "dcnv4_raw"]
 
 _GEOMETRY = (
     "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
@@ -28,6 +29,15 @@ for _name, _reference in (
     ("dcnv4_backward", dcnv4_backward_reference),
 ):
     library.impl(_name, warns_without_kernels(_reference), "CompositeExplicitAutograd")
+
+dcnv4_raw = RawOperator(
+    forward=torch.ops.dcnv4_mm.dcnv4_forward.default,
+    backward=torch.ops.dcnv4_mm.dcnv4_backward.default,
+    reference=dcnv4_forward_reference,
+    differentiable=2,
+    batched=2,
+    tensors=2,
+)
 
 
 @torch.library.register_fake("dcnv4_mm::dcnv4_forward", lib=library)

@@ -5,50 +5,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops._extension import load_library
-from dcnv4_mm.ops.flash_deform_attn import flops, registration  # noqa: F401  (define the operators)
+from dcnv4_mm.ops.flash_deform_attn import flops  # noqa: F401  (registers the formulas)
 from dcnv4_mm.ops.flash_deform_attn.layout import (
     check_spatial_shapes,
     num_pixels,
     read_spatial_shapes,
 )
+from dcnv4_mm.ops.flash_deform_attn.registration import RAW_OPERATORS
 
 __all__ = ["flash_deform_attn", "ms_deform_attn"]
 
 for _device_type in ("cpu", "cuda"):
     load_library(_device_type)
-
-
-class _AttentionFunction(torch.autograd.Function):
-    """Connects a raw forward and its backward; entered only when a gradient is needed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(value, *points)
-        ctx.name = name
-        ctx.geometry = geometry
-        return getattr(torch.ops.dcnv4_mm, f"{name}_forward")(value, *points, *geometry)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[2:]
-        gradients = getattr(torch.ops.dcnv4_mm, f"{ctx.name}_backward")(
-            grad_output,
-            *ctx.saved_tensors,
-            *ctx.geometry,
-            torch.are_deterministic_algorithms_enabled(),
-            needs[0],
-            any(needs[1:]),
-        )
-        needed = (grad if need else None for grad, need in zip(gradients, needs, strict=True))
-        return None, None, *needed
 
 
 def flash_deform_attn(
@@ -88,7 +60,8 @@ def flash_deform_attn(
         ValueError: A shape, a device or an argument does not fit; the message says what does.
 
     Note:
-        Differentiable once, with respect to both tensors.
+        Differentiable with respect to both tensors; see docs/ops.md for second derivatives,
+        forward mode and ``torch.func``.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 3.2. Other than there,
@@ -138,7 +111,8 @@ def ms_deform_attn(
         ValueError: A shape or a device does not fit; the message says what does.
 
     Note:
-        Differentiable once, with respect to all three tensors.
+        Differentiable with respect to all three tensors; see docs/ops.md for second derivatives,
+        forward mode and ``torch.func``.
 
     Source:
         Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection",
@@ -196,9 +170,8 @@ def _attend(name: str, geometry: tuple[Any, ...], value: Tensor, *points: Tensor
             )
     if any(tensor.dtype != value.dtype for tensor in points):
         points = tuple(tensor.float() for tensor in points)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (value, *points)):
-        return _AttentionFunction.apply(name, geometry, value, *points)
-    return getattr(torch.ops.dcnv4_mm, f"{name}_forward")(value, *points, *geometry)
+    overload = "tensor" if isinstance(geometry[0], Tensor) else "default"
+    return RAW_OPERATORS[name, overload](value, *points, *geometry)
 
 
 def _check_value(value: Tensor, level_sizes: list[int] | Tensor) -> None:

@@ -67,7 +67,9 @@ def ms_deform_attn_forward_reference(
     output = pixels.new_zeros(*locations.shape[:3], value.shape[-1])
     for point in _sampling_points(locations.to(dtype), weights.to(dtype), level_sizes):
         for corner in corners(point.y, point.x, point.height, point.width):
-            weight = torch.where(corner.valid, corner.weight * point.weight, 0.0)
+            # The weight is left out where it does not count, so that one that is not finite gives
+            # no derivative either.
+            weight = corner.weight * torch.where(corner.valid, point.weight, 0.0)
             output = output + weight.unsqueeze(-1) * gather(pixels[:, point.pixels], corner)
     return output.flatten(-2).to(value.dtype)
 

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcnv4_mm.ops._derivatives import RawOperator
 from dcnv4_mm.ops._extension import warns_without_kernels
 from dcnv4_mm.ops._library import library
 from dcnv4_mm.ops.flash_deform_attn import reference
 from dcnv4_mm.ops.flash_deform_attn.layout import read_spatial_shapes
 
-__all__ = ["SCHEMAS"]
+__all__ = ["RAW_OPERATORS", "SCHEMAS"]
 
 _FLAGS = "bool deterministic, bool need_value_grad, bool need_points_grad"
 _MS_TENSORS = "Tensor value, Tensor locations, Tensor weights, SymInt[] level_sizes"
@@ -27,15 +28,19 @@ SCHEMAS = (
 )
 
 
-def _read_sizes(name: str, *arguments: Any) -> Any:
-    """Calls an operator with the sizes that the integer tensor (L, 2) among the arguments holds."""
-    numbers = (
+def _with_sizes(arguments: tuple[Any, ...]) -> list[Any]:
+    """Arguments with the sizes that an integer tensor (L, 2) among them holds."""
+    return [
         read_spatial_shapes(argument)
         if isinstance(argument, Tensor) and not argument.is_floating_point()
         else argument
         for argument in arguments
-    )
-    return getattr(torch.ops.dcnv4_mm, name).default(*numbers)
+    ]
+
+
+def _read_sizes(name: str, *arguments: Any) -> Any:
+    """Calls an operator with the sizes that the integer tensor (L, 2) among the arguments holds."""
+    return getattr(torch.ops.dcnv4_mm, name).default(*_with_sizes(arguments))
 
 
 for _schema in SCHEMAS:
@@ -100,3 +105,26 @@ def _flash_deform_attn_backward_fake(
         value.new_empty(value.shape if need_value_grad else (0,)),
         locations_logits.new_empty(locations_logits.shape if need_points_grad else (0,)),
     )
+
+
+def _forward_reference(name: str, *arguments: Any) -> Tensor:
+    """The reference of a forward, of which the sizes may be a tensor too."""
+    return getattr(reference, f"{name}_forward_reference")(*_with_sizes(arguments))
+
+
+def _raw_operator(name: str, overload: str, batched: int) -> RawOperator:
+    return RawOperator(
+        forward=getattr(getattr(torch.ops.dcnv4_mm, f"{name}_forward"), overload),
+        backward=getattr(getattr(torch.ops.dcnv4_mm, f"{name}_backward"), overload),
+        reference=partial(_forward_reference, name),
+        differentiable=batched,
+        batched=batched,
+        tensors=batched + (overload == "tensor"),
+    )
+
+
+RAW_OPERATORS = {
+    (name, overload): _raw_operator(name, overload, batched)
+    for name, batched in (("ms_deform_attn", 3), ("flash_deform_attn", 2))
+    for overload in ("default", "tensor")
+}

@@ -99,14 +99,6 @@ def test_gradient_only_where_asked():
         assert torch.equal(leaves[needed].grad, full[needed])
 
 
-def test_second_derivative_is_refused():
-    tensors = inputs(grad=True)
-    output = function(*tensors).square().sum()
-    gradient = torch.autograd.grad(output, tensors[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 def test_opcheck(needs):
     arguments = (*inputs(), SIZES, POINTS)

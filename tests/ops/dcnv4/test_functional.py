@@ -22,8 +22,8 @@ def inputs(batch=2, size=(5, 7), groups=2, width=4, dtype=torch.float32, grad=Fa
     return value.requires_grad_(grad), offset_mask.requires_grad_(grad)
 
 
-def raw_arguments(dtype=torch.float32, **changes):
-    value, offset_mask = inputs(dtype=dtype)
+def raw_arguments(dtype=torch.float32, grad=False):
+    value, offset_mask = inputs(dtype=dtype, grad=grad)
     return value, offset_mask, [3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False, False
 
 
@@ -66,18 +66,10 @@ def test_gradient_only_where_asked(needed):
             assert torch.equal(tensor.grad, gradient)
 
 
-def test_second_derivative_is_refused():
-    value, offset_mask = inputs(grad=True)
-    gradient = torch.autograd.grad(
-        dcnv4(value, offset_mask, groups=2).square().sum(), value, create_graph=True
-    )[0]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-def test_opcheck(needs):
-    arguments = raw_arguments()
+def test_opcheck(needs, grad):
+    arguments = raw_arguments(grad=grad)
     torch.library.opcheck(torch.ops.dcnv4_mm.dcnv4_forward.default, arguments)
     grad_output = torch.ones_like(arguments[0])
     torch.library.opcheck(

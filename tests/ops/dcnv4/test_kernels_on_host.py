@@ -297,10 +297,14 @@ def test_sanitizers_find_nothing_on_host(tmp_path):
     """Runs some of this file's tests in a process with the address and undefined sanitizers."""
     library = compile_host(tmp_path, sanitize=True)
     compiler = os.environ.get("CXX", "g++")
-    runtime = subprocess.check_output([compiler, "-print-file-name=libasan.so"], text=True)
+    # With C++'s own library, in which the sanitizer looks up functions when it starts.
+    runtimes = [
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
     environment = {
         "DCNV4_MM_HOST_LIBRARY": str(library),
-        "LD_PRELOAD": runtime.strip(),
+        "LD_PRELOAD": " ".join(runtimes),
         # Python's own memory is not freed at exit.
         "ASAN_OPTIONS": "detect_leaks=0",
     }

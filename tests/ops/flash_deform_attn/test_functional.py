@@ -115,15 +115,6 @@ def test_gradient_only_where_asked(name):
         assert torch.equal(leaves[needed].grad, full[needed])
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_second_derivative_is_refused(name):
-    tensors = inputs(name, grad=True)
-    output = FUNCTIONS[name](*tensors).square().sum()
-    gradient = torch.autograd.grad(output, tensors[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_opcheck(name, needs):

@@ -1,0 +1,51 @@
+"""What the operators and the layers on them take for a number or a pair of numbers."""
+
+import operator
+from collections.abc import Iterable
+from typing import SupportsIndex
+
+__all__ = ["read_int", "read_pair"]
+
+
+def read_int(name: str, argument: SupportsIndex, *, minimum: int) -> int:
+    """Reads an int of Python, NumPy or torch.
+
+    Raises:
+        TypeError: It is none; neither is a float that is whole.
+        ValueError: It is less than ``minimum``.
+    """
+    try:
+        number = _as_int(argument)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {argument!r}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {argument!r}")
+    return number
+
+
+def read_pair(
+    name: str, argument: SupportsIndex | Iterable[SupportsIndex], *, minimum: int
+) -> tuple[int, int]:
+    """Reads an int, which stands for both, or a pair of ints, (rows, columns).
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: A number is less than ``minimum``.
+    """
+    try:
+        rows = columns = _as_int(argument)  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            rows, columns = map(_as_int, argument)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{name} must be an int or a pair (rows, columns), got {argument!r}"
+            ) from None
+    if rows < minimum or columns < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {argument!r}")
+    return rows, columns
+
+
+def _as_int(number: SupportsIndex) -> int:
+    # An int goes through as it is: that of a compiled graph is a symbol.
+    return number if isinstance(number, int) else operator.index(number)
