@@ -125,7 +125,7 @@ def test_strided_layer_is_a_sample_of_the_dense_one():
     ],
 )
 def test_even_kernels(arguments, size):
-    """Masks of one without projections: what a convolution with weights of one puts out."""
+    """Masks of one without projections: what a convolution with weights of one gives."""
     layer = DCNv4(16, groups=1, without_pointwise=True, **arguments).double()
     points = layer.kernel_size[0] * layer.kernel_size[1]
     torch.nn.init.zeros_(layer.offset_mask.bias)

@@ -103,7 +103,7 @@ if torch.version.cuda:
 
 
 def test_loads_and_registers_its_kernels(cuda_build, tmp_path):
-    # In the place of the installed library.
+    # Instead of the installed library.
     environment = {**os.environ, "DCNV4_MM_DISABLE_EXT": "1"}
     if torch.version.cuda is None:
         # What a CPU-only torch lacks; nothing calls it.
