@@ -33,14 +33,19 @@ def read_pair(
         ValueError: A number is less than ``minimum``.
     """
     try:
-        rows = columns = _as_int(argument)  # type: ignore[arg-type]
-    except TypeError:
-        try:
-            rows, columns = map(_as_int, argument)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"{name} must be an int or a pair (rows, columns), got {argument!r}"
-            ) from None
+        # The usual kinds of a pair first: torch 2.10 cannot trace a failed conversion of one.
+        if isinstance(argument, (tuple, list)):
+            rows, columns = argument
+        else:
+            try:
+                rows = columns = _as_int(argument)  # type: ignore[arg-type]
+            except TypeError:
+                rows, columns = argument  # type: ignore[misc]
+        rows, columns = _as_int(rows), _as_int(columns)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be an int or a pair (rows, columns), got {argument!r}"
+        ) from None
     if rows < minimum or columns < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {argument!r}")
     return rows, columns
