@@ -1,21 +1,24 @@
-"""The layers of the paper's tables of operators, the ablated ones, and the paper's figures."""
+"""The layers of the paper's tables of operators, with their projections."""
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
-from cases import OFFSET_DEVIATION, PAPER_CASES, Case
+from compare import Implementation, Settings, compare
+from measure import Call, Table
+from models.networks import without_gradients
+from ops.cases import OFFSET_DEVIATION, PAPER_CASES, Case
 from torch import Tensor, nn
 
 from dcnv4_mm.layers import DCNv3, DCNv4
-from dcnv4_mm.ops.dcnv4.layout import offset_rows, pack, unpack
 
 # The paper does not say how wide its heads are; Swin's are 32.
 HEAD = 32
 WINDOW = 7
-POINTS = 9
 
 
 class Attention(nn.Module):
@@ -81,96 +84,6 @@ class TorchvisionDCNv2(nn.Module):
         return self.conv(x, offsets.contiguous(), masks.sigmoid())
 
 
-def spread_offsets(network: nn.Module, pictures: Tensor) -> None:
-    """Gives the offsets of all DCNv4 layers the deviation that they have in trained networks.
-
-    Args:
-        network: Something with DCNv4 layers in it, or without.
-        pictures: What to pass through it once, to see how large the layers' inputs are.
-    """
-
-    def spread(projection: nn.Linear, inputs: tuple[Tensor], groups: int) -> None:
-        size = inputs[0].std() * projection.in_features**0.5
-        # Masks of moderate size keep the maps from growing.
-        nn.init.normal_(projection.weight).mul_(0.3 / size)
-        projection.weight[offset_rows(groups, POINTS)] *= OFFSET_DEVIATION / 0.3
-
-    hooks = [
-        layer.offset_mask.register_forward_pre_hook(partial(spread, groups=layer.groups))
-        for layer in network.modules()
-        if isinstance(layer, DCNv4) and isinstance(layer.offset_mask, nn.Linear)
-    ]
-    if hooks:
-        with torch.no_grad():
-            network(pictures)
-    for hook in hooks:
-        hook.remove()
-
-
-class Softmaxed(nn.Module):
-    """The layer of offsets and masks, then a softmax over a group's masks, as before DCNv4."""
-
-    def __init__(self, offset_mask: nn.Module, groups: int):
-        super().__init__()
-        self.offset_mask = offset_mask
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        offsets, masks = unpack(self.offset_mask(x), self.groups, POINTS)
-        return pack(offsets, masks.softmax(-1))
-
-
-class SeparateBranch(nn.Module):
-    """Depthwise convolution, LayerNorm and GELU, then a linear layer each for offsets and masks."""
-
-    def __init__(self, channels: int, groups: int):
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.norm = nn.LayerNorm(channels)
-        self.offsets = nn.Linear(channels, 2 * groups * POINTS)
-        self.masks = nn.Linear(channels, groups * POINTS)
-        self.groups = groups
-        _move_offsets(self.offsets)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = F.gelu(self.norm(x))
-        offsets = self.offsets(x).unflatten(-1, (self.groups, POINTS, 2))
-        return pack(offsets, self.masks(x).unflatten(-1, (self.groups, POINTS)))
-
-
-def _with_softmax(layer: DCNv4) -> None:
-    layer.offset_mask = Softmaxed(layer.offset_mask, layer.groups)
-
-
-def _with_separate_branch(layer: DCNv4) -> None:
-    layer.offset_mask = SeparateBranch(layer.channels, layer.groups)
-
-
-def _with_both(layer: DCNv4) -> None:
-    _with_separate_branch(layer)
-    _with_softmax(layer)
-
-
-def _with_depthwise(layer: DCNv4) -> None:
-    channels = layer.channels
-    layer.offset_mask_dw = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-
-
-def _without_depthwise(layer: DCNv4) -> None:
-    layer.offset_mask_dw = None
-
-
-# What the paper left out of DCNv3, put in again: name -> change of a layer.
-ABLATIONS: dict[str, Callable[[DCNv4], None]] = {
-    "one linear layer": _without_depthwise,
-    "depthwise convolution": _with_depthwise,
-    "softmax": _with_softmax,
-    "separate branch": _with_separate_branch,
-    "separate branch, softmax": _with_both,
-}
-
-
 def _channels(case: Case) -> int:
     return case.groups * case.channels
 
@@ -184,7 +97,7 @@ def _attention(case: Case, **options: object) -> nn.Module:
 def _plain_attention(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Module:
     layer = _attention(case, fused=False)
     weights = case.batch * _channels(case) // HEAD * (case.height * case.width) ** 2
-    # Scores and their softmax, at once; a machine that runs out of memory may not say so.
+    # Scores and their softmax at once; a machine that runs out of memory may end the process.
     needed = 2 * weights * dtype.itemsize
     if needed > _free_bytes(device):
         raise NotImplementedError(f"its weights alone take {needed / 2**30:.0f} GiB")
@@ -209,7 +122,7 @@ def _convolution(case: Case, *, size: int, groups: int = 1) -> nn.Module:
     return layer.to(memory_format=torch.channels_last)
 
 
-def _move_offsets(layer: nn.Conv2d | nn.Linear) -> None:
+def move_offsets(layer: nn.Conv2d | nn.Linear) -> None:
     """Offsets as a trained network has them, not the zeros of a new layer."""
     nn.init.normal_(layer.weight, std=OFFSET_DEVIATION * layer.weight[0].numel() ** -0.5)
 
@@ -218,26 +131,26 @@ def _dcnv2_of_mmcv(case: Case) -> nn.Module:
     from mmcv.ops import ModulatedDeformConv2dPack
 
     layer = ModulatedDeformConv2dPack(_channels(case), _channels(case), 3, padding=1)
-    _move_offsets(layer.conv_offset)
+    move_offsets(layer.conv_offset)
     return layer
 
 
 def _dcnv2_of_torchvision(case: Case) -> nn.Module:
     layer = TorchvisionDCNv2(_channels(case))
-    _move_offsets(layer.conv_offset)
+    move_offsets(layer.conv_offset)
     return layer
 
 
 def _dcnv3(case: Case) -> nn.Module:
     layer = DCNv3(_channels(case), groups=case.groups)
-    _move_offsets(layer.offset)
+    move_offsets(layer.offset)
     return layer
 
 
 def make_dcnv4(case: Case, change: Callable[[DCNv4], None] | None = None, **options: object):
-    """A layer with offsets as after training, changed if that is asked for."""
+    """A layer with offsets as after training, passed through ``change``."""
     layer = DCNv4(_channels(case), groups=case.groups, **options)
-    _move_offsets(layer.offset_mask)
+    move_offsets(layer.offset_mask)
     if change is not None:
         change(layer)
     return layer
@@ -298,3 +211,59 @@ def _parse(figures: str) -> dict[str, dict[str, float]]:
 
 # Layer -> case -> dtype -> milliseconds.
 PAPER_TABLE = {name: _parse(figures) for name, figures in _PAPER.items()}
+
+# One image each of the paper's shapes that a CPU computes in less than seconds.
+CPU_CASES = tuple(
+    replace(case, batch=1) for case in PAPER_CASES if case.height * case.width <= 4000
+)
+
+
+def training_call(layer: nn.Module, x: Tensor) -> Call:
+    """The forward, and the backward to the input and all parameters."""
+    leaves = [x.clone().requires_grad_(), *layer.parameters()]
+    gradient = torch.randn_like(layer(x))
+    return lambda: torch.autograd.grad(layer(leaves[0]), leaves, gradient)
+
+
+def paper_figure(name: str, case: Case, dtype: str) -> float | None:
+    """The paper's time of a layer; a single image is compared with the paper's batch of 64."""
+    figures = PAPER_TABLE.get(name, {})
+    found = figures.get(str(case)) or figures.get(str(replace(case, batch=64))) or {}
+    return found.get(dtype)
+
+
+def compare_layers(
+    table: Table,
+    settings: Settings,
+    layers: dict[str, Callable[[Case, torch.dtype, torch.device], nn.Module]],
+) -> None:
+    """Measures forward, and forward with backward, of layers by name."""
+
+    def build(name: str, case: Case, dtype: str, training: bool) -> Implementation:
+        kind = getattr(torch, dtype)
+        torch.manual_seed(0)
+        layer = layers[name](case, kind, settings.device).to(settings.device, kind)
+        x = make_input(name, case, kind, settings.device)
+        call = training_call(layer, x) if training else without_gradients(layer, x)
+        figures: dict[str, object] = dict(
+            parameters_millions=1e-6 * sum(p.numel() for p in layer.parameters()),
+            paper=None if training else paper_figure(name, case, dtype),
+        )
+        return Implementation(calls=[call], images=case.batch, figures=figures)
+
+    cases = settings.options.cases or (PAPER_CASES if settings.on_gpu else CPU_CASES)
+    for case, dtype, training in product(cases, settings.dtypes, (False, True)):
+        compare(
+            table,
+            settings,
+            case=case,
+            measured="forward+backward" if training else "forward",
+            dtype=dtype,
+            builders={name: partial(build, name, case, dtype, training) for name in layers},
+            in_graphs=True,
+        )
+
+
+def run(table: Table, settings: Settings) -> None:
+    """DCNv4 and the paper's other operators."""
+    compare_layers(table, settings, LAYERS)

@@ -1,4 +1,4 @@
-"""Networks beside each other: ours and the hosts' own, with random weights.
+"""Makes the networks that are compared: ours and the hosts' own, with random weights.
 
 In every model of a method only the backbone differs: the rest is that of our config.
 """
@@ -7,14 +7,21 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from compare import Implementation, Settings
+from measure import Call
+from ops.cases import OFFSET_DEVIATION
 from torch import Tensor, nn
 
 from dcnv4_mm.backbones import FlashInternImage
+from dcnv4_mm.layers import DCNv4
+from dcnv4_mm.ops.dcnv4.layout import offset_rows
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+POINTS = 9
 OURS = "FlashInternImage"
 # Family -> operator.
 INTERNIMAGES = {OURS: "DCNv4", "InternImage": "DCNv3"}
@@ -32,7 +39,7 @@ class Method:
     Attributes:
         host: Package that it is of.
         config: Of ours, relative to ``configs``, without the size.
-        size: Rows and columns of a picture at the paper's scale, by size of model.
+        size: Rows and columns of an image at the paper's scale, by size of model.
         small: The same where there is no GPU.
         fps: The paper's, on an A100 in float32 and float16, by family and size.
         accuracy: The paper's, AP or mIoU.
@@ -51,9 +58,9 @@ class Method:
 
 
 def _columns(table: str, number: int) -> dict[str, tuple[float, ...]]:
-    """Name -> some numbers that follow it in a line."""
-    rows = (line.split() for line in table.strip().splitlines())
-    return {name: tuple(map(float, numbers[:number])) for name, *numbers in rows}
+    """Name -> the first values that follow it in a line."""
+    lines = (line.split() for line in table.strip().splitlines())
+    return {name: tuple(map(float, values[:number])) for name, *values in lines}
 
 
 # Backbone, FPS in float32 and float16, AP or mIoU: the paper's supplement.
@@ -198,7 +205,7 @@ def make_model(method: Method, family: str, size: str) -> nn.Module:
 
 
 def make_batch(method: Method, model: nn.Module, size: tuple[int, int], batch: int) -> dict:
-    """Pictures with made-up objects or labels, as the model takes them, on its device."""
+    """Random images with random objects or labels, as the model takes them, on its device."""
     device = next(model.parameters()).device
     if method.host == "mmdet":
         from mmdet.testing import demo_mm_inputs
@@ -235,3 +242,64 @@ def forward_of(method: Method, model: nn.Module, data: dict) -> Callable[[], obj
 def losses_of(model: nn.Module, data: dict) -> Tensor:
     """The sum of all losses."""
     return model.parse_losses(model(**data, mode="loss"))[0]
+
+
+def without_gradients(function: Callable[..., object], *inputs: object) -> Call:
+    def call() -> object:
+        with torch.inference_mode():
+            return function(*inputs)
+
+    return call
+
+
+def autocast(settings: Settings, dtype: str) -> torch.autocast:
+    return torch.autocast(settings.device.type, getattr(torch, dtype), enabled=dtype != "float32")
+
+
+def parameters_millions(model: nn.Module) -> float:
+    return 1e-6 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def spread_offsets(network: nn.Module, images: Tensor) -> None:
+    """Gives the offsets of all DCNv4 layers the deviation that they have in trained networks.
+
+    Args:
+        network: Any; only its DCNv4 layers are changed.
+        images: Passed through it once, to find the magnitude of the layers' inputs.
+    """
+
+    def spread(projection: nn.Linear, inputs: tuple[Tensor], groups: int) -> None:
+        size = inputs[0].std() * projection.in_features**0.5
+        # Masks of moderate size keep the maps from growing.
+        nn.init.normal_(projection.weight).mul_(0.3 / size)
+        projection.weight[offset_rows(groups, POINTS)] *= OFFSET_DEVIATION / 0.3
+
+    hooks = [
+        layer.offset_mask.register_forward_pre_hook(partial(spread, groups=layer.groups))
+        for layer in network.modules()
+        if isinstance(layer, DCNv4) and isinstance(layer.offset_mask, nn.Linear)
+    ]
+    if hooks:
+        with torch.no_grad():
+            network(images)
+    for hook in hooks:
+        hook.remove()
+
+
+def forward_of_network(
+    network: nn.Module, image: int, batch: int, dtype: str, settings: Settings
+) -> Implementation:
+    """The forward of a network on random images."""
+    network.to(settings.device).train(False)
+    images = torch.randn(batch, 3, image, image, device=settings.device)
+    spread_offsets(network, images[:1])
+
+    def forward() -> object:
+        with autocast(settings, dtype):
+            return network(images)
+
+    return Implementation(
+        calls=[without_gradients(forward)],
+        images=batch,
+        figures=dict(parameters_millions=parameters_millions(network)),
+    )

@@ -1,15 +1,19 @@
-"""Attention of BEV queries to cameras on a GPU, and the path that it replaces.
+"""Attention of BEV queries to cameras: ours, and the re-batched path that it replaces.
 
-The others re-batch: the queries of each camera are padded to the longest list, with sampling
-locations and weights in memory, and what they find is added up.
+Re-batched: the queries of each camera are padded to the longest list, with sampling locations and
+weights in memory, and the results are added up.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from gpu_peers import Contender
+from compare import Settings
+from measure import Table
+from ops.cases import OFFSET_DEVIATION
+from ops.comparison import Operator, compare_operators
+from ops.flash_deform_attn import TINY, Levels, level_tensors
 from torch import Tensor
 
 from dcnv4_mm.ops.bev_cross_attn.reference import bev_cross_attn_forward_reference
@@ -17,18 +21,17 @@ from dcnv4_mm.ops.flash_deform_attn.layout import pack, unpack
 from dcnv4_mm.ops.functional import bev_cross_attn, ms_deform_attn
 
 HEADS, CHANNELS, CAMERAS, PILLAR, POINTS = 8, 32, 6, 4, 8
-OFFSET_DEVIATION = 2.0
 # Cameras that see a query, of a rig like that of nuScenes.
 HITS_PER_QUERY = 1.12
 
 
 @dataclass(frozen=True, kw_only=True)
-class BEVCase:
-    """Spatial cross-attention of BEVFormerV2 to pictures of 640 x 1600."""
+class Case:
+    """Spatial cross-attention of BEVFormerV2 to images of 640 x 1600 pixels."""
 
     batch: int = 1
     side: int = 200
-    levels: tuple[tuple[int, int], ...] = ((80, 200), (40, 100), (20, 50), (10, 25))
+    levels: Levels = ((80, 200), (40, 100), (20, 50), (10, 25))
 
     @property
     def pixels(self) -> int:
@@ -37,25 +40,22 @@ class BEVCase:
     def __str__(self) -> str:
         return f"{self.batch}x BEV {self.side}x{self.side} N{CAMERAS}"
 
-    def bytes(self, itemsize: int) -> int:
-        """Memory that the forward reads and writes at least once."""
+    def bytes(self, itemsize: int, backward: bool) -> int:
+        """Size of all tensors of the forward, or of the backward."""
         queries = self.side**2
-        channels = HEADS * CHANNELS * itemsize * (CAMERAS * self.pixels + queries)
-        return self.batch * (channels + 4 * queries * HEADS * 3 * len(self.levels) * POINTS)
+        maps = CAMERAS * self.pixels * (2 if backward else 1) + queries
+        points = 4 * queries * HEADS * 3 * len(self.levels) * POINTS * (2 if backward else 1)
+        return self.batch * (HEADS * CHANNELS * itemsize * maps + points)
 
 
-CASES = (BEVCase(), BEVCase(side=100))
+CASES = (Case(), Case(side=100))
+TINY_CASES = (Case(side=10, levels=TINY),)
 
 
-def shrunk(case: BEVCase) -> BEVCase:
-    """A case for dry runs."""
-    return replace(case, side=case.side // 10, levels=((10, 17), (5, 9)))
-
-
-def make_inputs(case: BEVCase, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Draws value, offsets and logits, references, and hits.
 
-    A camera sees a sector of the BEV, the columns of its picture running over the sector.
+    A camera sees a sector of the BEV, the columns of its image running over the sector.
     """
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     value = normal(case.batch, CAMERAS, case.pixels, HEADS, CHANNELS)
@@ -77,32 +77,31 @@ def make_inputs(case: BEVCase, dtype: torch.dtype, device: torch.device) -> tupl
     return tuple(tensor.to(device) for tensor in tensors)
 
 
-def relative_error(output: Tensor, case: BEVCase, inputs: tuple[Tensor, ...]) -> float:
-    """Distance from the float64 reference, relative to its norm."""
-    value, offsets_logits, references, hits = inputs
-    flat = [number for size in case.levels for number in size]
-    wide = (value.double(), offsets_logits.double(), references.double(), hits)
-    expected = bev_cross_attn_forward_reference(*wide, flat, POINTS)
-    return ((output.double() - expected).norm() / expected.norm()).item()
+def expected(
+    case: Case, value: Tensor, offsets_logits: Tensor, references: Tensor, hits: Tensor
+) -> Tensor:
+    flat = [side for size in case.levels for side in size]
+    wide = value.double(), offsets_logits.double(), references.double(), hits
+    return bev_cross_attn_forward_reference(*wide, flat, POINTS)
 
 
 def _ours(
-    case: BEVCase, value: Tensor, offsets_logits: Tensor, references: Tensor, hits: Tensor
-) -> Contender:
+    case: Case, value: Tensor, offsets_logits: Tensor, references: Tensor, hits: Tensor
+) -> Operator:
     def function(v: Tensor, x: Tensor) -> Tensor:
         return bev_cross_attn(v, case.levels, x, references, hits, num_points=POINTS)
 
-    return Contender(function, (value, offsets_logits), True)
+    return Operator(function=function, inputs=(value, offsets_logits))
 
 
 def _rebatched(
-    attend: Callable[[BEVCase, Tensor, Tensor, Tensor], Tensor],
-    case: BEVCase,
+    attend: Callable[[Case, Tensor, Tensor, Tensor], Tensor],
+    case: Case,
     value: Tensor,
     offsets_logits: Tensor,
     references: Tensor,
     hits: Tensor,
-) -> Contender:
+) -> Operator:
     """``attend(case, value, locations, weights)`` for the lists of all cameras at once."""
     counts = hits.sum(1).clamp(min=1).unsqueeze(-1)
     # The lists are made once, outside of what is measured: [B * N, longest], padded with 0.
@@ -123,29 +122,35 @@ def _rebatched(
         slots = slots.index_put((samples.expand_as(lists), lists), found, accumulate=True)
         return slots / counts
 
-    return Contender(function, (value, offsets_logits), True)
+    return Operator(function=function, inputs=(value, offsets_logits))
 
 
-def _ms_deform_attn(case: BEVCase, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def _ms_deform_attn(case: Case, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     return ms_deform_attn(value, case.levels, locations, weights)
 
 
-def _mmcv(case: BEVCase, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def _mmcv(case: Case, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
-    if value.device.type != "cuda":
-        raise NotImplementedError("its kernel is for GPUs")
-    sizes = torch.tensor(case.levels, device=value.device)
-    areas = sizes.prod(1)
+    shapes = level_tensors(case.levels, value.device)
     points = (tensor.to(value.dtype) for tensor in (locations, weights))
-    return MultiScaleDeformableAttnFunction.apply(
-        value, sizes, areas.cumsum(0) - areas, *points, 64
-    )
+    return MultiScaleDeformableAttnFunction.apply(value, *shapes, *points, 64)
 
 
-OURS = "bev_cross_attn"
-CONTENDERS: dict[str, Callable[..., Contender]] = {
-    OURS: _ours,
+OPERATORS: dict[str, Callable[..., Operator]] = {
+    "bev_cross_attn": _ours,
     "ms_deform_attn, re-batched": partial(_rebatched, _ms_deform_attn),
-    "mmcv, re-batched": partial(_rebatched, _mmcv),
 }
+GPU_OPERATORS = OPERATORS | {"mmcv, re-batched": partial(_rebatched, _mmcv)}
+
+
+def run(table: Table, settings: Settings) -> None:
+    """Ours and the re-batched path."""
+    compare_operators(
+        table,
+        settings,
+        cases=TINY_CASES if settings.options.tiny else CASES,
+        make_inputs=make_inputs,
+        expected=expected,
+        operators=GPU_OPERATORS if settings.on_gpu else OPERATORS,
+    )

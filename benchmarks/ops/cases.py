@@ -1,4 +1,4 @@
-"""The shapes that the operators are measured on, and their inputs."""
+"""The shapes that DCNv4 is measured on, and its inputs."""
 
 import argparse
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ OFFSET_DEVIATION = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A 3x3 DCNv4 with stride and padding 1, and what it is to reach.
+    """A 3x3 DCNv4 with stride and padding 1, and what it shall reach.
 
     Attributes:
         batch: Number of images.
@@ -38,8 +38,13 @@ class Case:
     def __str__(self) -> str:
         return f"{self.batch}x{self.height}x{self.width} G{self.groups} D{self.channels}"
 
+    def bytes(self, itemsize: int, backward: bool) -> int:
+        """Size of all tensors of the forward, or of the backward."""
+        per_group = (3 * self.channels + 54) if backward else (2 * self.channels + 27)
+        return self.batch * self.height * self.width * self.groups * per_group * itemsize
 
-CASES = (
+
+CPU_CASES = (
     # The stages of FlashInternImage-T at 224 x 224, with wider groups for the first.
     Case(height=56, width=56, groups=8, channels=16, target=15),
     Case(height=56, width=56, groups=4, channels=32, target=20),
@@ -50,19 +55,6 @@ CASES = (
     Case(batch=4, height=40, width=40, groups=2, channels=16),
     Case(height=200, width=304, groups=4, channels=16),
 )
-
-
-def make_inputs(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws value (N, H, W, C), offset_mask (N, H, W, M) and a gradient (N, H, W, C)."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(case.batch, case.height, case.width, *shape, generator=generator)
-
-    offsets = OFFSET_DEVIATION * normal(case.groups, 9, 2)
-    offset_mask = pack(offsets, normal(case.groups, 9))
-    value, grad = (normal(case.groups * case.channels) for _ in range(2))
-    return value.to(dtype), offset_mask.to(dtype), grad.to(dtype)
 
 
 def parse_case(text: str) -> Case:
@@ -100,7 +92,16 @@ STAGE_CASES = _cases(
 )
 
 
-def pixel_centers(height: int, width: int) -> Tensor:
-    """(H * W, 2) places (x, y) in units of the image."""
-    x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+def make_inputs(
+    case: Case, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws value (N, H, W, C), offset_mask (N, H, W, M) and a gradient (N, H, W, C)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(case.batch, case.height, case.width, *shape, generator=generator)
+
+    offsets = OFFSET_DEVIATION * normal(case.groups, 9, 2)
+    offset_mask = pack(offsets, normal(case.groups, 9))
+    value, grad = (normal(case.groups * case.channels) for _ in range(2))
+    return tuple(tensor.to(device, dtype) for tensor in (value, offset_mask, grad))
