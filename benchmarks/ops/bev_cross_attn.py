@@ -13,7 +13,7 @@ from compare import Settings
 from measure import Table
 from ops.cases import OFFSET_DEVIATION
 from ops.comparison import Operator, compare_operators
-from ops.flash_deform_attn import TINY, Levels, level_tensors
+from ops.flash_deform_attn import TINY, Levels, level_tensors, need_compiled_mmcv
 from torch import Tensor
 
 from dcnv4_mm.ops.bev_cross_attn.reference import bev_cross_attn_forward_reference
@@ -130,6 +130,7 @@ def _ms_deform_attn(case: Case, value: Tensor, locations: Tensor, weights: Tenso
 
 
 def _mmcv(case: Case, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    need_compiled_mmcv()
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     shapes = level_tensors(case.levels, value.device)

@@ -140,7 +140,16 @@ def _mmcv_without_cuda(case: Case, value: Tensor, locations: Tensor, logits: Ten
     return Operator(function=function, inputs=inputs, dtype=dtype)
 
 
+def need_compiled_mmcv() -> None:
+    """Raises unless mmcv has its own kernels; ``install()`` serves mmcv-lite with ours."""
+    import mmcv._ext
+
+    if not str(getattr(mmcv._ext, "__file__", "")).endswith(".so"):
+        raise NotImplementedError("mmcv is installed without its compiled operators")
+
+
 def _mmcv(case: Case, value: Tensor, locations: Tensor, logits: Tensor) -> Operator:
+    need_compiled_mmcv()
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     sizes, starts = level_tensors(case.levels, value.device)
