@@ -113,10 +113,14 @@ def run_one(name: str, arguments: argparse.Namespace) -> None:
         name, folder=arguments.out, device=device, kernels=kernels, commit=arguments.commit
     )
     getattr(importlib.import_module(module), function)(table, settings)
-    import plots
-
-    plot = plots.plot(table.rows, table.path.with_suffix(".png"))
-    print(f"saved {table.path}" + (f" and {plot}" if plot else ""))
+    print(f"saved {table.path}")
+    try:
+        import plots
+    except ImportError as error:
+        print(f"no plot: {error}")
+        return
+    if plots.plot(table.rows, table.path.with_suffix(".png")):
+        print(f"saved {table.path.with_suffix('.png')}")
 
 
 def main() -> None:
@@ -132,9 +136,13 @@ def main() -> None:
     names = arguments.benchmarks or [name for name in BENCHMARKS if name not in others]
     # In processes of their own: measuring memory changes how a process allocates.
     given = [argument for argument in sys.argv[1:] if argument not in names]
+    failed = []
     for name in names:
         print(f"== {name}", flush=True)
-        subprocess.run([sys.executable, __file__, name, *given], check=True)
+        if subprocess.run([sys.executable, __file__, name, *given], check=False).returncode:
+            failed.append(name)
+    if failed:
+        raise SystemExit(f"error: these failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

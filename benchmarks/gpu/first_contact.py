@@ -1,6 +1,6 @@
 """Builds, checks and measures the CUDA kernels on a GPU machine, the most valuable steps first.
 
-    python benchmarks/first_contact.py --out FOLDER [--minutes 9] [--device cpu]
+    python benchmarks/gpu/first_contact.py --out FOLDER [--minutes 9] [--device cpu]
 
 Needs torch built with CUDA, nvcc and pytest; more processes test at a time with pytest-xdist. Every
 step has a limit of its own, and none stops the next: what has been measured is in FOLDER at any
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Stages 1 to 4 of the backbones, a small batch, and wide groups.
 HEADLINE = ("64x56x56x4x16", "64x28x28x8x16", "64x14x14x16x16", "64x7x7x32x16", "1x56x56x4x16")
 
@@ -44,12 +44,10 @@ def steps(device: str, out: Path) -> list[Step]:
     marked = ("-m", "gpu") if cuda else ("-k", "on_host and recorded_results")
     tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *marked, "tests/ops")
     side_by_side = ("-n", str(os.cpu_count())) if find_spec("xdist") else ()
-    gpu = ("benchmarks/gpu.py",)
+    run = ("benchmarks/run.py",)
     where = ("--device", device, "--out", str(out))
-    quick = ("--repeats", "10", "--eager-calls", "30")
-    if not cuda:
-        quick = ("--repeats", "1", "--eager-calls", "1", "--cases", "1x7x7x4x16")
-    headline = quick if not cuda else (*quick, "--cases", *HEADLINE)
+    quick = ("--turns", "10") if cuda else ("--turns", "1", "--seconds", "0", "--tiny")
+    cases = ("--cases", *(HEADLINE if cuda else ("1x7x7x4x16",)))
     built = (("DCNV4_MM_NO_CUDA", "1"),)
     if cuda:
         built = (("DCNV4_MM_REQUIRE_CUDA", "1"), ("DCNV4_MM_CUDA_ARCHS", _arch()))
@@ -57,14 +55,14 @@ def steps(device: str, out: Path) -> list[Step]:
         Step("build", 150, ("setup.py", "--quiet", "build_ext", "--inplace"), built),
         Step("env", 60, ("-m", "dcnv4_mm.env")),
         Step("smoke", 90, (*tests, "-k", "recorded_results or stream or graph")),
-        Step("headline", 150, (*gpu, "bench", *where, *headline)),
+        Step("headline", 150, (*run, "dcnv4_modes", *where, *quick, *cases)),
         Step("tests", 170, (*tests, *side_by_side)),
         Step("memcheck", 60, (*tests, "-k", "recorded_results"), _uncached()),
         Step("racecheck", 60, (*tests, "-k", "recorded_results"), _uncached()),
-        Step("peers", 120, (*gpu, "peers", *where, *headline)),
-        Step("attention", 90, (*gpu, "attention", *where, *quick[:4])),
-        Step("bev", 60, (*gpu, "bev", *where, *quick[:4])),
-        Step("bench", 300, (*gpu, "bench", *where, *quick)),
+        Step("peers", 120, (*run, "dcnv4", *where, *quick, *cases)),
+        Step("attention", 90, (*run, "flash_deform_attn", *where, *quick)),
+        Step("bev", 60, (*run, "bev_cross_attn", *where, *quick)),
+        Step("bench", 300, (*run, "dcnv4_modes", *where, *quick, *(() if cuda else cases))),
     ]
     # These need a GPU, or repeat what the tests of a dry run do.
     return (
