@@ -1,4 +1,4 @@
-"""offsets.py: the points are where the operator samples, and the picture shows them."""
+"""visualize_offsets.py: the points are where the operator samples, and the picture shows them."""
 
 import sys
 from pathlib import Path
@@ -20,10 +20,10 @@ model = dict(backbone=dict(type="dcnv4_mm.FlashInternImage", arch="nano"))
 @pytest.fixture
 def offsets(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    import offsets
+    import visualize_offsets
 
-    yield offsets
-    del sys.modules["offsets"]
+    yield visualize_offsets
+    del sys.modules["visualize_offsets"]
 
 
 @pytest.fixture
