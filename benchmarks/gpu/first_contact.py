@@ -1,6 +1,6 @@
 """Builds, checks and measures the CUDA kernels on a GPU machine, the most valuable steps first.
 
-    python benchmarks/gpu/first_contact.py --out FOLDER [--minutes 9] [--device cpu]
+    python benchmarks/gpu/first_contact.py --out FOLDER [--minutes 9] [--steps headline] [--device cpu]
 
 Needs torch built with CUDA, nvcc and pytest; more processes test at a time with pytest-xdist. Every
 step has a limit of its own, and none stops the next: what has been measured is in FOLDER at any
@@ -109,10 +109,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
     parser.add_argument("--minutes", type=float, default=9, help="limit of all steps together")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--steps", nargs="+", metavar="step", help="only these")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     started, failed = time.monotonic(), False
     for step in steps(args.device, args.out):
+        if args.steps and step.name not in args.steps:
+            continue
         left = 60 * args.minutes - (time.monotonic() - started)
         if left < 5:
             print("no time is left")
