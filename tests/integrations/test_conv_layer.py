@@ -54,7 +54,7 @@ def test_mask_rcnn_r50_c3_to_c5(tmp_path):
     assert all(layer.groups == 4 and layer.output_proj.bias is None for layer in layers.values())
     # mmengine's initialization leaves the start as it is.
     assert all(not layer.offset_mask.weight.any() for layer in layers.values())
-    # mmdet starts each block as an identity, by a norm of zeros: no gradient would reach the layers.
+    # By a norm of zeros mmdet starts each block as an identity, which has no gradient inside.
     for name, module in model.backbone.named_modules():
         if name.endswith("bn3"):
             torch.nn.init.ones_(module.weight)
