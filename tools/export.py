@@ -116,7 +116,7 @@ def record(part: "Part", size: Sequence[int]) -> "ExportedProgram":
     """The graph, with free batch and image size."""
     import torch
 
-    from dcnv4_mm.integrations.recording import SymbolicSizes
+    from dcnv4_mm.export.tracing import SymbolicSizes
 
     inputs = part.examples(2, *size, torch.Generator().manual_seed(0))
     shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in part.free)
@@ -128,9 +128,9 @@ def write(program: "ExportedProgram", kind: str, path: str) -> None:
     """Writes the graph in the format ``kind``."""
     import torch
 
-    from dcnv4_mm.integrations.recording import pooling_decompositions
-    from dcnv4_mm.ops.onnx import onnx_decompositions
-    from dcnv4_mm.ops.portable import portable_decompositions
+    from dcnv4_mm.export.onnx import onnx_decompositions
+    from dcnv4_mm.export.portable import portable_decompositions
+    from dcnv4_mm.export.tracing import pooling_decompositions
 
     if kind == "export":
         torch.export.save(program, path)

@@ -1,10 +1,9 @@
-"""DCNv4 by standard operators: what an exported model holds where the operator is not known."""
+"""DCNv4 as standard PyTorch operators, for exported models."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from dcnv4_mm.ops._bilinear import accumulation_dtype
 from dcnv4_mm.ops.dcnv4.layout import num_points, unpack
 
 __all__ = ["dcnv4_forward_portable"]
@@ -22,19 +21,19 @@ def dcnv4_forward_portable(
     remove_center: bool,
     fast: bool = False,
 ) -> Tensor:
-    """Computes DCNv4 by one ``grid_sample`` of all points, with few nodes in the graph.
+    """Computes DCNv4 by one ``grid_sample`` of all points, which keeps the graph small.
 
     Args:
-        value: As in :func:`~dcnv4_mm.ops.dcnv4.reference.dcnv4_forward_reference`; so are the
-            others.
-        offset_mask: See there; every offset must be finite.
-        kernel_size: See there.
-        stride: See there.
-        padding: See there.
-        dilation: See there.
-        groups: See there.
-        offset_scale: See there.
-        remove_center: See there.
+        value: Input (N, H, W, C).
+        offset_mask: Offsets and masks (N, H_out, W_out, M), in the layout of
+            :func:`~dcnv4_mm.ops.functional.dcnv4`; every offset must be finite.
+        kernel_size: (rows, columns).
+        stride: (rows, columns).
+        padding: (rows, columns).
+        dilation: (rows, columns).
+        groups: Number of groups G.
+        offset_scale: Factor of the offsets.
+        remove_center: Whether the kernel has no central point.
         fast: Ignored.
 
     Returns:
@@ -42,7 +41,7 @@ def dcnv4_forward_portable(
     """
     batch, height, width, channels = value.shape
     height_out, width_out = offset_mask.shape[1:3]
-    dtype, device = accumulation_dtype(value.dtype), value.device
+    dtype, device = torch.promote_types(value.dtype, torch.float32), value.device
     points = num_points((kernel_size[0], kernel_size[1]), remove_center)
     # [N, H_out, W_out, G, K, 2] and [N, H_out, W_out, G, K]
     offsets, masks = unpack(offset_mask.to(dtype), groups, points)
@@ -62,13 +61,13 @@ def dcnv4_forward_portable(
         grid = (kernel[axis] * dilation[axis] - center).to(dtype)
         base = (output[axis] * stride[axis] + (center - padding[axis])).to(dtype)
         pixel = base + (grid + offsets[..., 1 - axis]) * offset_scale
-        # grid_sample counts from -1 to 1, from edge to edge.
+        # grid_sample's coordinates run from -1 to 1, from edge to edge.
         coordinates.append((2 * pixel + 1) / size - 1)
     # [N * G, H_out * W_out, K, 2]
-    places = torch.stack(coordinates, -1).permute(0, 3, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)
-    # [N * G, D, H, W] and, of the points, [N * G, D, H_out * W_out, K]
+    locations = torch.stack(coordinates, -1).permute(0, 3, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)
+    # [N * G, D, H, W], and at the points [N * G, D, H_out * W_out, K]
     images = value.to(dtype).unflatten(-1, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
-    samples = grid_sample(images, places, padding_mode="zeros", align_corners=False)
+    samples = grid_sample(images, locations, padding_mode="zeros", align_corners=False)
     # [N * G, 1, H_out * W_out, K]
     masks = masks.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1).unsqueeze(1)
     sums = (samples * masks).sum(-1)

@@ -1,4 +1,4 @@
-"""The operators as ONNX nodes of a domain of their own, which onnxruntime runs by our kernels."""
+"""The operators as ONNX nodes of the domain ``dcnv4_mm``, served in onnxruntime by our kernels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,34 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcnv4_mm.ops._extension import library_path
+import dcnv4_mm
+from dcnv4_mm.export.portable import portable_decompositions
 from dcnv4_mm.ops.dcnv4.layout import output_size
-from dcnv4_mm.ops.portable import portable_decompositions
 
 __all__ = ["custom_ops_library", "onnx_decompositions"]
 
 
 def custom_ops_library() -> Path:
-    """The library that a session of onnxruntime needs for the nodes.
+    """Path of the custom-operator library that an onnxruntime session needs for the nodes.
 
-    It is there if the package was built with onnxruntime's headers; see docs/export.md.
+    The file exists if the package was built with onnxruntime's headers; see docs/export.md.
 
     Returns:
         Path for ``onnxruntime.SessionOptions.register_custom_ops_library``; it need not exist.
     """
-    return library_path("onnxruntime")
+    return Path(dcnv4_mm.__file__).with_name("lib") / "libdcnv4_mm_onnxruntime.so"
 
 
 def onnx_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
-    """What ``ExportedProgram.run_decompositions`` needs to make each operator one ONNX node.
+    """Decompositions that make each operator one ONNX node.
 
-    The nodes ``DCNv4``, ``MSDeformAttn`` and ``FlashDeformAttn`` of the domain ``dcnv4_mm`` have
-    the operators' tensors as inputs, float32, and their numbers as attributes; the sizes of levels
-    are an input too. What has no node becomes standard operators, as by
-    :func:`~dcnv4_mm.ops.portable.portable_decompositions`.
+    Pass them to ``ExportedProgram.run_decompositions``. The nodes ``DCNv4``, ``MSDeformAttn`` and
+    ``FlashDeformAttn`` of the domain ``dcnv4_mm`` have the operators' float32 tensors as inputs
+    and their scalars as attributes; the level sizes are an input too. An operator without a node
+    becomes standard operators, as with
+    :func:`~dcnv4_mm.export.portable.portable_decompositions`.
 
     Returns:
-        Raw forward operator -> function of the same arguments.
+        Raw forward operator -> function with the same arguments.
 
     Example:
         >>> from dcnv4_mm.layers import DCNv4
@@ -81,14 +82,14 @@ def _dcnv4(
 def _ms_deform_attn(
     value: Tensor, locations: Tensor, weights: Tensor, level_sizes: list[int]
 ) -> Tensor:
-    inputs = (value, locations, weights, _numbers(level_sizes))
+    inputs = (value, locations, weights, _int64_vector(level_sizes))
     return _node("MSDeformAttn", inputs, {}, _attended(value, locations))
 
 
 def _flash_deform_attn(
     value: Tensor, locations_logits: Tensor, level_sizes: list[int], num_points: int
 ) -> Tensor:
-    inputs = (value, locations_logits, _numbers(level_sizes))
+    inputs = (value, locations_logits, _int64_vector(level_sizes))
     attributes = dict(num_points=num_points)
     return _node("FlashDeformAttn", inputs, attributes, _attended(value, locations_logits))
 
@@ -97,8 +98,8 @@ def _attended(value: Tensor, points: Tensor) -> tuple[int, ...]:
     return (*points.shape[:2], value.shape[2] * value.shape[3])
 
 
-def _numbers(sizes: list[int]) -> Tensor:
-    # A size may be a symbol, of which torch.tensor would take the value.
+def _int64_vector(sizes: list[int]) -> Tensor:
+    # torch.tensor would specialize a symbolic size to its value.
     return torch.stack([torch.scalar_tensor(size, dtype=torch.int64) for size in sizes])
 
 

@@ -1,4 +1,4 @@
-"""What lets torch record the hosts' transformers as graphs in which image sizes are free."""
+"""Tracing of the hosts' models by ``torch.export`` with dynamic image sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ __all__ = ["SymbolicSizes", "pooling_decompositions"]
 
 
 class SymbolicSizes(TorchFunctionMode):
-    """Inside it, mmdet's transformers compute with the sizes of maps as symbols.
+    """A context in which mmdet's transformers keep the sizes of feature maps symbolic.
 
-    mmdet's DINO, Deformable DETR and Mask2Former make tensors of the sizes of their maps and read
-    them back as ints. A graph knows only the shapes of tensors, not their numbers, so that
-    recording stops there. Inside this context such a tensor is an array of the sizes themselves.
-    Nothing changes for a model that does not ask for them.
+    mmdet's DINO, Deformable DETR and Mask2Former make tensors of the sizes of their feature maps
+    and read them back as ints. ``torch.export`` tracks shapes, not the values of tensors, and stops
+    there. Inside this context such a tensor is an array of the symbolic sizes instead. Other models
+    are not affected.
 
     Note:
-        The attention must take sizes that are no tensors: see
+        The attention must accept sizes that are not tensors: see
         :func:`dcnv4_mm.integrations.swap_deformable_attention`.
 
     Example:
@@ -31,7 +31,7 @@ class SymbolicSizes(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """Answers the functions that would take the values of sizes; passes on the others."""
+        """Replaces the functions that would read the values of sizes; calls the others."""
         kwargs = kwargs or {}
         if func is torch._shape_as_tensor:
             return np.array(list(args[0].shape), dtype=object).view(_Sizes)
@@ -42,13 +42,13 @@ class SymbolicSizes(TorchFunctionMode):
         if func is torch.Tensor.new_tensor and isinstance(args[1], _Sizes):
             return args[1].tensor(dtype=args[0].dtype, device=args[0].device)
         if func is torch.meshgrid:
-            # The default, without which torch cannot decompose it.
+            # torch cannot decompose the call without an explicit indexing.
             kwargs["indexing"] = kwargs.get("indexing") or "ij"
         return func(*args, **kwargs)
 
 
 class _Sizes(np.ndarray):
-    """An array of sizes, each an int or a symbol, with what mmdet does to a tensor of them."""
+    """An array of sizes, ints or symbols, with the tensor methods that mmdet calls on them."""
 
     def to(self, *args: Any) -> "_Sizes":
         return self
@@ -63,11 +63,11 @@ class _Sizes(np.ndarray):
         return np.zeros(shape, dtype=object).view(_Sizes)
 
     def view(self, *shape: Any) -> "_Sizes":
-        # An array's own view has one argument, a type.
+        # numpy's own view takes one argument, a type.
         return super().view(*shape) if isinstance(shape[0], type) else self.reshape(shape)
 
     def tensor(self, *, dtype: torch.dtype = torch.int64, **kwargs: Any) -> torch.Tensor:
-        # torch.tensor would take the values of symbols.
+        # torch.tensor would specialize symbols to their values.
         sizes = [torch.scalar_tensor(size, dtype=dtype, **kwargs) for size in self.flat]
         return torch.stack(sizes).view(self.shape)
 
@@ -77,20 +77,21 @@ class _Sizes(np.ndarray):
     ) -> Any:
         if func is torch.cat:
             return np.concatenate(*args).view(cls)
-        # Beside a tensor, as its divisor.
+        # Combined with a tensor, for example as its divisor.
         args = tuple(arg.tensor() if isinstance(arg, cls) else arg for arg in args)
         return func(*args, **(kwargs or {}))
 
 
 def pooling_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
-    """What ``ExportedProgram.run_decompositions`` needs to leave sizes free in adaptive pooling.
+    """Decompositions of adaptive pooling that keep image sizes dynamic.
 
-    torch's own decompositions, which ONNX files and packages of AOTInductor get otherwise, hold for
-    maps whose sizes divide as those of the recording do, and read beyond others; UPerNet and others
-    pool maps of any size to 2 x 2, 3 x 3 and 6 x 6.
+    Pass them to ``ExportedProgram.run_decompositions`` before ONNX or AOTInductor. torch's own
+    decompositions are valid only for feature maps whose sizes divide like those of the example
+    input, and read out of bounds for others. UPerNet pools maps of any size to 2 x 2, 3 x 3 and
+    6 x 6.
 
     Returns:
-        Operator -> function of the same arguments.
+        Operator -> function with the same arguments.
 
     Example:
         >>> program = torch.export.export(torch.nn.AdaptiveAvgPool2d(3), (torch.rand(1, 1, 8, 8),))
@@ -109,9 +110,9 @@ def _adaptive_avg_pool2d(images: Tensor, output_size: list[int]) -> Tensor:
 
 
 def _averages(size: int, count: int, like: Tensor) -> Tensor:
-    """The matrix [count, size] that averages ``size`` numbers to ``count``, as torch does."""
+    """The matrix [count, size] of adaptive average pooling from ``size`` to ``count`` elements."""
     cells = torch.arange(count, device=like.device).unsqueeze(-1)
     first, end = cells * size // count, ((cells + 1) * size + count - 1) // count
-    places = torch.arange(size, device=like.device)
-    inside = (places >= first) & (places < end)
+    index = torch.arange(size, device=like.device)
+    inside = (index >= first) & (index < end)
     return inside.to(like.dtype) / (end - first).to(like.dtype)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcnv4_mm.integrations.recording import SymbolicSizes, pooling_decompositions
+from dcnv4_mm.export.tracing import SymbolicSizes, pooling_decompositions
 
 
 class Host(torch.nn.Module):

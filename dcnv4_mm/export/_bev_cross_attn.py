@@ -1,11 +1,10 @@
-"""BEV cross-attention by standard operators, for exported models."""
+"""BEV cross-attention as standard PyTorch operators, for exported models."""
 
 import torch
 from torch import Tensor
 
-from dcnv4_mm.ops._bilinear import accumulation_dtype
+from dcnv4_mm.export._deform_attn import ms_deform_attn_forward_portable
 from dcnv4_mm.ops.flash_deform_attn.layout import unpack
-from dcnv4_mm.ops.flash_deform_attn.portable import ms_deform_attn_forward_portable
 
 __all__ = ["bev_cross_attn_forward_portable"]
 
@@ -18,26 +17,26 @@ def bev_cross_attn_forward_portable(
     level_sizes: list[int],
     num_points: int,
 ) -> Tensor:
-    """Computes the attention of every query to every camera, and drops what no camera sees.
+    """Attends from every query to every camera, and masks the cameras that do not see it.
 
     Args:
-        value: As in
-            :func:`~dcnv4_mm.ops.bev_cross_attn.reference.bev_cross_attn_forward_reference`; so are
-            the others.
-        offsets_logits: See there; every offset must be finite.
-        references: See there; those of hits must be finite.
-        hits: See there.
-        level_sizes: See there.
-        num_points: See there.
+        value: Features of all cameras and levels (B, N, S, G, D).
+        offsets_logits: Offsets and logits (B, Q, G, 3 * L * P), in the layout of the operator;
+            every offset must be finite.
+        references: Reference points (B, N, Q, Z, 2) as fractions of the image; finite where a
+            camera sees the query.
+        hits: Whether a camera sees a query (B, N, Q), bool.
+        level_sizes: H and W of each level, flattened.
+        num_points: Points P per level.
 
     Returns:
         (B, Q, G * D), contiguous, in the dtype of ``value``.
     """
     levels = len(level_sizes) // 2
-    dtype = accumulation_dtype(value.dtype)
+    dtype = torch.promote_types(value.dtype, torch.float32)
     offsets, logits = unpack(offsets_logits.to(dtype), levels, num_points)
-    shares = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
-    # [B, N, Q, P, 2]: the points of a pillar by turns.
+    softmax = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
+    # [B, N, Q, P, 2]: point p belongs to reference point p % Z.
     order = torch.arange(num_points, device=references.device) % references.shape[3]
     pillars = torch.where(hits[..., None, None], references.to(dtype), 0.0)[:, :, :, order]
     # [L, 1, 2] of (W, H)
@@ -46,7 +45,7 @@ def bev_cross_attn_forward_portable(
     # [B, N, Q, G, L, P, 2]
     locations = pillars[:, :, :, None, None] + (offsets / scale[:, None])[:, None]
     counts = hits.sum(1, keepdim=True).clamp(min=1)
-    weights = shares[:, None] * (hits.to(dtype) / counts)[..., None, None, None]
+    weights = softmax[:, None] * (hits.to(dtype) / counts)[..., None, None, None]
     outputs = ms_deform_attn_forward_portable(
         value.to(dtype).flatten(0, 1), locations.flatten(0, 1), weights.flatten(0, 1), level_sizes
     )

@@ -1,29 +1,30 @@
-"""The operators by standard ones, for runtimes that do not know them: ONNX above all."""
+"""The operators as standard PyTorch operators, for runtimes that do not have ours, such as ONNX."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dcnv4_mm.ops import functional  # noqa: F401  (defines the operators)
-from dcnv4_mm.ops.bev_cross_attn.portable import bev_cross_attn_forward_portable
-from dcnv4_mm.ops.dcnv4.portable import dcnv4_forward_portable
-from dcnv4_mm.ops.flash_deform_attn.portable import (
+from dcnv4_mm.export._bev_cross_attn import bev_cross_attn_forward_portable
+from dcnv4_mm.export._dcnv4 import dcnv4_forward_portable
+from dcnv4_mm.export._deform_attn import (
     flash_deform_attn_forward_portable,
     ms_deform_attn_forward_portable,
 )
+from dcnv4_mm.ops import functional  # noqa: F401  (defines the operators)
 
 __all__ = ["portable_decompositions"]
 
 
 def portable_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Tensor]]:
-    """What ``ExportedProgram.run_decompositions`` needs to replace every operator of the package.
+    """Decompositions of this package's operators into standard ones.
 
-    Each becomes one ``grid_sample`` (attention: one per level) with a multiplication and a sum,
-    so that a graph has few nodes more. Offsets and locations must be finite.
+    Pass them to ``ExportedProgram.run_decompositions``. Each operator becomes one ``grid_sample``
+    (attention: one per level) with a multiplication and a sum, so the graph grows by few nodes.
+    Offsets and locations must be finite.
 
     Returns:
-        Raw forward operator -> function of the same arguments.
+        Raw forward operator -> function with the same arguments.
 
     Example:
         >>> from dcnv4_mm.layers import DCNv4
