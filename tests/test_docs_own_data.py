@@ -92,7 +92,9 @@ STEPS = {
 
 
 def test_every_example_is_trained():
-    assert {stem for what, stem in BLOCKS if what == "instead in"} == set(STEPS)
+    # tests/bev/test_own_data.py has BEVFormer v2.
+    named = {stem for what, stem in BLOCKS if what == "instead in"}
+    assert {stem for stem in named if not stem.startswith("bevformerv2")} == set(STEPS)
 
 
 @pytest.mark.parametrize("stem", marked(STEPS))
