@@ -1,6 +1,6 @@
 """Builds, checks and measures the CUDA kernels on a GPU machine, the most valuable steps first.
 
-    python benchmarks/gpu/first_contact.py --out FOLDER [--minutes 9] [--steps headline] [--device cpu]
+    python benchmarks/gpu/first_contact.py --out FOLDER [--minutes 9] [--device cpu]
 
 Needs torch built with CUDA, nvcc and pytest; more processes test at a time with pytest-xdist. Every
 step has a limit of its own, and none stops the next: what has been measured is in FOLDER at any

@@ -165,7 +165,7 @@ def run(table: Table, settings: Settings) -> None:
     """A run for each seed and operator; a row for each epoch."""
     options, device = settings.options, settings.device
     train = draw(0, options.per_class, device)
-    held_out = draw(1, 40, device)
+    held_out = draw(1, min(40, options.per_class), device)
     epochs, threads = options.epochs, settings.threads[-1]
     torch.set_num_threads(threads)
     for seed, name in itertools.product(options.seeds, options.implementations or NETWORKS):
