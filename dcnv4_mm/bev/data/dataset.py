@@ -41,7 +41,7 @@ CLASSES = (
     "truck",
 )
 _SCENE_FIELDS = ("scene_token", "frame_idx")
-_EXTEND = "extend the infos with tools/data/add_bevformerv2_infos.py"
+_EXTEND = "extend the infos with tools/dataset_converters/add_bevformerv2_infos.py"
 # Without scenes: consecutive samples further apart than this do not belong together.
 _MAX_SECONDS, _MAX_METRES = 1.2, 40.0
 _IMAGE_SIZE = (900, 1600)
@@ -141,7 +141,7 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
             raise ValueError(
                 f"{self.ann_file} has the format of mmdet3d 0.x: convert it with mmdet3d's "
                 f"tools/dataset_converters/update_infos_to_v2.py, then {_EXTEND}; or make it anew "
-                "with tools/data/prepare_nuscenes.py"
+                "with tools/dataset_converters/prepare_nuscenes.py"
             )
         version = content["metainfo"].get("version")
         if version != self._metainfo["version"]:
