@@ -60,6 +60,7 @@ class DeviceLimits(Structure):
         ("multiprocessors", c_int32),
         ("shared_per_multiprocessor", c_int32),
         ("shared_per_block", c_int32),
+        ("capability", c_int32),
     ]
 
 
@@ -73,11 +74,13 @@ class Tiling(Structure):
     _fields_ = [
         *[(name, c_int32) for name in ("threads", "points", "shared_bytes")],
         ("blocks", c_int64),
-        ("vectors", c_int32),
+        *[(name, c_int32) for name in ("vectors", "out_height", "out_width")],
+        *[(name, c_int32) for name in ("groups", "group_channels")],
         *[(f"tile_{name}", Divisor) for name in ("height", "width", "groups", "vectors")],
         *[(name, Divisor) for name in ("tiles_down", "tiles_across")],
         *[(name, Divisor) for name in ("group_slices", "vector_slices")],
         *[(name, Divisor) for name in ("tile_points", "kernel_points", "kernel_rows")],
+        ("window", c_uint32 * 14),
     ]
 
 
@@ -101,7 +104,7 @@ class ValueLaunch(Structure):
 
 # Multiprocessors and KiB of shared memory per multiprocessor and per block.
 DEVICES = {
-    f"sm_{name}": DeviceLimits(multiprocessors, shared << 10, block << 10)
+    f"sm_{name}": DeviceLimits(multiprocessors, shared << 10, block << 10, int(name))
     for name, multiprocessors, shared, block in (
         ("75", 40, 64, 64),
         ("80", 108, 164, 163),

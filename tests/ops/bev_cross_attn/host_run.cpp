@@ -18,10 +18,13 @@ void with_instance(const Params& p, Body body) {
 }
 
 void forward(const Params& p, const DeviceLimits& limits, std::mt19937& random) {
-  with_instance(p, [&](auto storage, auto vector) {
-    const Tiling t = choose_tiling(p, vector, limits);
-    run_blocks(t, random, [&](uint32_t block, HostTeam& team) {
-      forward_block<decltype(storage), vector>(p, geometry_of(p), t, block, team);
+  with_storage(p.dtype, [&](auto storage) {
+    using Storage = decltype(storage);
+    with_forward_channels<Storage>(p, vector_channels(p), [&](auto channels) {
+      const Tiling t = choose_tiling(p, channels, limits);
+      run_blocks(t, random, [&](uint32_t block, HostTeam& team) {
+        forward_block<Storage, channels>(p, geometry_of(p), t, block, team);
+      });
     });
   });
 }
@@ -45,12 +48,16 @@ void backward_value_owned(const Params& p, const DeviceLimits& limits, std::mt19
 }
 
 void backward_value_atomic(const Params& p, const DeviceLimits& limits, std::mt19937& random) {
-  with_instance(p, [&](auto storage, auto vector) {
+  const Spread spread = choose_spread(p.channels, p.dtype, vector_channels(p), limits);
+  with_storage(p.dtype, [&](auto storage) {
     using Storage = decltype(storage);
     std::vector<RealOf<Storage>> sums(p.batch * p.cameras * p.pixels * p.heads * p.channels);
-    const Tiling t = choose_tiling(p, vector, limits);
-    run_blocks(t, random, [&](uint32_t block, HostTeam& team) {
-      backward_value_atomic_block<Storage, vector>(p, geometry_of(p), t, block, sums.data(), team);
+    with_spread<Storage>(spread, [&](auto unit, auto units) {
+      const Tiling t = choose_tiling(p, unit * units, limits);
+      run_blocks(t, random, [&](uint32_t block, HostTeam& team) {
+        backward_value_atomic_block<Storage, unit, units>(p, geometry_of(p), t, block, sums.data(),
+                                                          team);
+      });
     });
     for (size_t i = 0; i < sums.size(); ++i)
       write(static_cast<Storage*>(p.grad_value) + i, sums[i]);

@@ -11,10 +11,10 @@ namespace {
 
 template <typename Storage>
 void forward(const Params& p, const DeviceLimits& limits, bool fast, std::mt19937& random) {
-  with_forward_instance<Storage>(p, fast, [&](auto vector, auto special, auto is_fast) {
-    const Tiling t = choose_tiling(p, vector, limits);
+  with_forward_instance<Storage>(p, fast, [&](auto vector, auto special, auto way) {
+    const Tiling t = choose_forward_tiling<special, way>(p, vector, limits);
     run_blocks(t, random, [&](uint32_t block, HostTeam& team) {
-      forward_block<Storage, vector, special, is_fast>(p, t, block, team);
+      forward_block<Storage, vector, special, way>(p, t, block, team);
     });
   });
 }
@@ -24,10 +24,10 @@ void backward_value_atomic(const Params& p, const DeviceLimits& limits, std::mt1
   using Real = RealOf<Storage>;
   const int64_t size = p.batch * p.height * p.width * p.groups * p.group_channels;
   std::vector<Real> sums(size);
-  with_vector<kWidestLoad / int(sizeof(Storage))>(vector_channels(p), [&](auto vector) {
-    const Tiling t = choose_tiling(p, vector, limits);
+  with_spread<Storage>(choose_spread(p, limits), [&](auto unit, auto units) {
+    const Tiling t = choose_tiling(p, unit * units, limits);
     run_blocks(t, random, [&](uint32_t block, HostTeam& team) {
-      backward_value_atomic_block<Storage, vector>(p, t, block, sums.data(), team);
+      backward_value_atomic_block<Storage, unit, units>(p, t, block, sums.data(), team);
     });
   });
   for (int64_t i = 0; i < size; ++i) write(static_cast<Storage*>(p.grad_value) + i, sums[i]);
@@ -97,7 +97,7 @@ void count_outputs(const Params* p, const Tiling* t, int32_t* counts) {
   for (int64_t block = 0; block < t->blocks; ++block) {
     const Tile tile = tile_of(*t, static_cast<uint32_t>(block));
     for (int32_t thread = 0; thread < t->threads; ++thread) {
-      const Item item = item_of<1>(*p, *t, tile, thread);
+      const Item item = item_of<1>(*t, tile, thread);
       if (!item.exists) continue;
       const int64_t pixel =
           (tile.image * p->out_height + item.pair.row) * p->out_width + item.pair.column;

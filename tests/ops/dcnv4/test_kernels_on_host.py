@@ -28,20 +28,20 @@ from dcnv4_problems import (
 from helpers import ROOT
 
 
-@pytest.fixture(params=["default", "deterministic", "atomic"])
+@pytest.fixture(params=["whole", "parts", "atomic"])
 def run(host, request):
     """One way to the gradient of value each: whole images, parts of images, atomic additions."""
-    tiny = host.on(TINY_DEVICE)
     return {
-        "default": host.run,
-        "deterministic": tiny.run_deterministic,
-        "atomic": tiny.run,
+        "whole": host.run_deterministic,
+        "parts": host.on(TINY_DEVICE).run_deterministic,
+        "atomic": host.run,
     }[request.param]
 
 
 def test_every_way_to_the_gradient_of_value_on_host(host):
     params, _ = params_of(make_problem(size=(12, 13)))
-    whole = host.value_launch(params, False)
+    assert host.value_launch(params, False).mode == ValueLaunch.ATOMIC
+    whole = host.value_launch(params, True)
     assert (whole.mode, whole.ownership.ranges.value) == (ValueLaunch.OWNED, 1)
     tiny = host.on(TINY_DEVICE)
     assert tiny.value_launch(params, False).mode == ValueLaunch.ATOMIC
@@ -72,11 +72,21 @@ def test_random_problems_on_every_device_on_host(host, device):
         check_against_reference(random_problem(seed), host.on(DEVICES[device]).run_deterministic)
 
 
+WIDTHS = [1, 2, 4, 6, 8, 12, 16, 48, 80, 129, 2560]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [1, 2, 4, 6, 8, 12, 16, 48, 80, 129, 2560])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_group_widths_on_host(width, dtype, run):
     """Hazard 8: widths that are no power of two, or more than a block has threads for."""
     check_against_reference(make_problem(size=(4, 5), width=width, dtype=dtype), run)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_atomic_additions_of_single_numbers_on_host(host, width):
+    """As on devices before compute capability 9.0."""
+    problem = make_problem(size=(4, 5), width=width, dtype=torch.float32)
+    check_against_reference(problem, host.on(TINY_DEVICE).run)
 
 
 # Stages of FlashInternImage: edge of the map, groups. Widths of groups are 16.
@@ -257,10 +267,10 @@ def test_same_bits_on_every_device_on_host(host):
         assert torch.equal(grad_offset_mask, first[2])
 
 
-def test_only_the_gradients_that_are_needed_on_host(host, run):
+def test_only_the_gradients_that_are_needed_on_host(host):
     problem = make_problem(dtype=torch.float32)
-    grad_value, grad_offset_mask = host.backward(problem)
-    only_value, untouched = host.backward(problem, need_offset_mask=False)
+    grad_value, grad_offset_mask = host.backward(problem, deterministic=True)
+    only_value, untouched = host.backward(problem, deterministic=True, need_offset_mask=False)
     assert torch.equal(only_value, grad_value)
     assert untouched.isnan().all()
     untouched, only_offset_mask = host.backward(problem, need_value=False)

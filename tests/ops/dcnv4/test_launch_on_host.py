@@ -123,15 +123,20 @@ def test_small_problems_reach_all_multiprocessors_on_host(host):
     assert tiling.blocks >= 2 * host.limits.multiprocessors
 
 
-def test_whole_images_of_classification_are_owned_on_host(host):
-    """Neither atomic additions nor a workspace for maps of 7 to 28 pixels."""
-    for size in (7, 14, 28):
-        params = params_for(
-            dtype=2, batch=64, out_height=size, out_width=size, groups=16, group_channels=16
-        )
-        launch = host.value_launch(params, False)
-        assert launch.mode == ValueLaunch.OWNED
-        assert launch.ownership.ranges.value == 1
+@pytest.mark.parametrize(
+    ("batch", "size", "groups", "owned"),
+    [(64, 7, 32, True), (64, 14, 16, False), (64, 28, 8, False), (1, 14, 16, False)],
+)
+def test_images_are_owned_where_that_is_faster_on_host(host, batch, size, groups, owned):
+    """Many small images, but neither few blocks nor many owners, each of which sees all points."""
+    params = params_for(
+        dtype=2, batch=batch, out_height=size, out_width=size, groups=groups, group_channels=16
+    )
+    launch = host.value_launch(params, False)
+    assert launch.mode == (ValueLaunch.OWNED if owned else ValueLaunch.ATOMIC)
+    launch = host.value_launch(params, True)
+    assert launch.mode == ValueLaunch.OWNED
+    assert launch.ownership.ranges.value == 1
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 9, 10, 64, 641, 2**16 + 1, 2**31 - 1])
