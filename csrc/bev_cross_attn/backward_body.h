@@ -22,10 +22,10 @@ DCNV4_MM_DEVICE RealOf<Storage> backward_point(const Params& p, const Geometry& 
                                                const Tiling& t, const Pair& pair, int32_t k,
                                                RealOf<Storage> weight) {
   using Real = RealOf<Storage>;
-  const Origin origin = origin_of(geometry, t.level_points, k);
   PointGrad<Real> sum{};
   for (int32_t camera = 0; camera < p.cameras; ++camera) {
     if (!is_hit(p, pair, camera)) continue;
+    const Origin origin = origin_of(geometry, t.level_points, k);
     const auto point =
         locate_point<Storage>(p, origin.level, origin.number, pair, camera, k, weight);
     if (!point.inside) continue;

@@ -157,17 +157,19 @@ template <int count>
 DCNV4_MM_DEVICE void atomic_add(float* address, const float* numbers) {
   const size_t global = __cvta_generic_to_global(address);
 #if __CUDA_ARCH__ >= 900
-  if constexpr (count % 4 == 0) {
-    for (int i = 0; i < count; i += 4) {
+  constexpr bool wide = count % 4 == 0;
+#else
+  constexpr bool wide = false;
+#endif
+  for (int i = 0; i < count; i += wide ? 4 : 1) {
+    if constexpr (wide) {
       asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global + 4 * i),
                    "f"(numbers[i]), "f"(numbers[i + 1]), "f"(numbers[i + 2]), "f"(numbers[i + 3])
                    : "memory");
+    } else {
+      asm volatile("red.global.add.f32 [%0], %1;" ::"l"(global + 4 * i), "f"(numbers[i])
+                   : "memory");
     }
-    return;
-  }
-#endif
-  for (int i = 0; i < count; ++i) {
-    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(global + 4 * i), "f"(numbers[i]) : "memory");
   }
 }
 template <int count>
