@@ -12,6 +12,8 @@ export OMP_WAIT_POLICY := PASSIVE
 
 # Tests never reach a package index.
 PYTEST := PIP_NO_INDEX=1 $(BIN)/pytest
+# Processes of `make test`, each with one thread and up to 4 GB of memory.
+TEST_JOBS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
 # Of the installation; Python files, configs and tools are used where they are. Folders are listed
 # too: their time changes when a file in them is deleted.
@@ -49,7 +51,7 @@ quickstart: install ## train and evaluate a small Mask R-CNN on generated images
 	$(BIN)/python tools/quickstart.py
 
 test: install ## run the tests of this clone
-	$(PYTEST) -m "not mim and not export"
+	$(PYTEST) --numprocesses $(TEST_JOBS) --dist loadgroup -m "not mim and not export"
 
 # What ring 1 and bev promise, and the rest.
 INNER := --include='*/dcnv4_mm/ops/*,*/dcnv4_mm/layers/*,*/dcnv4_mm/backbones/*,*/dcnv4_mm/checkpoints/*,*/dcnv4_mm/bev/*'
