@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,43 @@ def test_model_zoo_is_what_the_metafiles_say():
     zoo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(zoo)
     assert (ROOT / "docs" / "model_zoo.md").read_text() == zoo.model_zoo()
+
+
+def results(page: Path) -> dict[str, list[str]]:
+    """The numeric cells of a page's result tables, by the config that their row links."""
+    found = {}
+    for line in page.read_text().splitlines():
+        if line.startswith("| ") and (config := re.search(r"\[config\]\(([^)]+)\)", line)):
+            cells = [cell.strip() for cell in line.split("|")]
+            found[config[1]] = [cell for cell in cells if re.fullmatch(r"\d+\.\d+", cell)]
+    return found
+
+
+def test_results_in_the_readmes_are_those_of_the_metafiles():
+    models = {
+        model["Config"]: model
+        for path in ROOT.glob("configs/*/metafile.yml")
+        for model in yaml.safe_load(path.read_text())["Models"]
+    }
+    shown = results(ROOT / "README.md")
+    assert len(shown) > 20
+    for config, figures in shown.items():
+        metrics = [v for result in models[config]["Results"] for v in result["Metrics"].values()]
+        assert figures == [str(value) for value in metrics], config
+        assert {result["Source"] for result in models[config]["Results"]} == {"paper"}
+
+
+def test_the_readmes_have_the_same_content():
+    pages = [ROOT / "README.md", ROOT / "README_zh-CN.md"]
+    assert results(pages[0]) == results(pages[1])
+    sections, codes = zip(
+        *((re.findall("^##+ ", p.read_text(), re.M), BLOCK.findall(p.read_text())) for p in pages),
+        strict=True,
+    )
+    assert len(sections[0]) == len(sections[1])
+    # But for comments.
+    without = [[(kind, re.sub("#.*", "", code)) for kind, code in blocks] for blocks in codes]
+    assert without[0] == without[1]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -99,8 +137,7 @@ def accept(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
             patch.setattr(sys, "argv", [str(script), *arguments])
-            for folder in (script.parent, ROOT / "tools"):
-                patch.syspath_prepend(str(folder))
+            patch.syspath_prepend(str(script.parent))
             with pytest.raises(Accepted):
                 runpy.run_path(str(script), run_name="__main__")
 
@@ -108,7 +145,7 @@ def accept(monkeypatch):
 
 
 def tool(name):
-    (script,) = [*ROOT.glob(f"tools/{name}.py"), *ROOT.glob(f"tools/data/{name}.py")]
+    (script,) = ROOT.glob(f"tools/**/{name}.py")
     return script
 
 
@@ -119,7 +156,7 @@ def test_commands_are_accepted(page, accept):
     targets = set(re.findall(r"^([a-z-]+):|\b(trial-\w+)", makefile, re.MULTILINE))
     for words in commands(page):
         script = next(
-            (w for w in words if re.fullmatch(r"(tools|benchmarks)/\w[\w/]*\.py", w)), None
+            (w for w in words if re.fullmatch(r"(tools|dev|benchmarks)/\w[\w/]*\.py", w)), None
         )
         if words[:1] == ["make"]:
             assert set(words[1:]) <= {name for pair in targets for name in pair}
@@ -131,7 +168,7 @@ def test_commands_are_accepted(page, accept):
                 accept(tool(words[1]), [given["config"], *checkpoint, *given["other_args"]])
             elif words[1] == "run" and given["other_args"]:
                 accept(tool(given["command"]), given["other_args"])
-        elif script and script != "tools/NAME.py":
+        elif script and script != "tools/FOLDER/NAME.py":
             before, after = words[: words.index(script)], words[words.index(script) + 1 :]
             if "torchrun" in before:
                 options = before[before.index("torchrun") + 1 :]

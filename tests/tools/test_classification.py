@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 T = "flash_intern_image_t_1k_224"
 NANO = next(ROOT.glob("configs/quickstart/flash-internimage-nano*.py"))
-EXAMPLE = next(ROOT.glob("examples/fine_tune_classifier/*.py"))
+EXAMPLE = next(ROOT.glob("configs/classification/*_own-data-224.py"))
 SIZES = [(300, 200), (97, 130), (224, 224), (225, 500), (640, 251), (64, 64)]
 
 # The original's test transform.
@@ -141,12 +140,15 @@ def pictures(tmp_path_factory):
     """A folder with one picture of each class to train on, and one held out."""
     folder = tmp_path_factory.mktemp("pictures")
     sizes = ("--num-train", 1, "--num-val", 1)
-    run(TOOLS / "data/mini_imagenet.py", "data/my_pictures", *sizes, cwd=folder)
+    run(ROOT / "dev/generators/mini_imagenet.py", "data/my_pictures", *sizes, cwd=folder)
     return folder
 
 
 def test_fine_tuning_example(pictures, released):
-    shutil.copy(EXAMPLE, pictures)
+    classes = tuple(sorted(p.name for p in (pictures / "data/my_pictures/train").iterdir()))
+    text = EXAMPLE.read_text().replace("data/own", "data/my_pictures")
+    text = re.sub(r"^classes = .*$", f"classes = {classes}", text, flags=re.MULTILINE)
+    (pictures / EXAMPLE.name).write_text(text)
     options = [*no_workers("train", "val"), "train_cfg.max_epochs=1", f"load_from={released}"]
     options += ["train_dataloader.batch_size=5", "default_hooks.logger.interval=1"]
     train = (TOOLS / "train.py", EXAMPLE.name, "--work-dir", "out")
@@ -158,7 +160,12 @@ def test_fine_tuning_example(pictures, released):
     assert saved["state_dict"]["head.head.weight"].shape == (10, 768)
     assert saved["meta"]["dataset_meta"]["classes"][0] == "cold_box"
 
-    demo = (TOOLS / "demo.py", "data/my_pictures/val/cold_box", EXAMPLE.name, "out/epoch_1.pth")
+    demo = (
+        TOOLS / "visualization/demo.py",
+        "data/my_pictures/val/cold_box",
+        EXAMPLE.name,
+        "out/epoch_1.pth",
+    )
     said = run(*demo, "--out-dir", "painted", cwd=pictures)
     assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
     assert (pictures / "painted/cold_box_00001.png").is_file()
