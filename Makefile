@@ -87,7 +87,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion \
+TRIALS := trial-offsets trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion \
 	trial-diffusion
 
 trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino
