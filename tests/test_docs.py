@@ -44,6 +44,15 @@ def test_links_lead_somewhere(page):
     assert broken == []
 
 
+def test_paths_on_the_map_exist():
+    """Capitals stand for a name of one's own."""
+    text = BLOCK.sub("", (ROOT / "docs" / "contributing_map.md").read_text())
+    paths = re.findall(r"`((?:csrc|dcnv4_mm|configs|tools|dev|tests|docs)/[^` ]*)`", text)
+    assert len(paths) > 20
+    missing = [path for path in paths if not (re.search("[A-Z]{4}", path) or list(ROOT.glob(path)))]
+    assert missing == []
+
+
 def test_model_zoo_is_what_the_metafiles_say():
     """`python docs/make_model_zoo.py` writes it."""
     spec = importlib.util.spec_from_file_location("zoo", ROOT / "docs" / "make_model_zoo.py")

@@ -194,7 +194,7 @@ download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
 """
     names = [path.stem for path in (*ROOT.glob("configs/classification/*.py"), NANO)]
     run("-c", code, tmp_path, *names, cwd=tmp_path)
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         assert "dcnv4_mm.FlashInternImage" in (tmp_path / f"{name}.py").read_text()
     urls = sorted(path.read_text() for path in tmp_path.glob("*.pth"))
