@@ -50,7 +50,7 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## make .venv: pinned wheels, and this clone with its compiled kernels
 
-quickstart: install ## train and evaluate a small Mask R-CNN on generated images through mim
+quickstart: install ## train and evaluate a small detector on generated images through mim
 	$(BIN)/python dev/quickstart.py
 
 test: install ## run the tests of this clone
