@@ -230,7 +230,7 @@ def broken(**changes):
         (broken(bias="text"), r"plain tensors.*: patch_embed\.conv1\.bias"),
         (broken(bias=torch.zeros(16).to_sparse()), "plain tensors"),
         (broken(bias=torch.zeros(16, device="meta")), "plain tensors"),
-        ({**broken(), 7: torch.zeros(1)}, "plain tensors by name.*: 7"),
+        ({**broken(), 7: torch.zeros(1)}, "plain tensors.*: 7"),
         ({}, "holds no weights"),
         ({"state_dict": {}}, "holds no weights"),
         ({"epoch": 3, "optimizer": {}}, "epoch, optimizer"),

@@ -8,8 +8,8 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from dcnv4_mm.engine.atomic_writes import find_complete_checkpoint
 from dcnv4_mm.engine.mmengine_io import install
-from dcnv4_mm.engine.saving import find_whole_checkpoint
 from dcnv4_mm.registry import HOOKS
 
 __all__ = ["SafeCheckpointHook"]
@@ -50,7 +50,7 @@ class SafeCheckpointHook(CheckpointHook):
         chosen: list[str | ValueError | None] = [None]
         if is_main_process():
             try:
-                chosen = [find_whole_checkpoint(runner.work_dir, self.filename_tmpl.format("*"))]
+                chosen = [find_complete_checkpoint(runner.work_dir, self.filename_tmpl.format("*"))]
             except ValueError as error:
                 chosen = [error]
         broadcast_object_list(chosen)

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.loading import match_state_dict
 from dcnv4_mm.engine.mmengine_io import install
 from dcnv4_mm.registry import HOOKS
 
@@ -50,7 +50,7 @@ class StrictLoadHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         try:
-            weights, report = fit(model, checkpoint, allow=self.allow)
+            weights, report = match_state_dict(model, checkpoint, allow=self.allow)
         except ValueError as error:
             file = runner._load_from or "the checkpoint"
             raise ValueError(

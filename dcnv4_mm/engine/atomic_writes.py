@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 
 from dcnv4_mm.engine.checkpoint_io import load_from_local
 
-__all__ = ["AtomicLocalBackend", "find_whole_checkpoint"]
+__all__ = ["AtomicLocalBackend", "find_complete_checkpoint"]
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -51,7 +51,7 @@ class AtomicLocalBackend(LocalBackend):
             ) from error
 
 
-def find_whole_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str | None:
+def find_complete_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str | None:
     """Finds the latest checkpoint of a run from which training can go on.
 
     Args:
