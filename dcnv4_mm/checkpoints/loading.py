@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
 from dcnv4_mm.checkpoints.files import read_file
 from dcnv4_mm.checkpoints.flash_intern_image import is_dcnv3, is_head, is_layer_scale
+from dcnv4_mm.checkpoints.identify import identify
 from dcnv4_mm.checkpoints.key_mappings import (
     CLASSIFIER,
     FLASH_INTERN_IMAGE,
@@ -145,9 +146,13 @@ def match_state_dict(
     )
     if not report.fits:
         backbones = [prefix for prefix, mapping in mappings if mapping is FLASH_INTERN_IMAGE]
+        meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
         raise ValueError(
             f"the checkpoint does not fit this {type(model).__name__}, which is unchanged.\n"
-            f"{report}\n{_advice(report, backbones)}"
+            f"{report}\n"
+            f"The file holds {identify(strip_wrappers(weights), meta)}.\n"
+            f"The model is {identify(own)}.\n"
+            f"{_advice(report, backbones)}"
         )
     filled = {key: converted[key] if key in report.loaded else own[key] for key in own}
     return filled, report

@@ -85,7 +85,7 @@ def test_a_damaged_file(load, content):
 
 @pytest.mark.parametrize(("kind", "mode"), [(np.uint8, "RGB"), (np.uint16, None)])
 def test_more_than_eight_bits_or_channels(load, kind, mode):
-    with pytest.raises(ValueError, match="labels.png.*8 bits"):
+    with pytest.raises(ValueError, match=r"labels\.png.*8 bits"):
         load(labels_of(1, 2).astype(kind), mode=mode)
 
 
