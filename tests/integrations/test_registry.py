@@ -1,6 +1,8 @@
 """Classes of this package as a config names them."""
 
 import importlib.util
+import sys
+from importlib.machinery import PathFinder
 
 import mmengine.registry
 import pytest
@@ -8,11 +10,12 @@ import torch
 from helpers import ROOT
 from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS, Registry, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from dcnv4_mm import backbones
 from dcnv4_mm.integrations import _hosts
 from dcnv4_mm.layers import LN2d
+from dcnv4_mm.registry import MODELS as DCNV4_MM_MODELS
 
 
 @pytest.mark.parametrize("scope", ["mmengine", "mmdet", "mmseg"])
@@ -167,3 +170,16 @@ def test_test_time_augmentation_of_an_inherited_config_is_the_hosts(host, config
     assert kind.__module__.startswith(f"{host}.")
     model = look_up(MODELS, child.tta_model.get("_scope_"), child.tta_model.type)
     assert model.__module__.startswith(f"{host}.")
+
+
+def test_a_missing_host_of_an_inherited_config_is_named_with_its_extra(monkeypatch):
+    for name in ("mmseg", "mmseg.registry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    # Found nowhere, as where it is not installed.
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    monkeypatch.setattr(DefaultScope, "_instance_dict", {})
+    init_default_scope("mmseg")
+    with pytest.raises(ImportError, match=r"mmseg.*dcnv4_mm\[mmseg\]"):
+        DCNV4_MM_MODELS.get("UPerHead")
