@@ -186,13 +186,12 @@ class TimmFlashInternImage(FlashInternImage):
         if isinstance(indices, int):
             wanted = list(range(count - indices, count))
         else:
-            wanted = sorted(range(count) if indices is None else (i % count for i in indices))
-        outside = not isinstance(indices, int) and any(
-            not -count <= i < count for i in indices or ()
-        )
-        if not wanted or wanted[0] < 0 or outside:
+            wanted = (
+                list(range(count)) if indices is None else [i + count * (i < 0) for i in indices]
+            )
+        if not wanted or not all(0 <= stage < count for stage in wanted):
             raise ValueError(f"indices: expected stages in 0..{count - 1}, got {indices}")
-        return wanted
+        return sorted(wanted)
 
 
 def _filter(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Draws the pictures of the operators' pages into docs/images.
+"""Draws the figures of the operators' pages into docs/images.
 
-python docs/make_pictures.py
+python docs/make_figures.py
 """
 
 from pathlib import Path
