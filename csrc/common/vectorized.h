@@ -84,7 +84,11 @@ template <int count, typename Storage>
 DCNV4_MM_DEVICE void store_words(Storage* address, const Words<Storage, count>& v) {
   constexpr int bytes = Words<Storage, count>::bytes;
   if constexpr (bytes == 16) {
-    *reinterpret_cast<uint4*>(address) = make_uint4(v.words[0], v.words[1], v.words[2], v.words[3]);
+    // An assignment is not always compiled to one store.
+    asm volatile(
+        "st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)),
+        "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3])
+        : "memory");
   } else if constexpr (bytes == 8) {
     *reinterpret_cast<uint2*>(address) = make_uint2(v.words[0], v.words[1]);
   } else if constexpr (bytes == 4) {
