@@ -58,9 +58,15 @@ def output_size(
 ) -> tuple[int, int]:
     """Rows and columns of the output, as for a convolution. All arguments are (rows, columns)."""
     # Written out, as a loop takes longer than all other checks of a call.
-    height = input_size[0] + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1
-    width = input_size[1] + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1
-    return height // stride[0] + 1, width // stride[1] + 1
+    height, width = input_size
+    kernel_y, kernel_x = kernel_size
+    stride_y, stride_x = stride
+    padding_y, padding_x = padding
+    dilation_y, dilation_x = dilation
+    return (
+        (height + 2 * padding_y - dilation_y * (kernel_y - 1) - 1) // stride_y + 1,
+        (width + 2 * padding_x - dilation_x * (kernel_x - 1) - 1) // stride_x + 1,
+    )
 
 
 def offset_rows(groups: int, points: int) -> Tensor:
