@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from bev_cross_attn_problems import make_problem
+from ops.bev_cross_attn.problems import make_problem
 
 import dcnv4_mm.ops.functional  # noqa: F401  (defines and loads the operators)
 

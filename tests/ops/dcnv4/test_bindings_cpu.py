@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 
-import dcnv4_problems
 import pytest
 import torch
+from ops.dcnv4 import problems as dcnv4_problems
 
 import dcnv4_mm.ops.functional  # noqa: F401  (defines and loads the operators)
 
