@@ -7,7 +7,7 @@ through a layer at a time, doubled for the attention to the BEV; offsets are pre
 query, then each camera samples for the list of queries that it sees. Times are of the forward of
 six layers in inference, and of forward and backward of one. Memory is what the forward of one keeps
 for the backward pass beside its inputs and parameters, as autograd counts it and as the process
-grows, in relation to the plain path of ``dcnv4_mm/bev/layers/reference.py``.
+grows, in relation to the plain path of ``tests/bev/encoder_oracle.py``.
 """
 
 import argparse
@@ -18,16 +18,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from bev_encoder import kept_bytes, make_encoder, make_inputs
+from bev_encoder import encoder_oracle, kept_bytes, make_encoder, make_inputs
 from measure import RESULTS, Record, held_bytes, ratio
 from torch import Tensor, nn
 
-from dcnv4_mm.bev.layers import reference
 from dcnv4_mm.bev.layers.attention import (
-    BEVSelfAttention,
-    CameraHits,
     DeformableSampling,
     SpatialCrossAttention,
+    TemporalSelfAttention,
 )
 from dcnv4_mm.bev.layers.encoder import BEVEncoder, BEVEncoderLayer
 from dcnv4_mm.ops.functional import backend_info, ms_deform_attn
@@ -53,24 +51,31 @@ class ListedLayer(nn.Module):
 
     def forward(
         self,
-        bev: Tensor,
-        position: tuple[Tensor, Tensor],
-        references: Tensor,
-        shape: tuple[int, int],
-        maps: Tensor,
-        map_shapes: Shapes,
-        hits: CameraHits,
+        bev_queries: Tensor,
+        bev_pos: tuple[Tensor, Tensor],
+        reference_points: Tensor,
+        bev_shape: tuple[int, int],
+        features: Tensor,
+        spatial_shapes: Shapes,
+        reference_points_cam: Tensor,
+        bev_mask: Tensor,
         out: Tensor | None = None,
     ) -> Tensor:
-        look_around, look_at_cameras = self.layer.attentions
+        self_attn, cross_attn = self.layer.attentions
         norms = self.layer.norms
-        bev = norms[0](_look_around(look_around, bev, self.position, references, shape))
-        bev = norms[1](_look_at_cameras(look_at_cameras, bev, maps, map_shapes, hits))
-        return norms[2](self.layer.ffns[0](bev))
+        x = norms[0](
+            _self_attention(self_attn, bev_queries, self.position, reference_points, bev_shape)
+        )
+        x = norms[1](
+            _cross_attention(
+                cross_attn, x, features, spatial_shapes, reference_points_cam, bev_mask
+            )
+        )
+        return norms[2](self.layer.ffns[0](x))
 
 
-def _look_around(
-    attention: BEVSelfAttention,
+def _self_attention(
+    attention: TemporalSelfAttention,
     bev: Tensor,
     position: Tensor,
     references: Tensor,
@@ -82,21 +87,26 @@ def _look_around(
     # The two maps of the queue are the same: [B, Q, G, 1, 2 * P, ...].
     offsets, weights = offsets.flatten(3, 4).unsqueeze(3), weights.flatten(3, 4).unsqueeze(3)
     locations = _locations(references[:, None, None, None], offsets, [shape])
-    output = ms_deform_attn(attention.value(bev), [shape], locations, weights)
+    output = ms_deform_attn(attention.project_value(bev), [shape], locations, weights)
     return bev + attention.output_proj(output)
 
 
-def _look_at_cameras(
-    attention: SpatialCrossAttention, bev: Tensor, maps: Tensor, shapes: Shapes, hits: CameraHits
+def _cross_attention(
+    attention: SpatialCrossAttention,
+    bev: Tensor,
+    maps: Tensor,
+    shapes: Shapes,
+    reference_points_cam: Tensor,
+    bev_mask: Tensor,
 ) -> Tensor:
     sampling: DeformableSampling = attention.deformable_attention
     offsets, logits = sampling.unpack(sampling.predict_packed(bev))
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
-    value = sampling.value(maps)
+    value = sampling.project_value(maps)
     slots = value.new_zeros(bev.shape)
-    for sample, camera in torch.cartesian_prod(*map(torch.arange, hits.seen.shape[:2])):
-        queries = hits.seen[sample, camera].nonzero()[:, 0]
-        pillars = hits.references[sample, camera, queries]
+    for sample, camera in torch.cartesian_prod(*map(torch.arange, bev_mask.shape[:2])):
+        queries = bev_mask[sample, camera].nonzero()[:, 0]
+        pillars = reference_points_cam[sample, camera, queries]
         # [hits, P, 2], the pillar's points varying fastest
         pillars = pillars.repeat(1, sampling.num_points // pillars.shape[1], 1)
         output = ms_deform_attn(
@@ -106,7 +116,7 @@ def _look_at_cameras(
             weights[sample, queries].unsqueeze(0),
         )
         slots[sample].index_add_(0, queries, output[0])
-    counts = hits.seen.sum(1).clamp(min=1).unsqueeze(-1)
+    counts = bev_mask.sum(1).clamp(min=1).unsqueeze(-1)
     return bev + attention.output_proj(slots / counts)
 
 
@@ -117,7 +127,7 @@ def _locations(references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
 
 def with_lists(encoder: BEVEncoder, position: tuple[Tensor, Tensor]) -> BEVEncoder:
     """A copy of an encoder for evaluation that does not use the operator."""
-    encoder, cells = copy.deepcopy(encoder), reference.position_of_cells(*position)
+    encoder, cells = copy.deepcopy(encoder), encoder_oracle.cell_encodings(*position)
     encoder.layers = nn.ModuleList(ListedLayer(layer, cells) for layer in encoder.layers)
     return encoder
 
@@ -150,7 +160,7 @@ def main() -> None:
 
     def make_contenders(num_layers: int) -> dict[str, BEVEncoder]:
         fused = make_encoder(num_layers)
-        return {FUSED: fused, LISTS: with_lists(fused, inputs["position"])}
+        return {FUSED: fused, LISTS: with_lists(fused, inputs["bev_pos"])}
 
     whole, layer = make_contenders(6), make_contenders(1)
     row = dict(benchmark="bev_encoder", dtype="float32")
@@ -185,9 +195,9 @@ def main() -> None:
                 )
 
     given = [x for x in inputs.values() if isinstance(x, Tensor)]
-    given += [*inputs["position"], *layer[FUSED].parameters()]
+    given += [*inputs["bev_pos"], *layer[FUSED].parameters()]
     layers = {name: lambda e=encoder: e(**inputs) for name, encoder in layer.items()}
-    layers[PLAIN] = lambda: reference.encode(layer[FUSED], **inputs)
+    layers[PLAIN] = lambda: encoder_oracle.encode(layer[FUSED], **inputs)
     for name, count in (
         ("kept by autograd", lambda forward: kept_bytes(forward, given)),
         ("held by the process", held_bytes),

@@ -2,7 +2,7 @@
 
     python benchmarks/bev_encoder.py --threads 2
 
-The plain path is ``dcnv4_mm/bev/layers/reference.py``, whose sampling is grid_sample. One of the
+The plain path is ``tests/bev/encoder_oracle.py``, whose sampling is grid_sample. One of the
 six layers is measured, without a gradient for the time and with one for what it keeps for the
 backward pass, its inputs among that; without a gradient six share the memory that one asks for.
 """
@@ -10,14 +10,18 @@ backward pass, its inputs among that; without a gradient six share the memory th
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
-from dcnv4_mm.bev.layers import reference
 from dcnv4_mm.bev.layers.encoder import BEVEncoder
 from dcnv4_mm.ops.functional import backend_info
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from bev import encoder_oracle
 
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 IMAGE_SIZE = (640, 1600)
@@ -57,10 +61,10 @@ def make_inputs(shrink: int = 1) -> dict[str, object]:
     sides = [side // shrink for side in IMAGE_SIZE]
     shapes = [(math.ceil(sides[0] / s), math.ceil(sides[1] / s)) for s in STRIDES]
     return dict(
-        bev=torch.randn(1, 40000, 256),
-        position=(torch.randn(200, 128), torch.randn(200, 128)),
-        maps=torch.randn(1, 6, sum(h * w for h, w in shapes), 256),
-        map_shapes=shapes,
+        bev_queries=torch.randn(1, 40000, 256),
+        bev_pos=(torch.randn(200, 128), torch.randn(200, 128)),
+        features=torch.randn(1, 6, sum(h * w for h, w in shapes), 256),
+        spatial_shapes=shapes,
         lidar_to_image=camera_matrices(),
         image_size=IMAGE_SIZE,
     )
@@ -69,7 +73,7 @@ def make_inputs(shrink: int = 1) -> dict[str, object]:
 def make_contenders() -> dict[str, Callable[[], torch.Tensor]]:
     encoder, inputs = make_encoder(), make_inputs()
     return {
-        "plain": lambda: reference.encode(encoder, **inputs),
+        "plain": lambda: encoder_oracle.encode(encoder, **inputs),
         "ours": lambda: encoder(**inputs),
     }
 

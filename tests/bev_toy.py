@@ -97,5 +97,5 @@ def images(batch=1, frames=3, seed=0):
     return torch.randn(batch, frames * 6, 3, *SIZE, generator=generator)
 
 
-def losses_of(detector, pictures, samples):
-    return detector.loss(dict(imgs=pictures), samples)
+def losses_of(detector, imgs, samples):
+    return detector.loss(dict(imgs=imgs), samples)

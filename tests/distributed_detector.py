@@ -23,8 +23,8 @@ class Losses(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, pictures, samples):
-        return sum(self.detector.loss(dict(imgs=pictures), samples).values())
+    def forward(self, imgs, samples):
+        return sum(self.detector.loss(dict(imgs=imgs), samples).values())
 
 
 def make_detector():
@@ -41,8 +41,8 @@ def make_batch():
     return images(batch=2), [sample(valid=(False, True, True)), sample(mono=0, turn=0.3)]
 
 
-def gradients(model, pictures, samples):
-    model(pictures, samples).backward()
+def gradients(model, imgs, samples):
+    model(imgs, samples).backward()
     named = model.module if isinstance(model, DistributedDataParallel) else model
     return {n: p.grad for n, p in named.named_parameters() if p.requires_grad}
 
@@ -50,8 +50,8 @@ def gradients(model, pictures, samples):
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    pictures, samples = make_batch()
-    shard = pictures[rank : rank + 1], samples[rank : rank + 1]
+    imgs, samples = make_batch()
+    shard = imgs[rank : rank + 1], samples[rank : rank + 1]
     # Without the search for unused parameters: each gets a gradient in each process.
     result = gradients(DistributedDataParallel(make_detector()), *shard)
     torch.save(result, f"{sys.argv[1]}/{rank}.pt")

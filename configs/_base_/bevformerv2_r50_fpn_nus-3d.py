@@ -57,15 +57,18 @@ model = dict(
 )
 
 frame_pipeline = [
-    dict(type="dcnv4_mm.LoadCameras"),
+    dict(type="dcnv4_mm.LoadMultiViewImageFromFiles"),
     dict(
-        type="dcnv4_mm.CropResizeFlip",
+        type="dcnv4_mm.ResizeCropFlipImage",
         heights=[512, 544, 576, 608, 640, 672, 704, 736, 768],
         flip_prob=0.5,
     ),
-    dict(type="dcnv4_mm.PhotometricDistortion"),
+    dict(type="dcnv4_mm.PhotoMetricDistortionMultiViewImage"),
 ]
-test_frame_pipeline = [dict(type="dcnv4_mm.LoadCameras"), dict(type="dcnv4_mm.CropResizeFlip")]
+test_frame_pipeline = [
+    dict(type="dcnv4_mm.LoadMultiViewImageFromFiles"),
+    dict(type="dcnv4_mm.ResizeCropFlipImage"),
+]
 train_pipeline = [
     dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True),
     dict(type="dcnv4_mm.BEVAugmentation"),
@@ -73,9 +76,9 @@ train_pipeline = [
     # Also takes out what belongs to no class (label -1).
     dict(type="ObjectNameFilter", classes=class_names),
     dict(type="dcnv4_mm.MonoTargets"),
-    dict(type="dcnv4_mm.PackBEVInputs"),
+    dict(type="dcnv4_mm.Pack3DDetInputs"),
 ]
-test_pipeline = [dict(type="dcnv4_mm.PackBEVInputs")]
+test_pipeline = [dict(type="dcnv4_mm.Pack3DDetInputs")]
 
 cameras = ["FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT"]
 dataset = dict(

@@ -31,8 +31,8 @@ data_root = "data/synthetic_nuscenes/"
 ann_file = "bevformerv2_infos_val.pkl"
 version = dict(version="v1.0-mini")
 frame_pipeline = [
-    dict(type="dcnv4_mm.LoadCameras"),
-    dict(type="dcnv4_mm.CropResizeFlip", heights=[96]),
+    dict(type="dcnv4_mm.LoadMultiViewImageFromFiles"),
+    dict(type="dcnv4_mm.ResizeCropFlipImage", heights=[96]),
 ]
 dataset = dict(data_root=data_root, metainfo=version, frames=frames, frame_pipeline=frame_pipeline)
 train_dataloader = dict(
@@ -45,7 +45,7 @@ train_dataloader = dict(
             dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
             dict(type="ObjectNameFilter", classes={{_base_.class_names}}),
             dict(type="dcnv4_mm.MonoTargets"),
-            dict(type="dcnv4_mm.PackBEVInputs"),
+            dict(type="dcnv4_mm.Pack3DDetInputs"),
         ],
         **dataset,
     ),

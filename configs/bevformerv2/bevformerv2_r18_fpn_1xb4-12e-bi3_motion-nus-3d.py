@@ -1,11 +1,11 @@
 # Three frames, to compare with the single one of bevformerv2_r18_fpn_1xb4-12e-t1_motion-nus-3d:
-# scenes in which no single picture tells how fast an object is (make trial-motion).
+# scenes in which no single image tells how fast an object is (make trial-motion).
 _base_ = "bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d.py"
 
 channels = 32
 # An object moves by up to four cells of a metre between two keyframes.
 point_cloud_range = [-16.0, -16.0, -3.0, 16.0, 16.0, 1.0]
-# Other moments are encoded in evaluation mode: a batch's own statistics would set them apart.
+# Other frames are encoded in evaluation mode: a batch's own statistics would set them apart.
 norm = dict(type="GN", num_groups=4)
 layers = dict(feedforward_channels=64)
 model = dict(
@@ -32,8 +32,8 @@ model = dict(
 
 version = dict(version="v1.0-trainval")
 frame_pipeline = [
-    dict(type="dcnv4_mm.LoadCameras"),
-    dict(type="dcnv4_mm.CropResizeFlip", heights=[64]),
+    dict(type="dcnv4_mm.LoadMultiViewImageFromFiles"),
+    dict(type="dcnv4_mm.ResizeCropFlipImage", heights=[64]),
 ]
 train_dataloader = dict(
     batch_size=4,
@@ -46,7 +46,7 @@ train_dataloader = dict(
             dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True),
             dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
             dict(type="ObjectNameFilter", classes={{_base_.class_names}}),
-            dict(type="dcnv4_mm.PackBEVInputs"),
+            dict(type="dcnv4_mm.Pack3DDetInputs"),
         ],
     ),
 )

@@ -12,47 +12,46 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from dcnv4_mm.bev.layers.grid_mask import GridMask
-from dcnv4_mm.bev.layers.proposals import proposal_references
+from dcnv4_mm.bev.layers.proposals import proposal_reference_points
 from dcnv4_mm.bev.task_modules.suppression import merge_cameras
 
 __all__ = ["BEVFormerV2"]
 
 
 class BEVFormerV2(Base3DDetector):
-    """Finds boxes around a car in the pictures of its cameras, of one or several moments.
+    """Multi-frame, multi-camera 3D detector.
 
-    A sample's pictures come as (T * N, 3, H, W), frame after frame, and its metainfo says:
-    ``frames``, the keyframe offsets in ascending order; ``frame_valid``, which of them exist;
-    ``lidar2img`` (T, N, 4, 4), from the current LiDAR frame to pixels; ``lidar_to_current`` (T,
-    4, 4), each frame's motion; ``cam2img`` (N, 3, 3), the intrinsics of the current frame;
-    optionally ``bev_augmentation`` (3, 3), the transform that the objects went through, and
-    ``flip``, whether the pictures are to be mirrored; for proposals ``lidar2cam`` (N, 4, 4) of
-    the current frame. A training sample also has ``gt_mono_instances``, the objects of its current
-    pictures.
+    The images of a sample are (T * N, 3, H, W), frame after frame. Its metainfo holds ``frames``,
+    the keyframe offsets in ascending order; ``frame_valid``, which of them exist; ``lidar2img``
+    (T, N, 4, 4), from the current LiDAR frame to pixels; ``lidar_to_current`` (T, 4, 4), each
+    frame's ego motion; ``cam2img`` (N, 3, 3), the intrinsics of the current frame; optionally
+    ``bev_augmentation`` (3, 3), the transform applied to the objects, and ``flip``, whether to
+    mirror the images; for proposals ``lidar2cam`` (N, 4, 4) of the current frame. A training
+    sample also has ``gt_mono_instances``, the objects of its current images.
 
-    Other moments are encoded without a gradient and in evaluation mode. A flip is undone on the
-    feature maps: it changes what pictures look like, never where things are.
+    Other frames than the current one are encoded without gradients and in evaluation mode. A flip
+    is undone on the feature maps, so it never changes the geometry.
 
-    A BEV head with proposal queries gets what the perspective head finds in the current pictures,
-    without a gradient. Masked pictures hide objects: ``grid_mask_prob`` should be low then.
+    A BEV head with proposal queries takes the perspective head's boxes of the current images,
+    without gradients. GridMask hides objects: ``grid_mask_prob`` should be low then.
 
     Args:
         img_backbone: The backbone.
         img_neck: The neck.
         pts_bbox_head: The BEV head.
-        fcos3d_bbox_head: The perspective head, which only trains the backbone; ``None`` for none.
-        grid_mask_prob: How often a training sample's current pictures are masked.
-        mono_loss_weight: Factor on the perspective losses.
-        temporal_alignment: ``"projection"`` builds the BEV of another moment in the current LiDAR
-            frame, as released; ``"warp"`` builds it in that moment's own and moves it by the car's
-            motion, as the paper has it. Weights of one do not serve the other.
-        legacy_flip: Mirrors pictures without their padding, as the original does, which shifts
-            the features where a picture is padded.
+        fcos3d_bbox_head: The perspective head, an auxiliary supervision; ``None`` for none.
+        grid_mask_prob: Probability of GridMask on a training sample's current images.
+        mono_loss_weight: Weight of the perspective losses.
+        temporal_alignment: ``"projection"`` encodes another frame on the BEV grid of the current
+            LiDAR frame, as released; ``"warp"`` encodes it on its own grid and warps the features
+            by the ego motion, as in the paper. Their weights are not interchangeable.
+        legacy_flip: Mirrors images without their padding as the original does, which shifts
+            the features of a padded image.
         data_preprocessor: As in mmdet3d.
         init_cfg: As in mmengine.
 
     Raises:
-        ValueError: The alignment is unknown, or the BEV head wants proposals and there is no
+        ValueError: The alignment is unknown, or the BEV head has proposal queries and there is no
             perspective head.
 
     Source:
@@ -92,7 +91,7 @@ class BEVFormerV2(Base3DDetector):
         self.legacy_flip = legacy_flip
 
     def extract_feat(self, images: Tensor, metas: Sequence[dict]) -> list[Tensor]:
-        """Feature maps of one moment's pictures.
+        """Feature maps of the images of one frame.
 
         Args:
             images: (B, N, 3, H, W), normalised and padded.
@@ -123,15 +122,15 @@ class BEVFormerV2(Base3DDetector):
         return torch.cat((images[..., :width].flip(-1), images[..., width:]), dim=-1)
 
     def encode(self, images: Tensor, metas: Sequence[dict]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """BEV maps of all moments.
+        """BEV features of all frames.
 
         Args:
             images: (B, T * N, 3, H, W).
             metas: Metainfo of the samples.
 
         Returns:
-            BEV maps (B, T, Q, C), which of them are of moments that exist (B, T), and the feature
-            maps of the current moment.
+            BEV features (B, T, Q, C), which of the frames exist (B, T), and the feature maps of
+            the current frame.
         """
         frames = _check(images, metas)
         images = images.unflatten(1, (len(frames), -1))
@@ -176,7 +175,7 @@ class BEVFormerV2(Base3DDetector):
         batch_data_samples: Sequence[Det3DDataSample],
         **kwargs: object,
     ) -> dict[str, Tensor]:
-        """The losses of both heads; see the class for what the samples hold."""
+        """The losses of both heads."""
         metas = [sample.metainfo for sample in batch_data_samples]
         bevs, valid, features = self.encode(batch_inputs_dict["imgs"], metas)
         proposals = self._proposals(features, metas)
@@ -190,20 +189,20 @@ class BEVFormerV2(Base3DDetector):
     def _mono_loss(
         self, features: Sequence[Tensor], samples: Sequence[Det3DDataSample]
     ) -> dict[str, Tensor]:
-        chosen, pictures = [], []
+        chosen, imgs = [], []
         for index, sample in enumerate(samples):
             objects = sample.gt_mono_instances
             for camera in objects.cameras.unique().tolist():
                 chosen.append((index, camera))
-                pictures.append(_of_camera(objects, camera, sample.metainfo))
+                imgs.append(_of_camera(objects, camera, sample.metainfo))
         weight = self.mono_loss_weight
-        if not pictures:
-            # The other processes still wait for this one's sums and gradients.
+        if not imgs:
+            # The other ranks still wait for this one's reductions and gradients.
             chosen, weight = [(0, 0)], 0.0
-            pictures = [_of_camera(samples[0].gt_mono_instances, 0, samples[0].metainfo)]
+            imgs = [_of_camera(samples[0].gt_mono_instances, 0, samples[0].metainfo)]
         rows, cameras = zip(*chosen, strict=True)
         levels = [level[list(rows), list(cameras)] for level in features]
-        losses = self.fcos3d_bbox_head.loss(levels, pictures)
+        losses = self.fcos3d_bbox_head.loss(levels, imgs)
         return {f"{name}_mono": weight * loss for name, loss in losses.items()}
 
     def predict(
@@ -212,7 +211,7 @@ class BEVFormerV2(Base3DDetector):
         batch_data_samples: Sequence[Det3DDataSample],
         **kwargs: object,
     ) -> list[Det3DDataSample]:
-        """The samples with ``pred_instances_3d``: boxes, scores and labels, the best first."""
+        """Adds ``pred_instances_3d`` to the samples, in descending order of score."""
         metas = [sample.metainfo for sample in batch_data_samples]
         outputs = self._forward(batch_inputs_dict, batch_data_samples)
         results = self.pts_bbox_head.predict_by_feat(*outputs, metas)
@@ -232,7 +231,7 @@ class BEVFormerV2(Base3DDetector):
 
     @torch.no_grad()
     def _proposals(self, features: Sequence[Tensor], metas: Sequence[dict]) -> Tensor | None:
-        """References (B, K, 3) for the BEV head, from the perspective head; ``None`` for none."""
+        """Reference points (B, K, 3) from the perspective head; ``None`` without proposals."""
         head = self.pts_bbox_head
         if not head.num_proposal_queries:
             return None
@@ -240,10 +239,10 @@ class BEVFormerV2(Base3DDetector):
         with _evaluating(self.fcos3d_bbox_head):
             outputs = self.fcos3d_bbox_head([level.flatten(0, 1) for level in features])
         intrinsics = _stack([meta["cam2img"] for meta in metas], device).flatten(0, 1)
-        pictures = self.fcos3d_bbox_head.predict_by_feat(outputs, intrinsics)
+        imgs = self.fcos3d_bbox_head.predict_by_feat(outputs, intrinsics)
         found = [
             merge_cameras(
-                pictures[sample * cameras : (sample + 1) * cameras],
+                imgs[sample * cameras : (sample + 1) * cameras],
                 _stack([meta["lidar2cam"]], device)[0],
                 max_num=head.num_proposal_queries,
             )
@@ -252,7 +251,7 @@ class BEVFormerV2(Base3DDetector):
         augmentation = None
         if metas[0].get("bev_augmentation") is not None:
             augmentation = _stack([meta["bev_augmentation"] for meta in metas], device)
-        return proposal_references(
+        return proposal_reference_points(
             found, head.num_proposal_queries, head.coder.point_cloud_range, augmentation
         )
 
@@ -264,7 +263,7 @@ def _check(images: Tensor, metas: Sequence[dict]) -> tuple[int, ...]:
     cameras = np.shape(metas[0]["lidar2img"])[1]
     if images.shape[1] != len(frames) * cameras:
         raise ValueError(
-            f"{len(frames)} frames of {cameras} cameras make {len(frames) * cameras} pictures, "
+            f"{len(frames)} frames of {cameras} cameras make {len(frames) * cameras} images, "
             f"got {images.shape[1]}"
         )
     return frames
@@ -275,14 +274,14 @@ def _stack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
 
 
 def _of_camera(objects: InstanceData, camera: int, meta: dict) -> InstanceData:
-    picture = objects[objects.cameras == camera]
-    picture.set_metainfo(dict(intrinsics=meta["cam2img"][camera]))
-    return picture
+    img = objects[objects.cameras == camera]
+    img.set_metainfo(dict(intrinsics=meta["cam2img"][camera]))
+    return img
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every part then is in the mode that it was in."""
+    """Evaluation mode inside the context; restores the mode of every submodule."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -90,7 +90,7 @@ def pillar_points(
 def project_points(
     points: Tensor, lidar_to_image: Tensor, image_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Projects points into the pictures of cameras.
+    """Projects points into the images of cameras.
 
     Args:
         points: (P, 3), metres in the LiDAR frame.
@@ -99,8 +99,8 @@ def project_points(
             feature maps cover.
 
     Returns:
-        Positions (..., P, 2) as fractions (x, y) of the picture, float32, and whether they lie
-        in front of the camera and inside the picture, (..., P).
+        Positions (..., P, 2) as fractions (x, y) of the image, float32, and whether they lie
+        in front of the camera and inside the image, (..., P).
     """
     x, y, z = points.float().unbind(-1)
     # [..., 4, 4, 1]; products are summed by hand, since a matmul may be rounded to TF32 or less.
@@ -122,7 +122,7 @@ def project_points(
 def ego_motion(
     current_ego_to_global: Tensor, other_ego_to_global: Tensor, lidar_to_ego: Tensor
 ) -> Tensor:
-    """Transform from the LiDAR frame of another moment to the current one.
+    """Transform from the LiDAR frame of another frame to the current one.
 
     Args:
         current_ego_to_global: (4, 4), at the current LiDAR timestamp.

@@ -1,4 +1,4 @@
-"""Boxes that a trained model finds in samples of several cameras, and pictures of them."""
+"""Boxes that a trained model finds in samples of several cameras, and images of them."""
 
 # First: it serves the operators of mmcv that mmdet3d imports.
 import dcnv4_mm.registry  # noqa: F401
@@ -28,13 +28,13 @@ __all__ = ["MultiViewDet3DInferencer"]
 class MultiViewDet3DInferencer(BaseInferencer):
     """Finds boxes around the car in samples of an info file.
 
-    A sample is named by its index, not by its pictures: these do not say where the cameras are, nor
+    A sample is named by its index, not by its images: these do not say where the cameras are, nor
     what they saw before.
 
     Args:
         model: A config, its path, or the name of one of this package's.
         weights: A checkpoint file, all of which must fit.
-        infos: An info file in the root folder of its data set; ``None`` for the test set of the
+        infos: An info file in the root folder of its dataset; ``None`` for the test set of the
             config.
         device: Such as ``"cuda:1"``; ``None`` for a GPU where there is one.
         show_progress: Whether to show a bar.
@@ -89,14 +89,14 @@ class MultiViewDet3DInferencer(BaseInferencer):
             inputs: Indexes of samples, or one.
             return_datasamples: Whether predictions are mmdet3d's data samples.
             batch_size: How many samples the model sees at once.
-            return_vis: Whether to return pictures.
-            out_dir: A folder for pictures, which are named by the index: ``00000.jpg``.
-            pred_score_thr: Least score of a box in a picture.
+            return_vis: Whether to return images.
+            out_dir: A folder for images, which are named by the index: ``00000.jpg``.
+            pred_score_thr: Least score of a box in a image.
 
         Returns:
             ``predictions``: for each sample ``bboxes_3d`` (x, y, z of the bottom's centre, length,
             width, height, yaw, vx, vy in the LiDAR frame: metres, radians and metres per second),
-            ``scores_3d`` and ``labels_3d``, the best first. ``visualization``: pictures (H, W, 3),
+            ``scores_3d`` and ``labels_3d``, the best first. ``visualization``: images (H, W, 3),
             BGR, or ``None``.
         """
         return super().__call__(
@@ -126,7 +126,7 @@ class MultiViewDet3DInferencer(BaseInferencer):
         return pseudo_collate
 
     def _init_visualizer(self, cfg: Config) -> None:
-        """mmdet3d's draws into one picture at a time."""
+        """mmdet3d's draws into one image at a time."""
 
     def _inputs_to_list(self, inputs: int | Iterable[int]) -> list[int]:
         indexes = [inputs] if isinstance(inputs, int) else list(inputs)
@@ -145,7 +145,7 @@ class MultiViewDet3DInferencer(BaseInferencer):
         out_dir: str | Path | None,
         pred_score_thr: float,
     ) -> list[np.ndarray] | None:
-        """Draws the boxes of each sample into its pictures, and from above."""
+        """Draws the boxes of each sample into its images, and from above."""
         if not return_vis and out_dir is None:
             return None
         if out_dir is not None:
@@ -166,7 +166,7 @@ class MultiViewDet3DInferencer(BaseInferencer):
         visualization: list[np.ndarray] | None,
         return_datasample: bool = False,
     ) -> dict[str, Any]:
-        """Predictions as plain lists, unless data samples are asked for, and the pictures."""
+        """Predictions as plain lists, unless data samples are asked for, and the images."""
         if not return_datasample:
             preds = [_plain(pred) for pred in preds]
         return dict(predictions=preds, visualization=visualization)

@@ -30,11 +30,11 @@ CLASSES = {
         ("mmseg", "integrations._mmseg"): ("LoadSegAnnotations",),
         ("mmdet3d", "bev.data.transforms"): (
             "BEVAugmentation",
-            "CropResizeFlip",
-            "LoadCameras",
+            "LoadMultiViewImageFromFiles",
             "MonoTargets",
-            "PackBEVInputs",
-            "PhotometricDistortion",
+            "Pack3DDetInputs",
+            "PhotoMetricDistortionMultiViewImage",
+            "ResizeCropFlipImage",
         ),
     },
 }
@@ -56,3 +56,13 @@ for _registry, _modules in CLASSES.items():
     for (_host, _module), _names in _modules.items():
         for _name in _names:
             _registry.register_module(name=_name, module=_build_late(_host, _module, _name))
+
+# Former names of transforms, which configs of mmdet3d users may still have.
+_RENAMED = {
+    "CropResizeFlip": "ResizeCropFlipImage",
+    "LoadCameras": "LoadMultiViewImageFromFiles",
+    "PackBEVInputs": "Pack3DDetInputs",
+    "PhotometricDistortion": "PhotoMetricDistortionMultiViewImage",
+}
+for _old, _new in _RENAMED.items():
+    TRANSFORMS.register_module(name=_old, module=TRANSFORMS.get(_new))

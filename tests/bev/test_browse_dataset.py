@@ -19,7 +19,7 @@ def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):
     option = f"train_dataloader.dataset.data_root={nuscenes_root}/"
     arguments = (CONFIG, "--count", "2", "--cfg-options", option)
     result = subprocess.run(
-        [sys.executable, ROOT / "tools" / "browse_dataset.py", *arguments],
+        [sys.executable, ROOT / "tools" / "analysis_tools" / "browse_dataset.py", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -27,9 +27,9 @@ def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     for index in range(2):
-        picture = cv2.imread(str(tmp_path / "browsed" / f"{index:05}.jpg"))
+        img = cv2.imread(str(tmp_path / "browsed" / f"{index:05}.jpg"))
         # Two rows of cameras 96 pixels high, and the map beside them.
-        assert picture.shape[0] == 192
+        assert img.shape[0] == 192
         # Cars, of another colour than the rings of the map.
-        above = picture[:, -192:].astype(int)
+        above = img[:, -192:].astype(int)
         assert (above.max(-1) - above.min(-1)).max() > 100

@@ -1,4 +1,4 @@
-"""The synthetic set through mmdet3d's converter, our infos, data set, pipeline and metric."""
+"""The synthetic set through mmdet3d's converter, our infos, dataset, pipeline and metric."""
 
 import copy
 import pickle
@@ -26,7 +26,8 @@ from pyquaternion import Quaternion
 
 from dcnv4_mm.bev.data.dataset import CAMERAS, CLASSES
 from dcnv4_mm.bev.data.infos import extend_infos
-from dcnv4_mm.bev.data.mono import box_corners, clipped_box, from_cam_instances
+from dcnv4_mm.bev.data.mono import clipped_box, from_cam_instances
+from dcnv4_mm.bev.geometry import box_corners
 
 CONFIG = ROOT / "configs" / "_base_" / "bevformerv2_r50_fpn_nus-3d.py"
 
@@ -36,19 +37,25 @@ def nusc(nuscenes_root):
     return NuScenes("v1.0-mini", str(nuscenes_root), verbose=False)
 
 
+def corners(quaternion, center, wlh):
+    """Of a box in the camera frame, (8, 3)."""
+    parts = (Quaternion(quaternion).rotation_matrix, center, wlh)
+    return box_corners(*(torch.tensor(np.asarray(part, float)) for part in parts)).numpy()
+
+
 def infos_of(root, split="train"):
     return pickle.loads((root / f"bevformerv2_infos_{split}.pkl").read_bytes())
 
 
 def dataset(root, split="train", **changes):
-    """The config's own data set on the synthetic one, with smaller pictures."""
+    """The config's own dataset on the synthetic one, with smaller images."""
     register_all_modules(init_default_scope=True)
     config = Config.fromfile(CONFIG)
     loader = config.train_dataloader if split == "train" else config.val_dataloader
     settings = loader.dataset
     settings.update(data_root=str(root), metainfo=dict(classes=CLASSES, version="v1.0-mini"))
     for step in settings.frame_pipeline:
-        if step["type"] == "dcnv4_mm.CropResizeFlip":
+        if step["type"] == "dcnv4_mm.ResizeCropFlipImage":
             step["heights"] = [96, 128, 144]
     settings.update(changes)
     return DATASETS.build(settings)
@@ -137,9 +144,9 @@ def test_the_traps_are_inside(nuscenes_root):
     assert np.nanmax(speeds) > 1
 
 
-def test_no_picture_tells_a_speed():
+def test_no_image_tells_a_speed():
     """Speeds are alike in all classes, and lead neither ahead nor away from the car more often."""
-    sys.path.insert(0, str(ROOT / "tools" / "data"))
+    sys.path.insert(0, str(ROOT / "dev" / "generators"))
     from synthetic_nuscenes import CATEGORIES, Way, scene_things
 
     way = Way(np.zeros(2), 1.0)
@@ -166,7 +173,7 @@ def test_no_picture_tells_a_speed():
 
 
 def test_the_generator_knows_how_many_scenes_there_are(tmp_path):
-    tool = ROOT / "tools" / "data" / "synthetic_nuscenes.py"
+    tool = ROOT / "dev" / "generators" / "synthetic_nuscenes.py"
     command = [sys.executable, tool, tmp_path / "set", "--train=9"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
@@ -181,8 +188,8 @@ def test_lidar_to_image_is_that_of_the_devkit(nuscenes_root, nusc):
         "val",
         frames=(-1, 0),
         frame_pipeline=[
-            dict(type="dcnv4_mm.LoadCameras"),
-            dict(type="dcnv4_mm.CropResizeFlip", heights=[225], crop_top=0.0),
+            dict(type="dcnv4_mm.LoadMultiViewImageFromFiles"),
+            dict(type="dcnv4_mm.ResizeCropFlipImage", heights=[225], crop_top=0.0),
         ],
     )
     compared = 0
@@ -224,7 +231,7 @@ def test_mono_instances_are_the_devkits(nuscenes_root, nusc):
             by_token = {box.token: box for box in boxes}
             for entry in info["mono_instances"][camera]:
                 box = by_token[entry["token"]]
-                ours = box_corners(entry["quat"], entry["center"], entry["wlh"])
+                ours = corners(entry["quat"], entry["center"], entry["wlh"])
                 theirs = box.corners().T
                 distance = np.linalg.norm(ours[:, None] - theirs[None], axis=-1).min(1)
                 assert distance.max() < 1e-4
@@ -260,7 +267,7 @@ def test_clipped_box_by_hand():
     upright, size = [1.0, 0, 0, 0], [2.0, 2, 2]
 
     def clip(x, z):
-        return clipped_box(box_corners(upright, np.array([x, 0, z]), size), intrinsics, (100, 100))
+        return clipped_box(corners(upright, [x, 0, z], size), intrinsics, (100, 100))
 
     near = 100 / 9
     assert clip(0, 10) == pytest.approx([50 - near, 50 - near, 50 + near, 50 + near])
@@ -342,8 +349,8 @@ def test_crop_enters_the_intrinsics(nuscenes_root, height):
         nuscenes_root,
         "val",
         frame_pipeline=[
-            dict(type="dcnv4_mm.LoadCameras"),
-            dict(type="dcnv4_mm.CropResizeFlip", heights=[height]),
+            dict(type="dcnv4_mm.LoadMultiViewImageFromFiles"),
+            dict(type="dcnv4_mm.ResizeCropFlipImage", heights=[height]),
         ],
     )
     sample, info = data[1]["data_samples"], infos_of(nuscenes_root, "val")["data_list"][1]
@@ -381,7 +388,7 @@ def test_augmented_objects_follow_the_matrix(nuscenes_root, flips):
 
 
 def changed_copy(root, target, change):
-    """The info files alone, with a change; the pictures are found in the old place."""
+    """The info files alone, with a change; the images are found in the old place."""
     target.mkdir()
     infos = infos_of(root, "val")
     change(infos)
@@ -462,27 +469,27 @@ def test_infos_of_mmdet3d_0_name_the_updater(nuscenes_root, tmp_path, content):
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
-def test_damaged_pictures(nuscenes_root, tmp_path, ending):
-    from dcnv4_mm.bev.data.transforms import LoadCameras
+def test_damaged_images(nuscenes_root, tmp_path, ending):
+    from dcnv4_mm.bev.data.transforms import LoadMultiViewImageFromFiles
 
     info = infos_of(nuscenes_root, "val")["data_list"][0]
-    path = tmp_path / f"picture{ending}"
+    path = tmp_path / f"image{ending}"
     image = {**info["images"]["CAM_FRONT"], "img_path": str(path)}
     frame = dict(images={"CAM_FRONT": image}, lidar_to_current=np.eye(4), augmentation={})
-    with pytest.raises(FileNotFoundError, match="there is no picture"):
-        LoadCameras()(dict(frame))
+    with pytest.raises(FileNotFoundError, match="there is no image"):
+        LoadMultiViewImageFromFiles()(dict(frame))
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8))
-    assert LoadCameras()(dict(frame))["imgs"][0].shape == (90, 160, 3)
+    assert LoadMultiViewImageFromFiles()(dict(frame))["imgs"][0].shape == (90, 160, 3)
     whole = path.read_bytes()
-    for content in (whole[: len(whole) * 3 // 4], b"", b"no picture"):
+    for content in (whole[: len(whole) * 3 // 4], b"", b"no image"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged or truncated"):
-            LoadCameras()(dict(frame))
+            LoadMultiViewImageFromFiles()(dict(frame))
 
 
 def test_prepare_names_what_is_missing(tmp_path, nuscenes_root):
     shutil.copytree(nuscenes_root / "v1.0-mini", tmp_path / "v1.0-mini")
-    tool = ROOT / "tools" / "data" / "prepare_nuscenes.py"
+    tool = ROOT / "tools" / "dataset_converters" / "prepare_nuscenes.py"
     result = subprocess.run(
         [sys.executable, tool, tmp_path, "--version=v1.0-mini"], capture_output=True, text=True
     )

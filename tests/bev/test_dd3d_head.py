@@ -29,15 +29,15 @@ def head():
     return DD3DHead(in_channels=8, norm_cfg=dict(type="BN"))
 
 
-def features(pictures=1):
+def features(imgs=1):
     torch.manual_seed(1)
     return [
-        torch.randn(pictures, 8, math.ceil(IMAGE_SIZE[0] / s), math.ceil(IMAGE_SIZE[1] / s))
+        torch.randn(imgs, 8, math.ceil(IMAGE_SIZE[0] / s), math.ceil(IMAGE_SIZE[1] / s))
         for s in STRIDES
     ]
 
 
-def picture(count=1, **changes):
+def img(count=1, **changes):
     """Cars of 4 x 1.8 x 1.5 m, 10 m ahead, across the line of sight."""
     objects = InstanceData(
         bboxes=torch.tensor([[88.0, 49, 168, 79]]).repeat(count, 1),
@@ -85,7 +85,7 @@ def test_allocentric_frame():
 
 @pytest.mark.parametrize("scale", [0.4, 0.8, 1.2])
 def test_depth_does_not_depend_on_the_resize(head, scale):
-    """P11: the same prediction means a depth in proportion to the picture's scale: zoom is undone.
+    """P11: the same prediction means a depth in proportion to the image's scale: zoom is undone.
 
     A camera of focal length f sees at depth d what one of s * f sees at depth s * d.
     """
@@ -147,16 +147,16 @@ def test_assignment_by_hand():
 
 def test_positives_answer_for_their_object(head):
     shapes = [tuple(level.shape[-2:]) for level in features()]
-    labels, positives = head.targets(shapes, [picture(), picture(0), picture()])
+    labels, positives = head.targets(shapes, [img(), img(0), img()])
     assert positives.labels.tolist() == [CAR] * len(positives.labels)
     assert labels.shape == (3 * sum(h * w for h, w in shapes),)
-    # Two pictures of three, the same locations in both.
+    # Two images of three, the same locations in both.
     first, second = positives.indices.chunk(2)
     assert (second - first == 2 * math.prod(shapes[0])).all()
     torch.testing.assert_close(positives.boxes.proj_ctr[0], torch.tensor([128.0, 64]))
 
 
-@pytest.mark.parametrize("objects", [picture(0), picture(1)])
+@pytest.mark.parametrize("objects", [img(0), img(1)])
 def test_every_parameter_gets_a_finite_gradient(head, objects):
     """P22: with and without objects."""
     losses = head.loss(features(), [objects])
@@ -168,7 +168,7 @@ def test_every_parameter_gets_a_finite_gradient(head, objects):
 
 
 def test_unknown_speeds_and_attributes_cost_nothing(head):
-    unknown = picture(attributes=torch.tensor([3]), speeds=torch.tensor([torch.nan]))
+    unknown = img(attributes=torch.tensor([3]), speeds=torch.tensor([torch.nan]))
     losses = head.loss(features(), [unknown])
     assert losses["loss_speed"] == losses["loss_attr"] == 0
     assert all(loss.isfinite() for loss in losses.values())
@@ -179,7 +179,7 @@ def test_unknown_speeds_and_attributes_cost_nothing(head):
 @pytest.mark.parametrize("quaternion", [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 def test_half_turns_have_gradients(head, quaternion):
     """P24: at the rotations where quaternions of matrices are degenerate."""
-    losses = head.loss(features(), [picture(quaternions=torch.tensor([quaternion]))])
+    losses = head.loss(features(), [img(quaternions=torch.tensor([quaternion]))])
     losses["loss_box3d_quat"].backward()
     assert head.fcos3d_head.box3d_quat[0].weight.grad.isfinite().all()
 
@@ -188,7 +188,7 @@ def test_opposite_quaternions_are_one_target(head):
     outputs = head(features())
     quaternion = torch.tensor([[0.5, 0.5, -0.5, 0.5]])
     one, other = (
-        head.loss_by_feat(outputs, [picture(quaternions=sign * quaternion)]) for sign in (1, -1)
+        head.loss_by_feat(outputs, [img(quaternions=sign * quaternion)]) for sign in (1, -1)
     )
     assert one["loss_box3d_quat"] == other["loss_box3d_quat"]
 
@@ -218,18 +218,18 @@ def perfect_outputs(objects):
 
 
 def test_inference_finds_what_was_predicted(head):
-    (found,) = head.predict_by_feat(perfect_outputs(picture()), INTRINSICS[None])
+    (found,) = head.predict_by_feat(perfect_outputs(img()), INTRINSICS[None])
     assert found.labels.tolist() == [CAR]
-    torch.testing.assert_close(found.bboxes, picture().bboxes, rtol=0, atol=1e-3)
-    torch.testing.assert_close(found.centers, picture().centers, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.wlh, picture().wlh)
+    torch.testing.assert_close(found.bboxes, img().bboxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.centers, img().centers, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.wlh, img().wlh)
     assert found.scores.item() > 0.99
 
 
 def test_nothing_found(head):
     maps = {
         name: [torch.full_like(x, -9.0) for x in levels]
-        for name, levels in perfect_outputs(picture()).items()
+        for name, levels in perfect_outputs(img()).items()
     }
     (found,) = head.predict_by_feat(maps, INTRINSICS[None])
     assert len(found) == 0
@@ -251,7 +251,7 @@ def test_an_object_that_two_cameras_see_is_one():
     lidar_rotation = quaternion_to_matrix(
         torch.tensor([math.cos(yaw / 2), 0, 0, math.sin(yaw / 2)])
     )
-    pictures = [
+    imgs = [
         InstanceData(
             labels=torch.tensor([CAR]),
             scores=torch.tensor([score]),
@@ -261,7 +261,7 @@ def test_an_object_that_two_cameras_see_is_one():
         )
         for pose, score in zip(poses, (0.8, 0.9), strict=True)
     ]
-    merged = merge_cameras(pictures, poses)
+    merged = merge_cameras(imgs, poses)
     assert merged.scores_3d.tolist() == pytest.approx([0.9])
     torch.testing.assert_close(merged.bboxes_3d.gravity_center[0], center)
     expected = torch.tensor([4.0, 1.8, 1.5, yaw, 0, 0])
@@ -286,10 +286,10 @@ def test_message():
 def test_speed_loss_is_the_standard_one(head):
     """P23: other than that of the corners, divided by beta."""
     outputs = head(features())
-    _, positives = head.targets([tuple(x.shape[-2:]) for x in outputs["logits"]], [picture()])
+    _, positives = head.targets([tuple(x.shape[-2:]) for x in outputs["logits"]], [img()])
     speeds = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in outputs["speed"]])
     predicted = speeds[positives.indices, 0]
     share = centerness_target(positives.ltrb)
     distance = F.smooth_l1_loss(predicted, torch.zeros_like(predicted), beta=0.05, reduction="none")
     expected = 0.2 * (share * distance).sum() / share.sum()
-    torch.testing.assert_close(head.loss_by_feat(outputs, [picture()])["loss_speed"], expected)
+    torch.testing.assert_close(head.loss_by_feat(outputs, [img()])["loss_speed"], expected)

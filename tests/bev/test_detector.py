@@ -34,13 +34,13 @@ def test_neighbours_run_in_evaluation_mode_without_gradient(detector):
     assert not detector.fcos3d_bbox_head.fcos2d_head.training
 
 
-def test_missing_moments_are_not_computed(detector):
+def test_missing_frames_are_not_computed(detector):
     losses_of(detector, images(), [sample(valid=(False, True, False))])
     assert len(detector.img_backbone.seen) == 1
 
 
 def test_every_parameter_gets_a_gradient(detector):
-    """Also at a scene's end, and without objects in the pictures (P22, P26)."""
+    """Also at a scene's end, and without objects in the images (P22, P26)."""
     for case in (sample(), sample(valid=(False, True, False)), sample(mono=0)):
         detector.zero_grad()
         losses = losses_of(detector, images(), [case])
@@ -52,7 +52,7 @@ def test_every_parameter_gets_a_gradient(detector):
                 assert parameter.grad.isfinite().all(), name
 
 
-def test_pictures_without_objects_cost_nothing(detector):
+def test_images_without_objects_cost_nothing(detector):
     losses = losses_of(detector, images(), [sample(mono=0)])
     assert all(loss == 0 for name, loss in losses.items() if name.endswith("_mono"))
 
@@ -60,10 +60,10 @@ def test_pictures_without_objects_cost_nothing(detector):
 @pytest.mark.parametrize("padding", [0, 16])
 def test_a_flip_is_undone_on_the_features(detector, padding):
     """P12: with a backbone that commutes with it, a mirrored sample gives the same features."""
-    pictures = images()[:, :6]
-    pictures[..., SIZE[1] - padding :] = 0
+    imgs = images()[:, :6]
+    imgs[..., SIZE[1] - padding :] = 0
     metas = [sample(flip=flip).metainfo for flip in (False, True)]
-    plain, mirrored = (detector.eval().extract_feat(pictures, [meta]) for meta in metas)
+    plain, mirrored = (detector.eval().extract_feat(imgs, [meta]) for meta in metas)
     (first, *_), (second, *_) = (seen[0] for seen in detector.img_backbone.seen)
     assert torch.equal(second, first.flip(-1))
     for one, other in zip(plain[:3], mirrored[:3], strict=True):
@@ -73,9 +73,9 @@ def test_a_flip_is_undone_on_the_features(detector, padding):
 @pytest.mark.parametrize("height", [64, 128])
 def test_a_flip_changes_no_loss(height):
     """P12: boxes, intrinsics and objects stay as they are, for both heads."""
-    pictures = torch.randn(1, 6, 3, height, 256)
+    imgs = torch.randn(1, 6, 3, height, 256)
     plain, mirrored = (
-        losses_of(build(), pictures, [sample(frames=(0,), flip=flip)]) for flip in (False, True)
+        losses_of(build(), imgs, [sample(frames=(0,), flip=flip)]) for flip in (False, True)
     )
     for name, loss in plain.items():
         torch.testing.assert_close(mirrored[name], loss, rtol=1e-4, atol=1e-5, msg=name)
@@ -84,11 +84,11 @@ def test_a_flip_changes_no_loss(height):
 def test_the_original_mirrors_without_padding():
     detector = build(legacy_flip=True)
     meta = {**sample(flip=True).metainfo, "img_shape": (64, 144)}
-    pictures = images()[:, :6]
-    detector.eval().extract_feat(pictures, [meta])
+    imgs = images()[:, :6]
+    detector.eval().extract_feat(imgs, [meta])
     seen = detector.img_backbone.seen[0][0][0, :, :, :]
-    torch.testing.assert_close(seen[..., :144], pictures[0, 0, ..., :144].flip(-1))
-    torch.testing.assert_close(seen[..., 144:], pictures[0, 0, ..., 144:])
+    torch.testing.assert_close(seen[..., :144], imgs[0, 0, ..., :144].flip(-1))
+    torch.testing.assert_close(seen[..., 144:], imgs[0, 0, ..., 144:])
 
 
 def test_a_batch_is_its_samples(detector):
@@ -98,32 +98,29 @@ def test_a_batch_is_its_samples(detector):
         sample(valid=(False, True, True), bev_augmentation=np.eye(3)),
         sample(flip=True, turn=0.5, bev_augmentation=turn),
     ]
-    pictures = images(batch=2)
+    imgs = images(batch=2)
     detector.eval()
     with torch.no_grad():
-        together = detector._forward(dict(imgs=pictures), both)
+        together = detector._forward(dict(imgs=imgs), both)
         for index in range(2):
-            alone = detector._forward(
-                dict(imgs=pictures[index : index + 1]), both[index : index + 1]
-            )
+            alone = detector._forward(dict(imgs=imgs[index : index + 1]), both[index : index + 1])
             for one, other in zip(together, alone, strict=True):
                 torch.testing.assert_close(one[:, index], other[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_warping_without_motion_is_projecting():
-    pictures, samples = images(), [sample()]
+    imgs, samples = images(), [sample()]
     projecting, warping = (build(frames=3, temporal_alignment=a) for a in ("projection", "warp"))
     with torch.no_grad():
         expected, result = (
-            model.eval().encode(pictures, [samples[0].metainfo])[0]
-            for model in (projecting, warping)
+            model.eval().encode(imgs, [samples[0].metainfo])[0] for model in (projecting, warping)
         )
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_warping_moves_the_other_moments_alone():
+def test_warping_moves_the_other_frames_alone():
     """A car that drove 20.48 m forward: content moves back by two of ten cells."""
-    samples, pictures = [sample(), sample()], images(batch=2)
+    samples, imgs = [sample(), sample()], images(batch=2)
     moved = np.eye(4)
     moved[1, 3] = -20.48
     motion = np.stack([moved, np.eye(4), np.eye(4)])
@@ -131,10 +128,10 @@ def test_warping_moves_the_other_moments_alone():
     # The same view from the frame's own LiDAR.
     own = meta["lidar2img"] @ np.linalg.inv(motion)[:, None]
     samples[1].set_metainfo(dict(lidar_to_current=motion, lidar2img=own))
-    pictures[1] = pictures[0]
+    imgs[1] = imgs[0]
     model = build(frames=3, temporal_alignment="warp").eval()
     with torch.no_grad():
-        bevs, _, _ = model.encode(pictures, [s.metainfo for s in samples])
+        bevs, _, _ = model.encode(imgs, [s.metainfo for s in samples])
     still, warped = bevs.unflatten(2, (10, 10))
     torch.testing.assert_close(warped[0, :8], still[0, 2:], rtol=1e-3, atol=1e-3)
     assert (warped[0, 8:] == 0).all()
@@ -163,7 +160,7 @@ def test_bf16_trains(detector):
 def test_wrong_inputs(detector):
     with pytest.raises(ValueError, match="must be 'projection' or 'warp', got 'flow'"):
         build(temporal_alignment="flow")
-    with pytest.raises(ValueError, match="3 frames of 6 cameras make 18 pictures, got 6"):
+    with pytest.raises(ValueError, match="3 frames of 6 cameras make 18 images, got 6"):
         losses_of(detector, images(frames=1), [sample()])
     with pytest.raises(ValueError, match="the same frames"):
         losses_of(detector, images(batch=2), [sample(), sample(frames=(-2, -1, 0))])
@@ -172,9 +169,9 @@ def test_wrong_inputs(detector):
 def test_grid_mask():
     """P15 as well: stripes of rows and columns remain; nothing happens in evaluation."""
     torch.manual_seed(0)
-    mask, pictures = GridMask(prob=1.0), torch.ones(4, 6, 3, 48, 64)
-    assert mask.eval()(pictures) is pictures
-    masked = mask.train()(pictures)
+    mask, imgs = GridMask(prob=1.0), torch.ones(4, 6, 3, 48, 64)
+    assert mask.eval()(imgs) is imgs
+    masked = mask.train()(imgs)
     assert (masked == masked[:, :1, :1]).all()
     # Other masks for other samples.
     assert not torch.equal(masked[0], masked[1])
@@ -182,11 +179,11 @@ def test_grid_mask():
     rows, columns = kept.all(1), kept.all(0)
     assert torch.equal(kept, rows[:, None] | columns[None])
     assert 0 < kept.float().mean() < 1
-    assert torch.equal(GridMask(prob=0.0)(pictures), pictures)
+    assert torch.equal(GridMask(prob=0.0)(imgs), imgs)
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    """P22: one at a scene's end, the other without objects in its pictures."""
+    """P22: one at a scene's end, the other without objects in its images."""
     import distributed_detector
 
     script = Path(distributed_detector.__file__)

@@ -26,7 +26,7 @@ def changed(boxes, camera):
     return draw_boxes(blank, boxes, [3], matrix).any(-1)
 
 
-def test_a_car_ahead_is_in_the_front_picture():
+def test_a_car_ahead_is_in_the_front_image():
     rows, columns = changed(car(0, 12), 0).nonzero()
     assert columns.mean() == pytest.approx(SIZE[1] / 2, abs=3)
     # Its top, 10 cm above the camera's axis and 8.95 m away, to its bottom, 1.5 m below.
@@ -43,9 +43,9 @@ def test_a_box_around_the_camera_is_cut_not_mirrored():
 
 
 def test_the_map_has_forward_up_and_right_right():
-    picture = draw_bev(car(20, 30), [3], reach=50, size=400)
+    img = draw_bev(car(20, 30), [3], reach=50, size=400)
     # Colours: the box alone is neither grey nor black.
-    rows, columns = (np.ptp(picture, axis=-1) > 40).nonzero()
+    rows, columns = (np.ptp(img, axis=-1) > 40).nonzero()
     assert columns.mean() == pytest.approx(200 + 20 * 4, abs=4)
     # The line to the front pulls the mean a little.
     assert rows.mean() == pytest.approx(200 - 30 * 4, abs=6)

@@ -55,22 +55,22 @@ def test_pillars():
 
 def test_projection_by_hand():
     points = torch.tensor([[0.0, 10, 0], [1.0, 10, 1], [0.0, -10, 0], [9.0, 10, 0], [0, 0, 0]])
-    position, inside = project_points(points, camera()[None], (640, 1600))
-    assert position[0, 0].tolist() == [0.5, 0.5]
+    projected, inside = project_points(points, camera()[None], (640, 1600))
+    assert projected[0, 0].tolist() == [0.5, 0.5]
     pixel = torch.tensor([(800 + 126) / 1600, (320 - 126) / 640])
-    torch.testing.assert_close(position[0, 1], pixel)
+    torch.testing.assert_close(projected[0, 1], pixel)
     assert inside[0].tolist() == [True, True, False, False, False]
-    assert position.isfinite().all()
+    assert projected.isfinite().all()
 
 
 @pytest.mark.parametrize("padded", [(544, 1376), (640, 1600)])
-def test_positions_are_fractions_of_the_padded_picture(padded):
-    """P10: the feature cell under a known point, for a picture that needed padding."""
+def test_positions_are_fractions_of_the_padded_image(padded):
+    """P10: the feature cell under a known point, for a image that needed padding."""
     scale, stride = 544 / 640, 16
     shrink = torch.diag(torch.tensor([scale, scale, 1.0, 1.0]))
     point = torch.tensor([[3.0, 12.0, -1.0]])
-    position, _ = project_points(point, (shrink @ camera())[None], padded)
-    cell = position[0, 0] * torch.tensor([padded[1] / stride, padded[0] / stride])
+    projected, _ = project_points(point, (shrink @ camera())[None], padded)
+    cell = projected[0, 0] * torch.tensor([padded[1] / stride, padded[0] / stride])
     pixel = torch.tensor([(800 + 1260 * 3 / 12) * scale, (320 + 1260 / 12) * scale])
     torch.testing.assert_close(cell, pixel / stride)
 
@@ -100,7 +100,7 @@ def test_projection_ignores_tf32():
     assert torch.equal(result.cpu(), expected)
 
 
-def test_ego_motion_leads_from_the_other_moment_to_the_current_one():
+def test_ego_motion_leads_from_the_other_frame_to_the_current_one():
     """P13: by a car that drives 5 m forward and turns left by 90 degrees in between."""
     mounting = torch.eye(4, dtype=torch.float64)
     mounting[:3, 3] = torch.tensor([0.9, 0.0, 1.8])

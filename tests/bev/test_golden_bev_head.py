@@ -113,7 +113,7 @@ def test_fused_bev(recording):
     for mode in ("eval", "eval_bda", "train"):
         fused = []
         handle = recording.head.transformer.decoder.register_forward_pre_hook(
-            lambda _, args, kwargs, fused=fused: fused.append(kwargs["bev"]), with_kwargs=True
+            lambda _, args, kwargs, fused=fused: fused.append(kwargs["bev_embed"]), with_kwargs=True
         )
         recording.run(mode)
         handle.remove()
@@ -134,7 +134,7 @@ def test_decoded(recording, mode):
 
 @pytest.mark.parametrize("stem", ["tiny_head_t3", "tiny_head_t3_inter"])
 def test_missing_frame(stem):
-    """P14: a missing moment is filled from the side of the current one."""
+    """P14: a missing frame is filled from the side of the current one."""
     recording = Recording(stem)
     _, logits, _ = recording.run("eval", missing=(-1,))
     recording.expect("eval_missing_prev/all_cls_scores", logits)
@@ -162,7 +162,7 @@ def test_losses_and_gradients(recording):
 def test_projection_and_hits(recording):
     """P9, P10 and P17 to P19 at the source: the recorded cells, points and cameras."""
     encoder = recording.head.transformer.encoder
-    position, inside = encoder.project_pillars(recording.lidar_to_image(0), IMAGE_SIZE)
+    projected, inside = encoder.project_pillars(recording.lidar_to_image(0), IMAGE_SIZE)
     hits = torch.from_numpy(recording.arrays["aux/hit_mask"])
     torch.testing.assert_close(inside.transpose(0, 1), hits, rtol=0, atol=0)
-    recording.expect("aux/reference_points_cam", position.transpose(0, 1))
+    recording.expect("aux/reference_points_cam", projected.transpose(0, 1))

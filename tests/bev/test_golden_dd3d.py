@@ -32,11 +32,11 @@ def head():
 
 @pytest.fixture(scope="module")
 def instances():
-    pictures = []
+    imgs = []
     for index in range(3):
         objects = group(f"in/img{index}/")
         boxes = objects["gt_box3d_quat_tvec_wlh_cam"]
-        picture = InstanceData(
+        img = InstanceData(
             bboxes=objects["gt_boxes"],
             labels=objects["gt_classes"],
             quaternions=boxes[:, :4],
@@ -45,9 +45,9 @@ def instances():
             attributes=objects["gt_attributes"],
             speeds=objects["gt_speeds"],
         )
-        picture.set_metainfo(dict(intrinsics=objects["intrinsics"]))
-        pictures.append(picture)
-    return pictures
+        img.set_metainfo(dict(intrinsics=objects["intrinsics"]))
+        imgs.append(img)
+    return imgs
 
 
 @pytest.fixture(scope="module")

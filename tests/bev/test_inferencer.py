@@ -1,4 +1,4 @@
-"""The inferencer: by name, what the model finds in samples of an info file, and their pictures."""
+"""The inferencer: by name, what the model finds in samples of an info file, and their images."""
 
 import runpy
 import sys
@@ -65,7 +65,7 @@ def expected(checkpoint, nuscenes_root):
 
 
 def test_boxes_of_several_samples(inferencer, expected, tmp_path):
-    """In the order in which they are asked for; with a picture of each."""
+    """In the order in which they are asked for; with a image of each."""
     indexes = [4, 0, 2]
     result = inferencer(indexes, out_dir=tmp_path / "new" / "found")
     assert result["visualization"] is None
@@ -88,7 +88,7 @@ def test_batches_do_not_matter(inferencer):
     assert min(abs(a - b) for a, b in zip(first, first[1:] + first[:1], strict=True)) > 1e-5
 
 
-def test_pictures_hold_the_boxes_above_the_threshold(inferencer, expected):
+def test_images_hold_the_boxes_above_the_threshold(inferencer, expected):
     sample, found = expected(1)
     threshold = found.scores_3d.median().item()
     kept = found.scores_3d >= threshold
@@ -97,8 +97,8 @@ def test_pictures_hold_the_boxes_above_the_threshold(inferencer, expected):
     result = inferencer(
         1, return_datasamples=True, return_vis=True, pred_score_thr=threshold - 1e-6
     )
-    (picture,) = result["visualization"]
-    assert np.array_equal(picture, draw_sample(sample, boxes, labels))
+    (img,) = result["visualization"]
+    assert np.array_equal(img, draw_sample(sample, boxes, labels))
     (prediction,) = result["predictions"]
     assert torch.equal(prediction.pred_instances_3d.labels_3d, found.labels_3d)
 
@@ -135,13 +135,12 @@ def test_what_cannot_be_built(checkpoint, infos, tmp_path):
 @pytest.fixture
 def demo(monkeypatch, capsys, nuscenes_root):
     """Function that runs the tool on the synthetic set, and gives what it prints."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     data = f"test_dataloader.dataset.data_root={nuscenes_root}/"
 
     def run(*arguments):
         command = ["bev_demo.py", NAME, *map(str, arguments), "--cfg-options", data]
         monkeypatch.setattr(sys, "argv", command)
-        runpy.run_path(str(ROOT / "tools" / "bev_demo.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "tools" / "visualization" / "bev_demo.py"), run_name="__main__")
         return capsys.readouterr().out
 
     return run

@@ -7,9 +7,10 @@ from bev_samples import RANGE, pyramid, surround_cameras
 pytestmark = pytest.mark.mmdet
 
 pytest.importorskip("mmcv", reason="mmcv is not installed")
+from bev.encoder_oracle import encode
+
 from dcnv4_mm.bev.layers import encoder as encoder_module
-from dcnv4_mm.bev.layers import reference
-from dcnv4_mm.bev.layers.attention import BEVSelfAttention, DeformableSampling, find_hits
+from dcnv4_mm.bev.layers.attention import DeformableSampling, TemporalSelfAttention
 from dcnv4_mm.bev.layers.decoder import ObjectDecoderLayer
 from dcnv4_mm.bev.layers.encoder import BEVEncoder
 from dcnv4_mm.bev.layers.fusion import TemporalFusion, fill_missing
@@ -35,15 +36,15 @@ def small_encoder(**kwargs):
 
 
 def inputs(batch, dtype=torch.float32):
-    """Samples that differ in pictures and cameras."""
+    """Samples that differ in images and cameras."""
     torch.manual_seed(1)
     maps, shapes = pyramid(batch, CHANNELS, IMAGE_SIZE)
     queries = BEV_SHAPE[0] * BEV_SHAPE[1]
     return dict(
-        bev=torch.randn(batch, queries, CHANNELS, dtype=dtype),
-        position=tuple(torch.randn(n, CHANNELS // 2, dtype=dtype) for n in BEV_SHAPE[::-1]),
-        maps=maps.to(dtype),
-        map_shapes=shapes,
+        bev_queries=torch.randn(batch, queries, CHANNELS, dtype=dtype),
+        bev_pos=tuple(torch.randn(n, CHANNELS // 2, dtype=dtype) for n in BEV_SHAPE[::-1]),
+        features=maps.to(dtype),
+        spatial_shapes=shapes,
         lidar_to_image=torch.stack(
             [surround_cameras(IMAGE_SIZE, turn=0.4 * sample) for sample in range(batch)]
         ),
@@ -62,7 +63,7 @@ def gradients(module, output):
 def test_encoder_is_the_plain_path(batch):
     """P16 to P18 for batches: merged points and the fused attention to cameras change nothing."""
     encoder, sample = small_encoder().double(), inputs(batch, torch.float64)
-    output, expected = encoder(**sample), reference.encode(encoder, **sample)
+    output, expected = encoder(**sample), encode(encoder, **sample)
     # Both in float64, from the same float32 references.
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
     ours, plain = gradients(encoder, output), gradients(encoder, expected)
@@ -110,7 +111,7 @@ def test_cameras_may_be_in_any_order():
     order = [3, 1, 5, 0, 4, 2]
     permuted = dict(
         sample,
-        maps=sample["maps"][:, order],
+        features=sample["features"][:, order],
         lidar_to_image=sample["lidar_to_image"][:, order],
     )
     torch.testing.assert_close(encoder(**permuted), encoder(**sample), rtol=1e-4, atol=1e-5)
@@ -120,10 +121,14 @@ def test_a_query_that_no_camera_sees_gets_the_bias():
     encoder, sample = small_encoder(), inputs(1)
     attention = encoder.layers[0].attentions[1].eval()
     behind = torch.full((1, 6, 480, 4, 2), 2.0)
-    hits = find_hits(behind, torch.zeros(1, 6, 480, 4, dtype=torch.bool))
-    value, shapes = attention.value(sample["maps"]), sample["map_shapes"]
-    output = attention(sample["bev"], value=value, shapes=shapes, hits=hits)
-    torch.testing.assert_close(output, sample["bev"] + attention.output_proj.bias)
+    output = attention(
+        sample["bev_queries"],
+        value=attention.project_value(sample["features"]),
+        spatial_shapes=sample["spatial_shapes"],
+        reference_points_cam=behind,
+        bev_mask=torch.zeros(1, 6, 480, dtype=torch.bool),
+    )
+    torch.testing.assert_close(output, sample["bev_queries"] + attention.output_proj.bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
@@ -151,7 +156,7 @@ def test_start_of_the_samplings():
 
 
 def test_self_attention_keeps_the_released_shapes():
-    attention = BEVSelfAttention(256)
+    attention = TemporalSelfAttention(256)
     assert attention.sampling_offsets.weight.shape == (128, 512)
     assert attention.attention_weights.weight.shape == (64, 512)
 
@@ -160,17 +165,17 @@ def test_groups_do_not_see_each_other():
     """P21: what one group holds changes nothing in another."""
     torch.manual_seed(0)
     layer = ObjectDecoderLayer(CHANNELS, feedforward_channels=64, num_heads=8, dropout=0.0)
-    query, position = torch.randn(2, 2, 3 * 4, CHANNELS)
-    references, bev = torch.rand(2, 12, 2), torch.randn(2, 480, CHANNELS)
-    before = layer(query, position, references, bev, BEV_SHAPE, 3)
+    query, query_pos = torch.randn(2, 2, 3 * 4, CHANNELS)
+    points, bev = torch.rand(2, 12, 2), torch.randn(2, 480, CHANNELS)
+    before = layer(query, query_pos, points, bev, BEV_SHAPE, 3)
     query[:, 4:8] += 1
-    after = layer(query, position, references, bev, BEV_SHAPE, 3)
+    after = layer(query, query_pos, points, bev, BEV_SHAPE, 3)
     torch.testing.assert_close(after[:, :4], before[:, :4])
     torch.testing.assert_close(after[:, 8:], before[:, 8:])
     assert (after[:, 4:8] - before[:, 4:8]).abs().max() > 0.1
 
 
-def test_missing_moments():
+def test_missing_frames():
     """P14: outwards from the current one, per sample, without a gradient."""
     bevs = torch.arange(10.0).reshape(2, 5, 1, 1).requires_grad_()
     valid = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]).bool()

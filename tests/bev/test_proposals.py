@@ -12,7 +12,7 @@ from bev_toy import build, images, losses_of, sample
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-from dcnv4_mm.bev.layers.proposals import proposal_references
+from dcnv4_mm.bev.layers.proposals import proposal_reference_points
 
 PROPOSALS = 4
 QUARTER_TURN = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
@@ -37,11 +37,13 @@ def found_at(*centers):
 def test_references_by_hand():
     """The best inside of the range, at its border pulled in, and NaN for what is not there."""
     found = [found_at((0.0, 25.6, -1), (60.0, 0, 0), (51.2, 0, 3), (9.0, 9, 0)), found_at()]
-    references = proposal_references(found, 2, RANGE)
+    references = proposal_reference_points(found, 2, RANGE)
     expected = torch.tensor([[0.5, 0.75, 0.5], [0.999, 0.5, 0.999]])
     torch.testing.assert_close(references[0], expected)
     assert references[1].isnan().all()
-    turned = proposal_references(found, 1, RANGE, torch.from_numpy(np.stack([QUARTER_TURN] * 2)))
+    turned = proposal_reference_points(
+        found, 1, RANGE, torch.from_numpy(np.stack([QUARTER_TURN] * 2))
+    )
     torch.testing.assert_close(turned[0].float(), torch.tensor([[0.25, 0.5, 0.5]]))
 
 

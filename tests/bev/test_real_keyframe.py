@@ -27,7 +27,7 @@ SMALL = CONFIG.with_name("bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d.py")
 
 @pytest.fixture(scope="module")
 def options():
-    """What differs from a whole data set: stock infos of one sample, and no folders."""
+    """What differs from a whole dataset: stock infos of one sample, and no folders."""
     register_all_modules(init_default_scope=True)
     found = sorted(FOLDER.glob("*.pkl"))
     if not found:
@@ -63,7 +63,7 @@ def test_centres_lie_where_the_infos_have_them(options):
             distances = np.linalg.norm(seen - entry["bbox_3d"][:3], axis=1)
             assert distances.min() < 1e-2
             pixel = sample.lidar2img[0, camera] @ [*centers[distances.argmin()], 1]
-            # The config's pictures: rows from 260 on, as large as they were.
+            # The config's images: rows from 260 on, as large as they were.
             expected = np.array(entry["center_2d"]) - [0, 260]
             assert pixel[:2] / pixel[2] == pytest.approx(expected, abs=0.5)
             compared[name] = compared.get(name, 0) + 1
@@ -77,7 +77,7 @@ def test_from_infos_to_boxes(options):
     model = MODELS.build(config.model)
     model.init_weights()
     sample = data[0]
-    # A single keyframe: of three moments, the first and the last are missing.
+    # A single keyframe: of three frames, the first and the last are missing.
     assert sample["data_samples"].frame_valid == (False, True, False)
     batch = dict(inputs=dict(img=[sample["inputs"]["img"]]), data_samples=[sample["data_samples"]])
     with torch.no_grad():
@@ -89,18 +89,18 @@ def test_from_infos_to_boxes(options):
 
 @pytest.mark.parametrize("drawn", ["objects", "predictions"])
 def test_the_demo_draws_it(options, tmp_path, drawn):
-    picture, checkpoint = tmp_path / "boxes.png", tmp_path / "untrained.pth"
+    img, checkpoint = tmp_path / "boxes.png", tmp_path / "untrained.pth"
     arguments = ["--ground-truth"]
     if drawn == "predictions":
         model = MODELS.build(Config.fromfile(SMALL).model)
         save_checkpoint(dict(state_dict=model.state_dict()), str(checkpoint))
         arguments = [checkpoint, "--score=0"]
-    tool = ROOT / "tools" / "bev_demo.py"
+    tool = ROOT / "tools" / "visualization" / "bev_demo.py"
     pairs = [f"{key}={value}" for key, value in options.items()]
-    command = [sys.executable, tool, SMALL, *arguments, "--out", picture, "--cfg-options", *pairs]
+    command = [sys.executable, tool, SMALL, *arguments, "--out", img, "--cfg-options", *pairs]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     count = int(result.stdout.strip().split()[-2])
     assert count == (65 if drawn == "objects" else 300)
-    # Three pictures of 96 x 240 beside each other, twice, and a square map.
-    assert cv2.imread(str(picture)).shape == (192, 3 * 240 + 192, 3)
+    # Three images of 96 x 240 beside each other, twice, and a square map.
+    assert cv2.imread(str(img)).shape == (192, 3 * 240 + 192, 3)

@@ -5,8 +5,8 @@ import torch
 from ops.dcnv4 import problems as dcnv4_problems
 from ops.flash_deform_attn import problems as flash_deform_attn_problems
 
+from dcnv4_mm.export.onnx import custom_ops_library, onnx_decompositions
 from dcnv4_mm.ops.functional import backend_info, dcnv4, flash_deform_attn, ms_deform_attn
-from dcnv4_mm.ops.onnx import custom_ops_library, onnx_decompositions
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

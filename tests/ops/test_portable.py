@@ -6,8 +6,8 @@ from ops.bev_cross_attn import problems as bev_cross_attn_problems
 from ops.dcnv4 import problems as dcnv4_problems
 from ops.flash_deform_attn import problems as flash_deform_attn_problems
 
+from dcnv4_mm.export.portable import portable_decompositions
 from dcnv4_mm.ops.functional import backend_info
-from dcnv4_mm.ops.portable import portable_decompositions
 
 TABLE = portable_decompositions()
 # grid_sample wants places as fractions of the image: a few roundings more of numbers up to 20.

@@ -1,4 +1,4 @@
-"""nuScenes with several moments per sample."""
+"""nuScenes with several frames per sample."""
 
 import copy
 import logging
@@ -41,7 +41,7 @@ CLASSES = (
     "truck",
 )
 _SCENE_FIELDS = ("scene_token", "frame_idx")
-_EXTEND = "extend the infos with tools/data/add_bevformerv2_infos.py"
+_EXTEND = "extend the infos with tools/dataset_converters/add_bevformerv2_infos.py"
 # Without scenes: consecutive samples further apart than this do not belong together.
 _MAX_SECONDS, _MAX_METRES = 1.2, 40.0
 _IMAGE_SIZE = (900, 1600)
@@ -62,7 +62,7 @@ class _Scenes:
         self._indices = {places[token]: index for index, token in enumerate(tokens)}
 
     def __deepcopy__(self, memo: dict) -> "_Scenes":
-        # mmengine copies a data set to make a part of it; the file stays the same.
+        # mmengine copies a dataset to make a part of it; the file stays the same.
         return self
 
     def neighbour(self, token: str, offset: int) -> dict | None:
@@ -73,23 +73,23 @@ class _Scenes:
 
 
 class BEVFormerV2NuScenesDataset(NuScenesDataset):
-    """mmdet3d's nuScenes, whose samples bring the pictures of neighbouring keyframes along.
+    """mmdet3d's nuScenes, whose samples bring the images of neighbouring keyframes along.
 
     The samples stay in the order of the info file: mmdet3d's metric relies on it. A part of it, by
     ``indices`` or ``get_subset``, has the frames that its samples have in the whole file.
 
     Args:
         frames: Keyframe offsets, ascending, 0 among them; a keyframe is half a second.
-        frame_pipeline: Transforms of the pictures of one moment. All moments of a sample share the
+        frame_pipeline: Transforms of the images of one frame. All frames of a sample share the
             dictionary ``augmentation``, so that they share what is drawn into it.
-        pipeline: Transforms of the sample, whose moments are in ``frames``, ``None`` where one is
+        pipeline: Transforms of the sample, whose frames are in ``frames``, ``None`` where one is
             missing.
-        mono_source: Where the objects of single pictures come from: ``"mono_instances"``,
+        mono_source: Where the objects of single images come from: ``"mono_instances"``,
             exact, by the info script; ``"cam_instances"``, mmdet3d's own, up to a degree off;
             ``None`` for none.
         fallback_scene_split: Guesses the scenes of infos that do not name them, from gaps in time
             and place. It may join two scenes: for tests.
-        image_size: (H, W) of the pictures, for ``"cam_instances"``.
+        image_size: (H, W) of the images, for ``"cam_instances"``.
         kwargs: As in mmdet3d.
 
     Raises:
@@ -141,7 +141,7 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
             raise ValueError(
                 f"{self.ann_file} has the format of mmdet3d 0.x: convert it with mmdet3d's "
                 f"tools/dataset_converters/update_infos_to_v2.py, then {_EXTEND}; or make it anew "
-                "with tools/data/prepare_nuscenes.py"
+                "with tools/dataset_converters/prepare_nuscenes.py"
             )
         version = content["metainfo"].get("version")
         if version != self._metainfo["version"]:
@@ -211,10 +211,10 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
     def neighbour(self, index: int, offset: int) -> dict | None:
         """Info of the sample some keyframes later in the same scene, if there is one.
 
-        It may be one that this data set, as a part of a file, does not have itself.
+        It may be one that this dataset, as a part of a file, does not have itself.
 
         Args:
-            index: Index of a sample of this data set.
+            index: Index of a sample of this dataset.
             offset: Number of keyframes.
         """
         return self._scenes.neighbour(self.get_data_info(index)["token"], offset)
@@ -252,7 +252,7 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
         return packed
 
     def _frame(self, current: dict, info: dict, augmentation: dict) -> dict:
-        """Pictures and matrices of a moment, with the motion to the current LiDAR frame."""
+        """Images and matrices of a frame, with the motion to the current LiDAR frame."""
         motion = ego_motion(
             *(
                 torch.tensor(np.asarray(matrix))

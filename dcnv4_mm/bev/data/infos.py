@@ -1,11 +1,12 @@
-"""Adds to mmdet3d's nuScenes infos what BEVFormerV2 needs: scenes, and objects per picture."""
+"""Adds to mmdet3d's nuScenes infos what BEVFormerV2 needs: scenes, and objects per image."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 from mmdet3d.evaluation.metrics import NuScenesMetric
 
-from dcnv4_mm.bev.data.mono import ATTRIBUTE_IDS, NO_ATTRIBUTE, clipped_box
+from dcnv4_mm.bev.data.mono import ATTRIBUTE_IDS, clipped_box
+from dcnv4_mm.bev.task_modules.camera_boxes import NO_ATTRIBUTE
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
@@ -58,11 +59,11 @@ def extend_infos(infos: dict, nusc: "NuScenes") -> None:
 
 
 def mono_instances(nusc: "NuScenes", camera_token: str, categories: dict[str, int]) -> list[dict]:
-    """The objects that a picture shows, in its camera's frame.
+    """The objects that a image shows, in its camera's frame.
 
     Args:
         nusc: The tables.
-        camera_token: The picture's ``sample_data`` token.
+        camera_token: The image's ``sample_data`` token.
         categories: Label of each detection class.
 
     Returns:

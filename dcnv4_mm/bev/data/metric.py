@@ -13,7 +13,7 @@ __all__ = ["StrictNuScenesMetric"]
 class StrictNuScenesMetric(NuScenesMetric):
     """mmdet3d's metric with a check of each prediction's sample.
 
-    mmdet3d finds the sample of a prediction by its position in the data set. A wrapper, a filter
+    mmdet3d finds the sample of a prediction by its position in the dataset. A wrapper, a filter
     or another order would silently score every prediction against another sample's objects.
 
     Raises:
@@ -30,7 +30,7 @@ class StrictNuScenesMetric(NuScenesMetric):
             if index >= len(self._tokens) or self._tokens[index] != sample["token"]:
                 raise ValueError(
                     f"the prediction for sample {sample['token']} comes at position {index}, where "
-                    f"{self.ann_file} has another one: test on the plain data set, in the order "
+                    f"{self.ann_file} has another one: test on the plain dataset, in the order "
                     "of its infos, without a wrapper"
                 )
         super().process(data_batch, data_samples)

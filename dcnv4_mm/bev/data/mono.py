@@ -1,11 +1,16 @@
-"""The objects of single pictures, as the perspective head learns them."""
+"""The objects of single images, as the perspective head learns them."""
+
+from collections.abc import Callable
 
 import numpy as np
+import torch
 from pyquaternion import Quaternion
 
-__all__ = ["ATTRIBUTE_IDS", "NO_ATTRIBUTE", "box_corners", "clipped_box", "from_cam_instances"]
+from dcnv4_mm.bev.geometry import box_corners
+from dcnv4_mm.bev.task_modules.camera_boxes import NO_ATTRIBUTE
 
-NO_ATTRIBUTE = 3
+__all__ = ["ATTRIBUTE_IDS", "clipped_box", "from_cam_instances"]
+
 ATTRIBUTE_IDS = {
     "vehicle.moving": 0,
     "vehicle.parked": 1,
@@ -35,17 +40,10 @@ _MIN_CORNER_DEPTH, _MIN_VISIBLE_DEPTH = 0.1, 1.0
 _MATCH_DISTANCE = 1e-2
 
 
-def box_corners(quaternion: np.ndarray, center: np.ndarray, wlh: np.ndarray) -> np.ndarray:
-    """The eight corners of a box in the camera frame, (8, 3)."""
-    signs = np.array([[i, j, k] for i in (1, -1) for j in (1, -1) for k in (1, -1)])
-    half = np.asarray(wlh)[[1, 0, 2]] / 2
-    return signs * half @ Quaternion(quaternion).rotation_matrix.T + center
-
-
 def clipped_box(
     corners: np.ndarray, intrinsics: np.ndarray, image_size: tuple[int, int]
 ) -> np.ndarray | None:
-    """The 2D box around a 3D one, cut at the picture's border.
+    """The 2D box around a 3D one, cut at the image's border.
 
     Args:
         corners: (8, 3) in the camera frame.
@@ -53,7 +51,7 @@ def clipped_box(
         image_size: (H, W).
 
     Returns:
-        x1, y1, x2, y2; ``None`` if the object is not in the picture, too near, or mostly outside.
+        x1, y1, x2, y2; ``None`` if the object is not in the image, too near, or mostly outside.
     """
     depth = corners[:, 2]
     if depth.min() <= _MIN_CORNER_DEPTH:
@@ -76,7 +74,7 @@ def from_cam_instances(info: dict, camera: str, image_size: tuple[int, int]) -> 
     Args:
         info: An info of one sample.
         camera: Name of the camera.
-        image_size: (H, W) of its picture.
+        image_size: (H, W) of its image.
 
     Returns:
         As :func:`dcnv4_mm.bev.data.infos.mono_instances`, without ``token``.
@@ -95,8 +93,8 @@ def from_cam_instances(info: dict, camera: str, image_size: tuple[int, int]) -> 
             axis=[0, 0, 1], angle=-box[6]
         )
         wlh = box[[5, 3, 4]]
-        corners = box_corners(turn.elements, box[:3], wlh)
-        clipped = clipped_box(corners, intrinsics, image_size)
+        parts = (torch.from_numpy(part) for part in (turn.rotation_matrix, box[:3], wlh))
+        clipped = clipped_box(box_corners(*parts).numpy(), intrinsics, image_size)
         if clipped is None:
             continue
         attribute = _INFO_ATTRIBUTES[entry["attr_label"]]
@@ -114,7 +112,7 @@ def from_cam_instances(info: dict, camera: str, image_size: tuple[int, int]) -> 
     return found
 
 
-def _point_counts(info: dict, camera: str):
+def _point_counts(info: dict, camera: str) -> Callable[[np.ndarray], int]:
     """A function from a centre in the camera frame to the points in its box."""
     instances = info["instances"]
     if not instances:

@@ -1,4 +1,4 @@
-"""From infos to what the detector takes: pictures, matrices, augmentation, targets, packing."""
+"""From infos to what the detector takes: images, matrices, augmentation, targets, packing."""
 
 import random
 from collections.abc import Sequence
@@ -18,26 +18,26 @@ from dcnv4_mm.bev.geometry import bev_augmentation_matrix
 
 __all__ = [
     "BEVAugmentation",
-    "CropResizeFlip",
-    "LoadCameras",
+    "LoadMultiViewImageFromFiles",
     "MonoTargets",
-    "PackBEVInputs",
-    "PhotometricDistortion",
+    "Pack3DDetInputs",
+    "PhotoMetricDistortionMultiViewImage",
+    "ResizeCropFlipImage",
 ]
 
 # What a complete file ends with.
 _ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 
-class LoadCameras(BaseTransform):
-    """Reads the pictures of one moment, and its matrices.
+class LoadMultiViewImageFromFiles(BaseTransform):
+    """Reads the images of one frame, and its matrices.
 
-    Sets ``imgs``, a list of BGR pictures, ``cam2img`` (N, 3, 3) and ``lidar2cam`` (N, 4, 4) from
-    the LiDAR frame of the *current* moment.
+    Sets ``imgs``, a list of BGR images, ``cam2img`` (N, 3, 3) and ``lidar2cam`` (N, 4, 4) from
+    the LiDAR frame of the *current* frame.
 
     Raises:
-        FileNotFoundError: A picture is missing.
-        ValueError: A picture is damaged.
+        FileNotFoundError: A image is missing.
+        ValueError: A image is damaged.
     """
 
     def transform(self, results: dict) -> dict:
@@ -51,25 +51,25 @@ class LoadCameras(BaseTransform):
 
 def _read_image(path: str) -> np.ndarray:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no picture {path}: check data_root and data_prefix")
+        raise FileNotFoundError(f"there is no image {path}: check data_root and data_prefix")
     content = Path(path).read_bytes()
     # A decoder fills the rest of a truncated file with grey, and says nothing.
     whole = content.rstrip(b"\0").endswith(_ENDS.get(content[:2], b""))
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None or not whole:
-        raise ValueError(f"the picture {path} is damaged or truncated: download it again")
+        raise ValueError(f"the image {path} is damaged or truncated: download it again")
     return image
 
 
-class CropResizeFlip(BaseTransform):
-    """Cuts off the sky, resizes, and notes whether the model shall mirror the pictures.
+class ResizeCropFlipImage(BaseTransform):
+    """Cuts off the sky, resizes, and notes whether the model shall mirror the images.
 
-    All pictures of a sample share what is drawn. The intrinsics follow crop and scale; mirroring
+    All images of a sample share what is drawn. The intrinsics follow crop and scale; mirroring
     changes no geometry, as the model mirrors the feature maps back.
 
     Args:
         heights: Heights after resizing, one of which is drawn.
-        crop_top: Share of the picture's height that is cut off.
+        crop_top: Share of the image's height that is cut off.
         flip_prob: How often a sample is mirrored.
     """
 
@@ -94,8 +94,8 @@ class CropResizeFlip(BaseTransform):
             scale = height / cropped.shape[0]
             size = (int(cropped.shape[1] * scale), height)
             if size != (cropped.shape[1], cropped.shape[0]):
-                picture = Image.fromarray(cropped).resize(size, Image.Resampling.BICUBIC)
-                cropped = np.asarray(picture)
+                img = Image.fromarray(cropped).resize(size, Image.Resampling.BICUBIC)
+                cropped = np.asarray(img)
             imgs.append(cropped)
             shift = np.array([[scale, 0, 0], [0, scale, -top * scale], [0, 0, 1]])
             intrinsics.append(shift @ cam2img)
@@ -104,8 +104,8 @@ class CropResizeFlip(BaseTransform):
         return results
 
 
-class PhotometricDistortion(BaseTransform):
-    """Changes brightness, contrast, saturation, hue and channels, for each picture anew.
+class PhotoMetricDistortionMultiViewImage(BaseTransform):
+    """Changes brightness, contrast, saturation, hue and channels, for each image anew.
 
     Other than the original, which wraps what leaves the range of a byte, it clips.
     """
@@ -155,7 +155,7 @@ class BEVAugmentation(BaseTransform):
 
 
 class MonoTargets(BaseTransform):
-    """Gathers the objects of the current pictures, with 2D boxes in the resized pictures.
+    """Gathers the objects of the current images, with 2D boxes in the resized images.
 
     Args:
         min_size: Least width and height of a 2D box, in pixels.
@@ -195,8 +195,8 @@ class MonoTargets(BaseTransform):
         return results
 
 
-class PackBEVInputs(BaseTransform):
-    """Packs a sample for the detector; the pictures stay bytes.
+class Pack3DDetInputs(BaseTransform):
+    """Packs a sample for the detector; the images stay bytes.
 
     Args:
         meta_keys: What else to keep of the info.
@@ -220,7 +220,7 @@ class PackBEVInputs(BaseTransform):
         frames = results["frames"]
         current = frames[results["frame_offsets"].index(0)]
         nothing = [np.zeros_like(image) for image in current["imgs"]]
-        pictures = np.stack(
+        imgs = np.stack(
             [image for frame in frames for image in (frame["imgs"] if frame else nothing)]
         )
         lidar2img = np.stack([_lidar_to_image(frame if frame else current) for frame in frames])
@@ -247,7 +247,7 @@ class PackBEVInputs(BaseTransform):
             sample.eval_ann_info = results["eval_ann_info"]
         if "gt_mono_instances" in results:
             sample.gt_mono_instances = results["gt_mono_instances"]
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+        pixels = torch.from_numpy(imgs).permute(0, 3, 1, 2).contiguous()
         return dict(inputs=dict(img=pixels), data_samples=sample)
 
 

@@ -1,4 +1,4 @@
-"""The head that finds boxes in the BEV."""
+"""The BEV detection head."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ _CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 
 
 class BEVFormerV2Head(BaseModule):
-    """Encodes each moment's feature maps into a BEV map, fuses them, and decodes boxes.
+    """Encodes each frame's feature maps into BEV features, fuses them, and decodes boxes.
 
-    In training, several groups of queries learn side by side, each matched with the objects by
-    itself (Group DETR); in evaluation the first group answers alone.
+    In training there are several groups of queries, each matched with the objects by itself (Group
+    DETR); inference uses the first group alone.
 
     Args:
         num_classes: Number of classes.
@@ -34,25 +34,25 @@ class BEVFormerV2Head(BaseModule):
         embed_dims: Number of channels C.
         num_queries: Queries Q per group.
         num_groups: Groups G.
-        num_proposal_queries: Further queries K per group, which start where the perspective head
-            has found something; 0, as released, for none.
+        num_proposal_queries: Further queries K per group, whose reference points are the
+            perspective head's proposals; 0, as released, for none.
         encoder: Arguments of :class:`BEVEncoder`, without shape and range.
         decoder: Arguments of :class:`ObjectDecoder`.
         fusion: Arguments of :class:`TemporalFusion`; ``None`` for one frame.
         num_cameras: Number of cameras N.
-        num_levels: How many of the feature levels are used, from the finest on.
+        num_levels: Number of feature levels used, from the finest on.
         coder: Arguments of :class:`BoxCoder`, without the range.
         assigner: Arguments of :class:`HungarianAssigner`.
         cls_loss_weight: Weight of the focal loss of the classes.
         box_loss_weight: Weight of the smooth L1 loss of the codes.
-        code_weights: Weight of each of a code's ten numbers in that loss.
+        code_weights: Weight of each of the ten elements of a box code in that loss.
         init_cfg: As in mmengine.
 
     Raises:
-        ValueError: There is not one weight for each number of a code.
+        ValueError: ``code_weights`` has not ten elements.
 
     Source:
-        Yang et al., "BEVFormer v2", CVPR 2023. What attends to what, in ``layers/``.
+        Yang et al., "BEVFormer v2", CVPR 2023.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class BEVFormerV2Head(BaseModule):
         super().__init__(init_cfg)
         if len(code_weights) != len(_CODE_WEIGHTS):
             raise ValueError(
-                f"code_weights must be {len(_CODE_WEIGHTS)} numbers, one for each of a box code, "
-                f"got {len(code_weights)}"
+                f"code_weights: expected {len(_CODE_WEIGHTS)} elements, one per element of a box "
+                f"code, got {len(code_weights)}"
             )
         self.bev_shape = tuple(bev_shape)
         self.num_classes, self.num_levels = num_classes, num_levels
@@ -98,7 +98,7 @@ class BEVFormerV2Head(BaseModule):
         self.loss_cls = FocalLoss(gamma=2.0, alpha=0.25, loss_weight=cls_loss_weight)
         self.loss_bbox = SmoothL1Loss(beta=1.0, loss_weight=box_loss_weight)
 
-        # In the released order, for the checkpoints' sake.
+        # In the order of the released state dicts.
         weights = torch.tensor(code_weights, dtype=torch.float32)
         self.code_weights = nn.Parameter(weights, requires_grad=False)
         self.positional_encoding = LearnedPositionalEncoding(
@@ -128,7 +128,7 @@ class BEVFormerV2Head(BaseModule):
         )
 
     def init_weights(self) -> None:
-        """As released: Xavier's rule in the transformer, a prior of 1 % in the classifiers."""
+        """As released: Xavier in the transformer, a prior probability of 1 % in the classifiers."""
         super().init_weights()
         self.transformer.reset_parameters()
         if self.proposal_queries is not None:
@@ -144,25 +144,25 @@ class BEVFormerV2Head(BaseModule):
         bev_augmentation: Tensor | None = None,
         motion: Tensor | None = None,
     ) -> Tensor:
-        """Makes the BEV map of one moment.
+        """Encodes the BEV features of one frame.
 
         Args:
             features: The cameras' feature maps by level, the finest first, (B, N, C, h, w).
             lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
-            image_size: Padded (H, W) of the pictures.
-            bev_augmentation: (B, 3, 3), the transform that the objects went through.
-            motion: (B, 4, 4), from the BEV's LiDAR frame to the one that it is to be moved to.
+            image_size: Padded (H, W) of the images.
+            bev_augmentation: (B, 3, 3), the transform applied to the objects.
+            motion: (B, 4, 4), from the LiDAR frame of the BEV grid to the one to warp it into.
 
         Returns:
             (B, Q, C).
         """
-        position = self.positional_encoding
+        encoding = self.positional_encoding
         return self.transformer.encode(
             features[: self.num_levels],
             lidar_to_image,
             image_size,
-            bev=self.bev_embedding.weight,
-            position=(position.col_embed.weight, position.row_embed.weight),
+            bev_queries=self.bev_embedding.weight,
+            bev_pos=(encoding.col_embed.weight, encoding.row_embed.weight),
             bev_augmentation=bev_augmentation,
             motion=motion,
         )
@@ -170,42 +170,42 @@ class BEVFormerV2Head(BaseModule):
     def forward(
         self, bevs: Tensor, valid: Tensor, current: int, proposals: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Finds objects in the BEV maps of all moments.
+        """Predicts boxes from the BEV features of all frames.
 
         Args:
             bevs: (B, T, Q, C), in the order of time.
-            valid: (B, T), which moments exist.
-            current: Index of the current moment.
-            proposals: (B, K, 3), where the perspective head has found something, as fractions of
-                the range, NaN for nothing; for a head with proposal queries.
+            valid: (B, T), which frames exist.
+            current: Index of the current frame.
+            proposals: (B, K, 3), centers of the perspective head's boxes as fractions of the
+                range, NaN for none; for a head with proposal queries.
 
         Returns:
             Class logits (layers, B, G * Q, classes) and codes in metres (layers, B, G * Q, 10),
             float32; G is 1 in evaluation. With proposals, a group has Q + K instead of Q.
         """
-        bev = self.transformer.fuse(bevs, valid, current)
+        bev_embed = self.transformer.fuse(bevs, valid, current)
         groups = self.num_groups if self.training else 1
-        queries, references = self.query_embedding.weight[: groups * self.num_queries], None
+        queries, reference_points = self.query_embedding.weight[: groups * self.num_queries], None
         if self.proposal_queries is not None:
-            queries, references = self._hybrid(queries, proposals, groups)
+            queries, reference_points = self._hybrid(queries, proposals, groups)
         states, codes = self.transformer.decode(
-            bev,
+            bev_embed,
             queries,
             num_groups=groups,
             reg_branches=self.reg_branches,
-            references=references,
+            reference_points=reference_points,
         )
         logits = [branch(state) for branch, state in zip(self.cls_branches, states, strict=True)]
         return torch.stack(logits).float(), self.coder.to_metres(codes)
 
     def _hybrid(self, learned: Tensor, proposals: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-        """Learned queries and those of the proposals, group after group, with references."""
+        """Learned and proposal queries, group after group, with their reference points."""
         batch = len(proposals)
         learned = learned.unflatten(0, (num_groups, -1)).expand(batch, -1, -1, -1)
         queries = torch.cat((learned, self.proposal_queries(proposals, num_groups)), dim=2)
-        nowhere = proposals.new_full((batch, self.num_queries, 3), torch.nan)
-        references = torch.cat((nowhere, proposals), dim=1)
-        return queries.flatten(1, 2), references.repeat(1, num_groups, 1)
+        unknown = proposals.new_full((batch, self.num_queries, 3), torch.nan)
+        reference_points = torch.cat((unknown, proposals), dim=1)
+        return queries.flatten(1, 2), reference_points.repeat(1, num_groups, 1)
 
     def loss_by_feat(
         self, logits: Tensor, codes: Tensor, gt_instances_3d: Sequence[InstanceData]
@@ -215,8 +215,8 @@ class BEVFormerV2Head(BaseModule):
         Args:
             logits: As :meth:`forward` returns in training.
             codes: Likewise.
-            gt_instances_3d: Of each sample ``bboxes_3d``, LiDAR boxes with velocity, and
-                ``labels_3d``.
+            gt_instances_3d: ``bboxes_3d``, LiDAR boxes with velocity, and ``labels_3d`` of each
+                sample.
 
         Returns:
             ``loss_cls`` and ``loss_bbox`` of the last layer, ``d0.loss_cls`` and so on.
@@ -275,10 +275,11 @@ class BEVFormerV2Head(BaseModule):
         Args:
             logits: As :meth:`forward` returns in evaluation.
             codes: Likewise.
-            metas: Of each sample, with the class of boxes as ``box_type_3d``.
+            metas: Metainfo of each sample, with the class of its boxes as ``box_type_3d``.
 
         Returns:
-            Of each sample ``bboxes_3d``, ``scores_3d`` and ``labels_3d``, the best first.
+            ``bboxes_3d``, ``scores_3d`` and ``labels_3d`` of each sample, in descending order of
+            score.
         """
         results = []
         for sample_logits, sample_codes, meta in zip(logits[-1], codes[-1], metas, strict=True):

@@ -1,4 +1,4 @@
-"""The perspective head (DD3D): boxes from single pictures, which supervise the backbone."""
+"""The perspective head (DD3D): boxes from single images, which supervise the backbone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from dcnv4_mm.bev.geometry import (
     quaternion_to_matrix,
     unproject,
 )
-from dcnv4_mm.bev.layers.fcos import STRIDES, Boxes2D, Boxes3D, predictor
+from dcnv4_mm.bev.layers.fcos import STRIDES, FCOS2DHead, FCOS3DHead, predictor
 from dcnv4_mm.bev.losses.perspective import centerness_target, corner_loss, ltrb_giou_loss
-from dcnv4_mm.bev.task_modules.camera_boxes import CameraBoxes, join_objects
+from dcnv4_mm.bev.task_modules.camera_boxes import NO_ATTRIBUTE, CameraBoxes, join_objects
 from dcnv4_mm.bev.task_modules.point_targets import assign_points, pyramid_points
 from dcnv4_mm.bev.task_modules.suppression import class_wise_nms
 
@@ -41,14 +41,13 @@ CANONICAL_WLH = {
 _SIZES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 _FOCAL_LENGTH = 500.0
 _DEPTH_RANGE = (0.1, 80.0)
-_NO_ATTRIBUTE = 3
-# Of the inference: least class score, locations per level, overlap, boxes per picture.
-_MIN_SCORE, _MAX_PER_LEVEL, _NMS_2D, _MAX_PER_PICTURE = 0.05, 1000, 0.75, 100
+# Of the inference: least class score, locations per level, overlap, boxes per image.
+_MIN_SCORE, _MAX_PER_LEVEL, _NMS_2D, _MAX_PER_IMAGE = 0.05, 1000, 0.75, 100
 
 
 @dataclass(frozen=True)
 class _Positives:
-    """What the positive locations of all pictures should answer; P of them."""
+    """What the positive locations of all images should answer; P of them."""
 
     indices: Tensor
     labels: Tensor
@@ -61,7 +60,7 @@ class _Positives:
 
 
 class DD3DHead(BaseModule):
-    """Finds boxes in single pictures, in pixels and in the camera frame.
+    """Finds boxes in single images, in pixels and in the camera frame.
 
     Args:
         num_classes: Number of classes.
@@ -100,8 +99,8 @@ class DD3DHead(BaseModule):
         self.num_classes = num_classes
         self.register_buffer("canonical_wlh", torch.tensor(canonical_wlh), persistent=False)
         self.loss_cls = FocalLoss(gamma=2.0, alpha=0.25)
-        self.fcos2d_head = Boxes2D(in_channels, num_classes, norm_cfg)
-        self.fcos3d_head = Boxes3D(in_channels, num_classes, norm_cfg)
+        self.fcos2d_head = FCOS2DHead(in_channels, num_classes, norm_cfg)
+        self.fcos3d_head = FCOS3DHead(in_channels, num_classes, norm_cfg)
         self.attr_logits = predictor(in_channels, 3)
         self.speed = predictor(in_channels, 1)
 
@@ -109,7 +108,7 @@ class DD3DHead(BaseModule):
         """Predicts at every location.
 
         Args:
-            features: Five levels, the finest first, (M, C, h, w) for M pictures.
+            features: Five levels, the finest first, (M, C, h, w) for M images.
 
         Returns:
             Lists of five tensors (M, channels, h, w): ``logits``, ``box2d_reg`` in pixels,
@@ -128,11 +127,11 @@ class DD3DHead(BaseModule):
     def loss(
         self, features: Sequence[Tensor], gt_instances: Sequence[InstanceData]
     ) -> dict[str, Tensor]:
-        """Predicts, and compares with the objects of each picture.
+        """Predicts, and compares with the objects of each image.
 
         Args:
             features: As in :meth:`forward`.
-            gt_instances: Of each picture: ``bboxes`` (n, 4) in pixels, ``labels``,
+            gt_instances: Of each image: ``bboxes`` (n, 4) in pixels, ``labels``,
                 ``quaternions`` (n, 4), ``centers`` (n, 3), ``wlh`` (n, 3) in the camera frame,
                 ``attributes``, 3 for unknown, ``speeds``, NaN for unknown, and the metainfo
                 ``intrinsics`` (3, 3).
@@ -147,7 +146,7 @@ class DD3DHead(BaseModule):
     ) -> tuple[Tensor, _Positives]:
         """Labels of all locations, and the targets of the positive ones.
 
-        Locations are in the order level, picture, cell.
+        Locations are in the order level, image, cell.
 
         Args:
             shapes: (H, W) of the levels.
@@ -165,7 +164,7 @@ class DD3DHead(BaseModule):
         found = [
             assign_points(points, strides, sizes, instances.bboxes) for instances in gt_instances
         ]
-        # Objects of all pictures in one list; [pictures, M], -1 for none.
+        # Objects of all images in one list; [images, M], -1 for none.
         starts = [0]
         for instances in gt_instances[:-1]:
             starts.append(starts[-1] + len(instances))
@@ -204,17 +203,17 @@ class DD3DHead(BaseModule):
     def loss_by_feat(
         self, outputs: dict[str, list[Tensor]], gt_instances: Sequence[InstanceData]
     ) -> dict[str, Tensor]:
-        """Compares predictions with the objects of each picture; see :meth:`loss`."""
+        """Compares predictions with the objects of each image; see :meth:`loss`."""
         shapes = [(level.shape[-2], level.shape[-1]) for level in outputs["logits"]]
         labels, positives = self.targets(shapes, gt_instances)
         flat = {
-            # [locations, channels] in the order level, picture, cell
+            # [locations, channels] in the order level, image, cell
             name: torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels]).float()
             for name, levels in outputs.items()
         }
         at = {name: x[positives.indices] for name, x in flat.items()}
         share = centerness_target(positives.ltrb)
-        has_attribute = positives.attributes != _NO_ATTRIBUTE
+        has_attribute = positives.attributes != NO_ATTRIBUTE
         has_speed = ~positives.speeds.isnan()
         own = torch.stack(
             [
@@ -256,28 +255,28 @@ class DD3DHead(BaseModule):
     def predict_by_feat(
         self, outputs: dict[str, list[Tensor]], intrinsics: Tensor
     ) -> list[InstanceData]:
-        """Boxes of each picture, after non-maximum suppression in the picture.
+        """Boxes of each image, after non-maximum suppression in the image.
 
         Args:
             outputs: As :meth:`forward` returns.
             intrinsics: (M, 3, 3).
 
         Returns:
-            Of each picture, the best first: ``bboxes`` in pixels, ``labels``, ``scores``, and in
+            Of each image, the best first: ``bboxes`` in pixels, ``labels``, ``scores``, and in
             the camera frame ``centers``, ``rotations`` (n, 3, 3) and ``wlh``.
         """
         inverse_intrinsics = torch.linalg.inv(intrinsics.float())
         results = []
-        for picture, inverse in enumerate(inverse_intrinsics):
+        for img, inverse in enumerate(inverse_intrinsics):
             levels = [
-                self._candidates({name: x[level][picture] for name, x in outputs.items()}, stride)
+                self._candidates({name: x[level][img] for name, x in outputs.items()}, stride)
                 for level, stride in enumerate(STRIDES)
             ]
             found = {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
             boxes = torch.cat((found["points"], found["points"]), dim=-1)
             boxes += found["box2d_reg"] * boxes.new_tensor([-1, -1, 1, 1])
             kept = class_wise_nms(boxes, found["scores"], found["labels"], _NMS_2D)
-            kept = kept[:_MAX_PER_PICTURE]
+            kept = kept[:_MAX_PER_IMAGE]
             chosen = {name: x[kept] for name, x in found.items()}
             rays = inverse.expand(len(kept), -1, -1)
             parts = self._decode(chosen, chosen["labels"], chosen["points"], rays)
@@ -294,7 +293,7 @@ class DD3DHead(BaseModule):
         return results
 
     def _candidates(self, outputs: dict[str, Tensor], stride: int) -> dict[str, Tensor]:
-        """The best locations and classes of one level of a picture, by name (n, ...)."""
+        """The best locations and classes of one level of a image, by name (n, ...)."""
         shape = (outputs["logits"].shape[-2], outputs["logits"].shape[-1])
         flat = {name: x.flatten(1).transpose(0, 1).float() for name, x in outputs.items()}
         scores = flat["logits"].sigmoid() * flat["centerness"].sigmoid()

@@ -1,11 +1,11 @@
-"""Deformable attention of BEV queries: to the BEV itself, to the cameras, of objects to the BEV.
+"""The deformable attentions of BEVFormer: temporal self-attention and spatial cross-attention of
+the BEV queries, and cross-attention of object queries to the BEV features.
 
 The parameter names are those of the released checkpoints.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,54 +15,24 @@ from dcnv4_mm.ops.flash_deform_attn.layout import unpack
 from dcnv4_mm.ops.functional import bev_cross_attn, ms_deform_attn
 
 __all__ = [
-    "BEVCrossAttention",
-    "BEVSelfAttention",
-    "CameraHits",
     "DeformableSampling",
+    "ObjectCrossAttention",
     "SpatialCrossAttention",
-    "find_hits",
+    "TemporalSelfAttention",
 ]
 
 _Shapes = Sequence[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class CameraHits:
-    """Which BEV queries each camera sees, and where in its picture.
-
-    Attributes:
-        seen: Whether a camera sees a query, (B, N, Q).
-        references: Where the queries' pillar points lie, as fractions of the picture,
-            (B, N, Q, D, 2). Those of a query that is seen may lie outside too.
-    """
-
-    seen: Tensor
-    references: Tensor
-
-    def of(self, queries: slice) -> "CameraHits":
-        """Those of some queries."""
-        return CameraHits(self.seen[:, :, queries], self.references[:, :, queries])
-
-
-def find_hits(references: Tensor, inside: Tensor) -> CameraHits:
-    """Finds the queries that each camera sees: those with any pillar point in its picture.
-
-    Args:
-        references: (B, N, Q, D, 2), positions of pillar points as fractions of the picture.
-        inside: (B, N, Q, D), whether a point is in the picture.
-    """
-    return CameraHits(inside.any(-1), references)
-
-
 class DeformableSampling(nn.Module):
-    """Predicts sampling points and weights of queries, and projects the maps they sample.
+    """Sampling offsets, attention weights and value projection of a deformable attention.
 
     Args:
-        embed_dims: Number of channels C of the maps.
+        embed_dims: Number of channels C of the values.
         query_dims: Number of channels of a query.
         num_heads: Number of heads G, a divisor of ``embed_dims``.
-        num_maps: How many maps R a query samples: levels, or entries of a queue.
-        num_points: Points P per map.
+        num_maps: Number of maps R that a query samples: levels, or entries of the BEV queue.
+        num_points: Sampling points P per map.
 
     Raises:
         ValueError: The heads do not divide the channels.
@@ -82,7 +52,10 @@ class DeformableSampling(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each head looks into a direction of its own, each point one step further; all alike."""
+        """Grid initialization of the offsets as in Deformable DETR; zero attention weights.
+
+        Head i points into the direction 2 pi i / G, its p-th point p pixels away, on every map.
+        """
         for linear in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -98,7 +71,7 @@ class DeformableSampling(nn.Module):
         nn.init.zeros_(self.value_proj.bias)
 
     def packed_linear(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of both predictions in one product, its rows sorted by heads."""
+        """Weight and bias of one linear layer that predicts offsets and logits, ordered by head."""
         linears = (self.sampling_offsets, self.attention_weights)
         weight, bias = (
             torch.cat(
@@ -110,43 +83,43 @@ class DeformableSampling(nn.Module):
         return weight, bias
 
     def predict_packed(self, query: Tensor) -> Tensor:
-        """Offsets in pixels, then logits, of every head of queries: (B, Q, G, 3 * R * P)."""
+        """Offsets in pixels, then logits, of every head: (B, Q, G, 3 * R * P)."""
         return F.linear(query, *self.packed_linear()).unflatten(-1, (self.num_heads, -1))
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets (..., G, R, P, 2) in pixels and logits (..., G, R, P), both views."""
         return unpack(packed, self.num_maps, self.num_points)
 
-    def value(self, maps: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Maps (..., S, C), projected and split into heads, (..., S, G, C / G).
+    def project_value(self, value: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Projects (..., S, C) and splits it into heads, (..., S, G, C / G).
 
-        Without gradients they may be put into the contiguous ``out``, (..., S, C).
+        Without gradients the result may be written into the contiguous ``out``, (..., S, C).
         """
         if out is None:
-            out = self.value_proj(maps)
+            out = self.value_proj(value)
         else:
             weight, bias = self.value_proj.weight, self.value_proj.bias
-            torch.addmm(bias, maps.flatten(0, -2), weight.t(), out=out.view(-1, out.shape[-1]))
+            torch.addmm(bias, value.flatten(0, -2), weight.t(), out=out.view(-1, out.shape[-1]))
         return out.unflatten(-1, (self.num_heads, -1))
 
 
-def _locations(references: Tensor, offsets: Tensor, shapes: _Shapes) -> Tensor:
-    """Adds offsets (..., R, P, 2) in pixels to references (..., 2) that broadcast with them."""
+def _sampling_locations(reference_points: Tensor, offsets: Tensor, shapes: _Shapes) -> Tensor:
+    """Adds offsets (..., R, P, 2) in pixels to reference points (..., 2), with broadcasting."""
     # In float32 at least, whatever autocast made of the offsets.
-    dtype = torch.promote_types(references.dtype, offsets.dtype)
+    dtype = torch.promote_types(reference_points.dtype, offsets.dtype)
     maps, points = offsets.shape[-3:-1]
     per_pixel = [[1 / width, 1 / height] * points for height, width in shapes]
-    # In rows of numbers, not pairs: a sum over broadcast pairs takes four times as long.
+    # A flat last dim, not pairs: a sum over broadcast pairs takes four times as long.
     locations = torch.addcmul(
-        torch.cat([references.to(dtype)] * (maps * points), dim=-1),
+        torch.cat([reference_points.to(dtype)] * (maps * points), dim=-1),
         offsets.to(dtype).flatten(-3),
         torch.tensor(per_pixel, dtype=dtype, device=offsets.device).flatten(),
     )
     return locations.unflatten(-1, (maps, points, 2))
 
 
-class BEVSelfAttention(DeformableSampling):
-    """Deformable self-attention of the BEV, the original's temporal one without a history.
+class TemporalSelfAttention(DeformableSampling):
+    """Deformable self-attention of the BEV queries: the temporal one of BEVFormer without history.
 
     The original samples a queue of two maps, which without a history are the same one: here the
     two are sampled as one map with twice the points and half the weights.
@@ -155,7 +128,7 @@ class BEVSelfAttention(DeformableSampling):
         embed_dims: Number of channels C.
         num_heads: Number of heads.
         num_points: Points per entry of the queue.
-        dropout: Share of the output that is dropped in training.
+        dropout: Dropout ratio of the output.
 
     Source:
         Li et al., "BEVFormer", ECCV 2022, section 3.4.
@@ -178,58 +151,61 @@ class BEVSelfAttention(DeformableSampling):
 
     def forward(
         self,
-        bev: Tensor,
+        bev_queries: Tensor,
         *,
-        position: tuple[Tensor, Tensor],
-        references: Tensor,
+        bev_pos: tuple[Tensor, Tensor],
+        reference_points: Tensor,
         value: Tensor,
-        shape: tuple[int, int],
+        bev_shape: tuple[int, int],
     ) -> Tensor:
         """Applies the layer, with its residual connection.
 
         Args:
-            bev: (B, Q, C), all rows of the grid's cells or some.
-            position: Positional encodings of the columns, (W, C / 2), and of these rows,
-                (Q / W, C / 2); a cell has that of its column, then that of its row.
-            references: (Q, 2), the cells' centres as fractions of the grid.
-            value: What :meth:`value` makes of all cells.
-            shape: (H, W) of the grid.
+            bev_queries: (B, Q, C), all rows of the BEV grid or some.
+            bev_pos: Positional encodings of the columns, (W, C / 2), and of these rows,
+                (Q / W, C / 2); that of a cell is the concatenation of its column's and its row's.
+            reference_points: (Q, 2), the cells' centres as fractions of the grid.
+            value: The projected values of all cells, from :meth:`project_value`.
+            bev_shape: (H, W) of the grid.
 
         Returns:
             (B, Q, C).
         """
-        # The query is bev beside bev + position, which need not be in memory.
+        # The query is the concatenation (bev_queries, bev_queries + bev_pos), never materialized.
         weight, bias = self.packed_linear()
-        of_bev, of_sum = weight.chunk(2, dim=1)
-        of_columns, of_rows = map(F.linear, position, of_sum.chunk(2, dim=1))
-        shift = (of_rows.unsqueeze(1) + of_columns).flatten(0, 1)
-        packed = F.linear(bev, of_bev + of_sum, bias) + shift
+        weight_plain, weight_with_pos = weight.chunk(2, dim=1)
+        columns, rows = map(F.linear, bev_pos, weight_with_pos.chunk(2, dim=1))
+        shift = (rows.unsqueeze(1) + columns).flatten(0, 1)
+        packed = F.linear(bev_queries, weight_plain + weight_with_pos, bias) + shift
         offsets, logits = self.unpack(packed.unflatten(-1, (self.num_heads, -1)))
         # Over a short axis a softmax is fast where the axis is not the last one in memory.
         weights = logits.movedim(-1, 0).softmax(0).movedim(0, -1) / self.num_queues
         # The entries of the queue become points of one map: [B, Q, G, 1, 2 * P, ...].
-        locations = _locations(references[:, None], offsets.flatten(3, 4).unsqueeze(3), [shape])
+        locations = _sampling_locations(
+            reference_points[:, None], offsets.flatten(3, 4).unsqueeze(3), [bev_shape]
+        )
         weights = weights.flatten(3, 4).unsqueeze(3)
-        output = ms_deform_attn(value, [shape], locations, weights)
-        return bev + self.dropout(self.output_proj(output))
+        output = ms_deform_attn(value, [bev_shape], locations, weights)
+        return bev_queries + self.dropout(self.output_proj(output))
 
 
 class SpatialCrossAttention(nn.Module):
     """Deformable attention of BEV queries to the cameras that see them.
 
-    Offsets and weights depend on the query alone, so they are predicted once, not per camera. One
-    operator then does the rest: no sampling locations, no weights and no list of hits in memory.
+    Offsets and weights depend on the query alone, so they are predicted once, not per camera. The
+    operator :func:`bev_cross_attn` does the rest, without sampling locations, attention weights or
+    index lists of the visible queries in memory.
 
     Args:
         embed_dims: Number of channels C.
         num_heads: Number of heads.
         num_levels: Number of levels L of the cameras' pyramids.
         num_points: Points per level, a multiple of the pillar's.
-        dropout: Share of the output that is dropped in training.
+        dropout: Dropout ratio of the output.
 
     Source:
-        Li et al., "BEVFormer", ECCV 2022, section 3.3. The points of a pillar that lie outside of
-        a picture are sampled too, as zeros, as soon as one of them lies inside.
+        Li et al., "BEVFormer", ECCV 2022, section 3.3. Where one point of a pillar lies inside an
+        image, the others are sampled too, as zeros where they lie outside.
     """
 
     def __init__(
@@ -252,18 +228,28 @@ class SpatialCrossAttention(nn.Module):
         self.output_proj = _output_proj(embed_dims)
         self.dropout = nn.Dropout(dropout)
 
-    def value(self, maps: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """The cameras' pyramids, level after level, (B, N, S, C), as :meth:`forward` takes them."""
-        return self.deformable_attention.value(maps, out=out)
+    def project_value(self, value: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Projects the cameras' feature maps (B, N, S, C), level after level."""
+        return self.deformable_attention.project_value(value, out=out)
 
-    def forward(self, bev: Tensor, *, value: Tensor, shapes: _Shapes, hits: CameraHits) -> Tensor:
+    def forward(
+        self,
+        bev_queries: Tensor,
+        *,
+        value: Tensor,
+        spatial_shapes: _Shapes,
+        reference_points_cam: Tensor,
+        bev_mask: Tensor,
+    ) -> Tensor:
         """Applies the layer, with its residual connection.
 
         Args:
-            bev: (B, Q, C).
-            value: What :meth:`value` makes of the cameras' pyramids.
-            shapes: (H, W) of each level.
-            hits: Which queries each camera sees.
+            bev_queries: (B, Q, C).
+            value: The projected feature maps, from :meth:`project_value`.
+            spatial_shapes: (H, W) of each level.
+            reference_points_cam: The queries' pillar points as fractions of the images,
+                (B, N, Q, D, 2). Those of a visible query may lie outside too.
+            bev_mask: Whether a camera sees a query, (B, N, Q).
 
         Returns:
             (B, Q, C).
@@ -271,23 +257,23 @@ class SpatialCrossAttention(nn.Module):
         sampling = self.deformable_attention
         output = bev_cross_attn(
             value,
-            shapes,
-            sampling.predict_packed(bev),
-            hits.references,
-            hits.seen,
+            spatial_shapes,
+            sampling.predict_packed(bev_queries),
+            reference_points_cam,
+            bev_mask,
             num_points=sampling.num_points,
         )
-        return bev + self.dropout(self.output_proj(output))
+        return bev_queries + self.dropout(self.output_proj(output))
 
 
-class BEVCrossAttention(DeformableSampling):
-    """Deformable attention of object queries to the BEV.
+class ObjectCrossAttention(DeformableSampling):
+    """Deformable cross-attention of object queries to the BEV features.
 
     Args:
         embed_dims: Number of channels C.
         num_heads: Number of heads.
         num_points: Points per head.
-        dropout: Share of the output that is dropped in training.
+        dropout: Dropout ratio of the output.
     """
 
     def __init__(
@@ -307,26 +293,27 @@ class BEVCrossAttention(DeformableSampling):
         self,
         query: Tensor,
         *,
-        position: Tensor,
-        references: Tensor,
-        bev: Tensor,
-        shape: tuple[int, int],
+        query_pos: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        bev_shape: tuple[int, int],
     ) -> Tensor:
         """Applies the layer, with its residual connection.
 
         Args:
             query: (B, Q, C).
-            position: Positional embedding, (B, Q, C).
-            references: (B, Q, 2), where the objects are, as fractions of the grid.
-            bev: (B, H * W, C).
-            shape: (H, W) of the grid.
+            query_pos: Positional embedding, (B, Q, C).
+            reference_points: (B, Q, 2), as fractions of the BEV grid.
+            value: BEV features, (B, H * W, C).
+            bev_shape: (H, W) of the grid.
 
         Returns:
             (B, Q, C).
         """
-        offsets, logits = self.unpack(self.predict_packed(query + position))
-        locations = _locations(references[:, :, None], offsets, [shape])
-        output = ms_deform_attn(self.value(bev), [shape], locations, logits.softmax(-1))
+        offsets, logits = self.unpack(self.predict_packed(query + query_pos))
+        locations = _sampling_locations(reference_points[:, :, None], offsets, [bev_shape])
+        value = self.project_value(value)
+        output = ms_deform_attn(value, [bev_shape], locations, logits.softmax(-1))
         return query + self.dropout(self.output_proj(output))
 
 

@@ -1,11 +1,11 @@
-"""The decoder: object queries that look at each other and at the BEV."""
+"""The decoder: self-attention of object queries, and cross-attention to the BEV features."""
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from torch import Tensor, nn
 
 from dcnv4_mm.bev.geometry import inverse_sigmoid
-from dcnv4_mm.bev.layers.attention import BEVCrossAttention
+from dcnv4_mm.bev.layers.attention import ObjectCrossAttention
 
 __all__ = ["ObjectDecoder", "ObjectDecoderLayer"]
 
@@ -13,13 +13,13 @@ _Shape = tuple[int, int]
 
 
 class ObjectDecoderLayer(nn.Module):
-    """Self-attention within each group of queries, attention to the BEV, feed-forward network.
+    """Self-attention within each group of queries, cross-attention to the BEV features, FFN.
 
     Args:
         embed_dims: Number of channels C.
-        feedforward_channels: Hidden channels of the feed-forward network.
+        feedforward_channels: Hidden channels of the FFN.
         num_heads: Number of heads of both attentions.
-        dropout: Share that is dropped in training.
+        dropout: Dropout ratio.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ObjectDecoderLayer(nn.Module):
                     dropout_layer=dict(type="Dropout", drop_prob=dropout),
                     batch_first=True,
                 ),
-                BEVCrossAttention(embed_dims, num_heads=num_heads, dropout=dropout),
+                ObjectCrossAttention(embed_dims, num_heads=num_heads, dropout=dropout),
             ]
         )
         self.ffns = nn.ModuleList([FFN(embed_dims, feedforward_channels, ffn_drop=dropout)])
@@ -44,44 +44,50 @@ class ObjectDecoderLayer(nn.Module):
     def forward(
         self,
         query: Tensor,
-        position: Tensor,
-        references: Tensor,
-        bev: Tensor,
-        shape: _Shape,
+        query_pos: Tensor,
+        reference_points: Tensor,
+        bev_embed: Tensor,
+        bev_shape: _Shape,
         num_groups: int,
     ) -> Tensor:
         """Applies the layer.
 
         Args:
             query: (B, G * Q, C), group after group.
-            position: Positional embeddings, (B, G * Q, C).
-            references: (B, G * Q, 2), as fractions of the grid.
-            bev: (B, H * W, C).
-            shape: (H, W) of the grid.
-            num_groups: Groups G, which do not see each other.
+            query_pos: Positional embeddings, (B, G * Q, C).
+            reference_points: (B, G * Q, 2), as fractions of the grid.
+            bev_embed: BEV features, (B, H * W, C).
+            bev_shape: (H, W) of the grid.
+            num_groups: Groups G, which do not attend to each other.
 
         Returns:
             (B, G * Q, C).
         """
-        look_at_others, look_at_bev = self.attentions
+        self_attn, cross_attn = self.attentions
         groups = (query.shape[0] * num_groups, -1, query.shape[-1])
-        mixed = look_at_others(query.reshape(groups), query_pos=position.reshape(groups))
+        mixed = self_attn(query.reshape(groups), query_pos=query_pos.reshape(groups))
         query = self.norms[0](mixed.view_as(query))
         query = self.norms[1](
-            look_at_bev(query, position=position, references=references, bev=bev, shape=shape)
+            cross_attn(
+                query,
+                query_pos=query_pos,
+                reference_points=reference_points,
+                value=bev_embed,
+                bev_shape=bev_shape,
+            )
         )
         return self.norms[2](self.ffns[0](query))
 
 
 class ObjectDecoder(nn.Module):
-    """Refines object queries and their positions layer by layer.
+    """Refines object queries and their reference points layer by layer.
 
     Args:
         embed_dims: Number of channels C.
         num_layers: Number of layers.
-        feedforward_channels: Hidden channels of the feed-forward networks.
+        feedforward_channels: Hidden channels of the FFNs.
         num_heads: Number of heads.
-        dropout: Share that is dropped in training.
+        dropout: Dropout ratio.
     """
 
     def __init__(
@@ -108,10 +114,10 @@ class ObjectDecoder(nn.Module):
         self,
         query: Tensor,
         *,
-        position: Tensor,
-        references: Tensor,
-        bev: Tensor,
-        shape: _Shape,
+        query_pos: Tensor,
+        reference_points: Tensor,
+        bev_embed: Tensor,
+        bev_shape: _Shape,
         num_groups: int,
         reg_branches: nn.ModuleList,
     ) -> tuple[Tensor, Tensor]:
@@ -119,12 +125,12 @@ class ObjectDecoder(nn.Module):
 
         Args:
             query: (B, G * Q, C), group after group.
-            position: Positional embeddings, (B, G * Q, C).
-            references: (B, G * Q, 3), initial x, y, z as fractions of the range.
-            bev: (B, H * W, C).
-            shape: (H, W) of the grid.
+            query_pos: Positional embeddings, (B, G * Q, C).
+            reference_points: (B, G * Q, 3), initial x, y, z as fractions of the range.
+            bev_embed: BEV features, (B, H * W, C).
+            bev_shape: (H, W) of the grid.
             num_groups: Groups G.
-            reg_branches: For each layer the network that predicts a box code; see the box coder.
+            reg_branches: The network of each layer that predicts a box code; see :class:`BoxCoder`.
 
         Returns:
             Queries after each layer, (layers, B, G * Q, C), and the box codes of each layer,
@@ -132,13 +138,15 @@ class ObjectDecoder(nn.Module):
         """
         states, codes = [], []
         for layer, branch in zip(self.layers, reg_branches, strict=True):
-            query = layer(query, position, references[..., :2], bev, shape, num_groups)
+            query = layer(
+                query, query_pos, reference_points[..., :2], bev_embed, bev_shape, num_groups
+            )
             code = branch(query).float()
-            # [B, G * Q, 3]: a code's x, y and z are steps from the reference, before the sigmoid.
-            center = (inverse_sigmoid(references) + code[..., [0, 1, 4]]).sigmoid()
+            # [B, G * Q, 3]: a code's x, y and z are offsets from the reference point's logit.
+            center = (inverse_sigmoid(reference_points) + code[..., [0, 1, 4]]).sigmoid()
             states.append(query)
             codes.append(
                 torch.cat((center[..., :2], code[..., 2:4], center[..., 2:], code[..., 5:]), dim=-1)
             )
-            references = center.detach()
+            reference_points = center.detach()
         return torch.stack(states), torch.stack(codes)

@@ -1,4 +1,4 @@
-"""The encoder: from the cameras' feature maps to one BEV map, for one moment."""
+"""The encoder: from the cameras' feature maps of one frame to its BEV features."""
 
 from collections.abc import Sequence
 
@@ -9,37 +9,35 @@ from torch.utils.checkpoint import checkpoint
 
 from dcnv4_mm.bev.geometry import bev_cell_centers, pillar_points, project_points
 from dcnv4_mm.bev.layers.attention import (
-    BEVSelfAttention,
-    CameraHits,
     SpatialCrossAttention,
-    find_hits,
+    TemporalSelfAttention,
 )
 
 __all__ = ["BEVEncoder", "BEVEncoderLayer"]
 
 _Shape = tuple[int, int]
 
-# Without gradients, so many queries go through a layer at a time on a CPU: large tensors would have
-# to be asked of the system anew, page by page, and would come from memory instead of a cache.
+# Queries per chunk of a layer in inference on a CPU: larger tensors would be allocated anew by the
+# system, page by page, and would be read from memory instead of a cache.
 _CPU_QUERIES = 10000
 
 
 def _saves_memory(tensor: Tensor) -> bool:
-    # A graph that is recorded serves batches of every size.
+    # A traced graph serves batches of every size.
     plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return plain and tensor.device.type == "cpu"
 
 
 class BEVEncoderLayer(nn.Module):
-    """Attends to the BEV, then to the cameras, then applies a feed-forward network; norms last.
+    """Temporal self-attention, spatial cross-attention and FFN, each followed by its norm.
 
     Args:
         embed_dims: Number of channels C.
-        feedforward_channels: Hidden channels of the feed-forward network.
+        feedforward_channels: Hidden channels of the FFN.
         num_heads: Number of heads of both attentions.
-        num_levels: Number of levels of the cameras' pyramids.
-        num_points: Points per level of the attention to the cameras.
-        dropout: Share that is dropped in training, in the three places.
+        num_levels: Number of feature levels.
+        num_points: Points per level of the cross-attention.
+        dropout: Dropout ratio of both attentions and the FFN.
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class BEVEncoderLayer(nn.Module):
         super().__init__()
         self.attentions = nn.ModuleList(
             [
-                BEVSelfAttention(embed_dims, num_heads=num_heads, dropout=dropout),
+                TemporalSelfAttention(embed_dims, num_heads=num_heads, dropout=dropout),
                 SpatialCrossAttention(
                     embed_dims,
                     num_heads=num_heads,
@@ -70,60 +68,78 @@ class BEVEncoderLayer(nn.Module):
 
     def forward(
         self,
-        bev: Tensor,
-        position: tuple[Tensor, Tensor],
-        references: Tensor,
-        shape: _Shape,
-        maps: Tensor,
-        map_shapes: Sequence[_Shape],
-        hits: CameraHits,
+        bev_queries: Tensor,
+        bev_pos: tuple[Tensor, Tensor],
+        reference_points: Tensor,
+        bev_shape: _Shape,
+        features: Tensor,
+        spatial_shapes: Sequence[_Shape],
+        reference_points_cam: Tensor,
+        bev_mask: Tensor,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Applies the layer; see the two attentions for the arguments.
+        """Applies the layer.
 
-        ``out`` is like ``maps``, and takes what the layer makes of them.
+        Args:
+            bev_queries: (B, Q, C).
+            bev_pos: Positional encodings of the columns, (W, C / 2), and rows, (H, C / 2).
+            reference_points: (Q, 2), the cells' centres as fractions of the grid.
+            bev_shape: (H, W) of the grid.
+            features: The cameras' feature maps, level after level, (B, N, S, C).
+            spatial_shapes: (H, W) of each level.
+            reference_points_cam: The pillar points in the images, (B, N, Q, D, 2).
+            bev_mask: Whether a camera sees a query, (B, N, Q).
+            out: A buffer like ``features`` for their projection, in inference.
+
+        Returns:
+            (B, Q, C).
         """
-        look_around, look_at_cameras = self.attentions
-        cells, pixels = look_around.value(bev), look_at_cameras.value(maps, out=out)
-        height, width = shape
-        columns, rows = position
+        self_attn, cross_attn = self.attentions
+        bev_value = self_attn.project_value(bev_queries)
+        camera_value = cross_attn.project_value(features, out=out)
+        height, width = bev_shape
+        columns, rows = bev_pos
 
         def attend(first: int, end: int) -> Tensor:
             """The queries of some rows of the grid."""
-            queries = slice(first * width, end * width)
-            some = look_around(
-                bev[:, queries],
-                position=(columns, rows[first:end]),
-                references=references[queries],
-                value=cells,
-                shape=shape,
+            part = slice(first * width, end * width)
+            x = self_attn(
+                bev_queries[:, part],
+                bev_pos=(columns, rows[first:end]),
+                reference_points=reference_points[part],
+                value=bev_value,
+                bev_shape=bev_shape,
             )
-            some = look_at_cameras(
-                self.norms[0](some), value=pixels, shapes=map_shapes, hits=hits.of(queries)
+            x = cross_attn(
+                self.norms[0](x),
+                value=camera_value,
+                spatial_shapes=spatial_shapes,
+                reference_points_cam=reference_points_cam[:, :, part],
+                bev_mask=bev_mask[:, :, part],
             )
-            return self.norms[2](self.ffns[0](self.norms[1](some)))
+            return self.norms[2](self.ffns[0](self.norms[1](x)))
 
-        if not _saves_memory(bev):
+        if not _saves_memory(bev_queries):
             return attend(0, height)
-        count = max(1, _CPU_QUERIES // (len(bev) * width))
+        count = max(1, _CPU_QUERIES // (len(bev_queries) * width))
         return torch.cat([attend(i, i + count) for i in range(0, height, count)], dim=1)
 
 
 class BEVEncoder(nn.Module):
-    """Turns learned BEV queries and the cameras' feature maps into a BEV map.
+    """Turns learned BEV queries and the cameras' feature maps into BEV features.
 
     Args:
         embed_dims: Number of channels C.
         bev_shape: (H, W) cells of the BEV grid.
         point_cloud_range: x, y, z of the lower corner, then of the upper one, in metres.
         num_layers: Number of layers.
-        num_pillar_points: Points D above a cell at which the cameras are asked.
-        feedforward_channels: Hidden channels of the feed-forward networks.
+        num_pillar_points: Points D of the pillar above a cell.
+        feedforward_channels: Hidden channels of the FFNs.
         num_heads: Number of heads.
-        num_levels: Number of levels of the cameras' pyramids.
+        num_levels: Number of feature levels.
         num_points: Points per level, a multiple of ``num_pillar_points``.
-        dropout: Share that is dropped in training.
-        with_cp: Computes a layer's activations again in the backward pass instead of keeping them.
+        dropout: Dropout ratio.
+        with_cp: Activation checkpointing of each layer.
 
     Raises:
         ValueError: ``num_points`` is not a multiple of ``num_pillar_points``.
@@ -167,54 +183,60 @@ class BEVEncoder(nn.Module):
         )
 
     def project_pillars(self, lidar_to_image: Tensor, image_size: _Shape) -> tuple[Tensor, Tensor]:
-        """Where the cells' pillar points lie in the pictures.
+        """Projects the cells' pillar points into the images.
 
         Args:
             lidar_to_image: (B, N, 4, 4).
-            image_size: Padded (H, W) of the pictures.
+            image_size: Padded (H, W) of the images.
 
         Returns:
-            (B, N, Q, D, 2) as fractions of the picture, and whether they are in it, (B, N, Q, D).
+            Reference points (B, N, Q, D, 2) as fractions of the image, and whether they lie in it,
+            (B, N, Q, D).
         """
         points = pillar_points(
             self.bev_shape, self.num_pillar_points, self.point_cloud_range, lidar_to_image.device
         )
-        position, inside = project_points(points.flatten(0, 1), lidar_to_image, image_size)
+        reference_points_cam, inside = project_points(
+            points.flatten(0, 1), lidar_to_image, image_size
+        )
         pillars = (-1, self.num_pillar_points)
-        return position.unflatten(2, pillars), inside.unflatten(2, pillars)
+        return reference_points_cam.unflatten(2, pillars), inside.unflatten(2, pillars)
 
     def forward(
         self,
-        bev: Tensor,
+        bev_queries: Tensor,
         *,
-        position: tuple[Tensor, Tensor],
-        maps: Tensor,
-        map_shapes: Sequence[_Shape],
+        bev_pos: tuple[Tensor, Tensor],
+        features: Tensor,
+        spatial_shapes: Sequence[_Shape],
         lidar_to_image: Tensor,
         image_size: _Shape,
     ) -> Tensor:
-        """Encodes one moment.
+        """Encodes one frame.
 
         Args:
-            bev: BEV queries, (B, Q, C).
-            position: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2);
-                a cell has that of its column, then that of its row.
-            maps: The cameras' pyramids, level after level, (B, N, S, C).
-            map_shapes: (H, W) of each level.
-            lidar_to_image: (B, N, 4, 4), from the LiDAR frame that the BEV lies in to pixels.
-            image_size: Padded (H, W) of the pictures.
+            bev_queries: (B, Q, C).
+            bev_pos: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2);
+                that of a cell is the concatenation of its column's and its row's.
+            features: The cameras' feature maps, level after level, (B, N, S, C).
+            spatial_shapes: (H, W) of each level.
+            lidar_to_image: (B, N, 4, 4), from the LiDAR frame of the BEV grid to pixels.
+            image_size: Padded (H, W) of the images.
 
         Returns:
             (B, Q, C).
         """
-        hits = find_hits(*self.project_pillars(lidar_to_image, image_size))
-        references = bev_cell_centers(self.bev_shape, bev.device)
-        inputs = (position, references, self.bev_shape, maps, map_shapes, hits)
-        if _saves_memory(bev) and not torch.is_autocast_enabled("cpu"):
-            inputs += (maps.new_empty(maps.shape),)
+        reference_points_cam, inside = self.project_pillars(lidar_to_image, image_size)
+        # A camera sees a query if any point of its pillar lies in the image.
+        bev_mask = inside.any(-1)
+        reference_points = bev_cell_centers(self.bev_shape, bev_queries.device)
+        inputs = (bev_pos, reference_points, self.bev_shape, features, spatial_shapes)
+        inputs += (reference_points_cam, bev_mask)
+        if _saves_memory(bev_queries) and not torch.is_autocast_enabled("cpu"):
+            inputs += (features.new_empty(features.shape),)
         for layer in self.layers:
             if self.with_cp and torch.is_grad_enabled():
-                bev = checkpoint(layer, bev, *inputs, use_reentrant=False)
+                bev_queries = checkpoint(layer, bev_queries, *inputs, use_reentrant=False)
             else:
-                bev = layer(bev, *inputs)
-        return bev
+                bev_queries = layer(bev_queries, *inputs)
+        return bev_queries

@@ -6,10 +6,10 @@ import torch
 from mmcv.cnn import Scale, build_norm_layer
 from torch import Tensor, nn
 
-__all__ = ["STRIDES", "Boxes2D", "Boxes3D", "predictor"]
+__all__ = ["STRIDES", "FCOS2DHead", "FCOS3DHead", "predictor"]
 
 STRIDES = (8, 16, 32, 64, 128)
-# Of the boxes that a level is meant for, in metres.
+# Mean and standard deviation of the depths assigned to each level, in metres.
 _MEAN_DEPTH = (44.921, 20.252, 11.712, 7.166, 8.548)
 _STD_DEPTH = (24.331, 9.833, 6.223, 4.611, 8.275)
 
@@ -32,14 +32,14 @@ def _tower(channels: int, num_levels: int, norm_cfg: dict, num_convs: int = 4) -
     return nn.ModuleList(_TowerConv(channels, num_levels, norm_cfg) for _ in range(num_convs))
 
 
-def _climb(tower: nn.ModuleList, x: Tensor, level: int) -> Tensor:
+def _run_tower(tower: nn.ModuleList, x: Tensor, level: int) -> Tensor:
     for conv in tower:
         x = conv(x, level)
     return x
 
 
 def predictor(channels: int, outputs: int, *, bias: bool = True) -> nn.Conv2d:
-    """The convolution that predicts, with the start of the original."""
+    """A 3x3 prediction layer, initialized as in the original."""
     conv = nn.Conv2d(channels, outputs, 3, padding=1, bias=bias)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if bias:
@@ -56,7 +56,7 @@ def _scales(starts: Sequence[float]) -> nn.ModuleList:
 
 
 class _Offset(nn.Module):
-    """Adds a number that is learned."""
+    """A learnable offset."""
 
     def __init__(self, start: float) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class _Offset(nn.Module):
         return x + self.bias
 
 
-class Boxes2D(nn.Module):
-    """Classes, 2D boxes and how central a location is; also the classes' features."""
+class FCOS2DHead(nn.Module):
+    """FCOS: class logits, 2D boxes and centerness; also returns the classification features."""
 
     def __init__(self, channels: int, num_classes: int, norm_cfg: dict) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class Boxes2D(nn.Module):
         self.scales_box2d_reg = _scales(STRIDES)
 
     def forward(self, x: Tensor, level: int) -> tuple[dict[str, Tensor], Tensor]:
-        cls = _climb(self.cls_tower, x, level)
-        box = _climb(self.box2d_tower, x, level)
+        cls = _run_tower(self.cls_tower, x, level)
+        box = _run_tower(self.box2d_tower, x, level)
         scaled = self.scales_box2d_reg[level](self.box2d_reg(box))
         outputs = {
             "logits": self.cls_logits(cls),
@@ -91,8 +91,8 @@ class Boxes2D(nn.Module):
         return outputs, cls
 
 
-class Boxes3D(nn.Module):
-    """The parts of 3D boxes, for each class; a channel is part * classes + class."""
+class FCOS3DHead(nn.Module):
+    """3D box parameters per class; the channel order is (parameter, class)."""
 
     def __init__(self, channels: int, num_classes: int, norm_cfg: dict) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Boxes3D(nn.Module):
         self.offsets_depth = nn.ModuleList(_Offset(mean) for mean in _MEAN_DEPTH)
 
     def forward(self, x: Tensor, level: int) -> dict[str, Tensor]:
-        x = _climb(self.box3d_tower, x, level)
+        x = _run_tower(self.box3d_tower, x, level)
         depth = self.scales_depth[level](self.box3d_depth[0](x))
         return {
             "quat": self.box3d_quat[0](x),

@@ -1,4 +1,4 @@
-"""Temporal fusion: from the BEV maps of several moments to one."""
+"""Temporal fusion of the BEV features of several frames."""
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -9,14 +9,14 @@ __all__ = ["TemporalFusion", "fill_missing"]
 
 
 class TemporalFusion(nn.Module):
-    """Joins the channels of all moments and mixes them with three residual blocks.
+    """Concatenates the BEV features of all frames along the channels; three residual blocks.
 
     Args:
-        embed_dims: Number of channels C of a BEV map.
-        num_frames: Number of moments T.
+        embed_dims: Number of channels C of a frame's BEV features.
+        num_frames: Number of frames T.
         inter_channels: Channels of the blocks; as many as go in, T * C, by default.
         norm_cfg: Norm of the blocks.
-        with_cp: Computes the blocks' activations again in the backward pass.
+        with_cp: Activation checkpointing of each block.
 
     Source:
         Yang et al., "BEVFormer v2", CVPR 2023, section 3.4.
@@ -51,19 +51,19 @@ class TemporalFusion(nn.Module):
         )
 
     def forward(self, bevs: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Fuses BEV maps (B, T, Q, C) on a grid of ``shape`` (H, W) into one, (B, Q, C)."""
+        """Fuses BEV features (B, T, Q, C) on a grid of ``shape`` (H, W) into (B, Q, C)."""
         maps = bevs.transpose(2, 3).flatten(1, 2).unflatten(-1, shape)
         fused = self.layers(maps).flatten(2).transpose(1, 2)
         return self.layer_norm(fused)
 
 
 def fill_missing(bevs: Tensor, valid: Tensor, current: int) -> Tensor:
-    """Puts in the place of a missing moment the next one towards the current, detached.
+    """Replaces a missing frame by its neighbour towards the current one, detached.
 
     Args:
         bevs: (B, T, Q, C), in the order of time.
-        valid: (B, T), which moments exist.
-        current: Index of the current moment.
+        valid: (B, T), which frames exist.
+        current: Index of the current frame.
 
     Returns:
         (B, T, Q, C).

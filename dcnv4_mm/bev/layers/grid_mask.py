@@ -7,7 +7,7 @@ __all__ = ["GridMask"]
 
 
 class GridMask(nn.Module):
-    """Sets a regular grid of squares to zero, the same one in all pictures of a sample.
+    """Sets a regular grid of squares to zero, the same one in all images of a sample.
 
     What is kept are stripes of rows and columns; their distance and offsets are drawn anew for
     each sample. In evaluation nothing happens.

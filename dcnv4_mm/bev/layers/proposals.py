@@ -1,4 +1,4 @@
-"""Object queries that start where the perspective head has found something."""
+"""Object queries whose reference points are the proposals of the perspective head."""
 
 import math
 from collections.abc import Sequence
@@ -7,22 +7,22 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-__all__ = ["ProposalQueries", "proposal_references"]
+__all__ = ["ProposalQueries", "proposal_reference_points"]
 
 _TEMPERATURE = 10000
-# Keeps the logit of a reference finite, and its gradient alive.
+# Keeps the logit of a reference point, and its gradient, finite.
 _MARGIN = 1e-3
 
 
 class ProposalQueries(nn.Module):
-    """Learned queries whose positions also know the proposals that they start from.
+    """Learned queries whose positional embedding includes an encoding of their proposal.
 
-    At the start of training the positions are the learned ones alone.
+    The encoding is zero at initialization.
 
     Args:
         embed_dims: Number of channels C.
         num_proposals: Proposals K per sample.
-        num_groups: Groups G, which share the proposals.
+        num_groups: Groups G, each with the same proposals.
         num_feats: Channels of the sine encoding, per coordinate.
 
     Source:
@@ -41,7 +41,7 @@ class ProposalQueries(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Silences the encoding of the proposals' places."""
+        """Zero-initializes the last layer of the proposal encoding."""
         nn.init.zeros_(self.encoding[-1].weight)
         nn.init.zeros_(self.encoding[-1].bias)
 
@@ -49,14 +49,14 @@ class ProposalQueries(nn.Module):
         """Positional embeddings and contents, (B, G, K, 2 * C).
 
         Args:
-            proposals: (B, K, 3), as :func:`proposal_references` makes them.
-            num_groups: How many groups are asked, G.
+            proposals: (B, K, 3), as :func:`proposal_reference_points` makes them.
+            num_groups: Number of groups G to return.
         """
         known = proposals.isfinite().all(-1, keepdim=True)
         encoded = self.encoding(self._sine(proposals.nan_to_num())) * known
         learned = self.embedding.weight.unflatten(0, (-1, self.num_proposals))[:num_groups]
-        position, content = learned.expand(len(proposals), -1, -1, -1).chunk(2, dim=-1)
-        return torch.cat((position + encoded.unsqueeze(1), content), dim=-1)
+        query_pos, content = learned.expand(len(proposals), -1, -1, -1).chunk(2, dim=-1)
+        return torch.cat((query_pos + encoded.unsqueeze(1), content), dim=-1)
 
     def _sine(self, fractions: Tensor) -> Tensor:
         """(..., 3) to (..., 3 * num_feats)."""
@@ -65,19 +65,19 @@ class ProposalQueries(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
-def proposal_references(
+def proposal_reference_points(
     found: Sequence[InstanceData],
     num_proposals: int,
     point_cloud_range: Sequence[float],
     bev_augmentation: Tensor | None = None,
 ) -> Tensor:
-    """Where the best proposals of each sample lie.
+    """Reference points of the best proposals of each sample.
 
     Args:
-        found: Of each sample ``bboxes_3d``, the best first.
-        num_proposals: How many to take, K.
+        found: ``bboxes_3d`` of each sample, in descending order of score.
+        num_proposals: Number of proposals K.
         point_cloud_range: x, y, z of the lower corner, then of the upper one, in metres.
-        bev_augmentation: (B, 3, 3), the transform that the objects went through.
+        bev_augmentation: (B, 3, 3), the transform applied to the objects.
 
     Returns:
         (B, K, 3), as fractions of the range, NaN where there are fewer.

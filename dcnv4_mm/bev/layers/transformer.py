@@ -15,7 +15,7 @@ __all__ = ["BEVTransformer"]
 
 
 class BEVTransformer(nn.Module):
-    """From feature maps to object queries.
+    """From the cameras' feature maps to decoded object queries.
 
     Args:
         encoder: Arguments of :class:`BEVEncoder`.
@@ -23,7 +23,7 @@ class BEVTransformer(nn.Module):
         fusion: Arguments of :class:`TemporalFusion`; ``None`` for one frame.
         embed_dims: Number of channels C.
         num_cameras: Number of cameras N.
-        num_levels: Number of levels of the cameras' pyramids.
+        num_levels: Number of feature levels.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BEVTransformer(nn.Module):
         self.fusion = TemporalFusion(embed_dims, **fusion) if fusion else None
 
     def reset_parameters(self) -> None:
-        """Xavier's rule for whatever has two axes or more; then the samplings' own start."""
+        """Xavier initialization of matrices, then the deformable attentions' own."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -60,21 +60,21 @@ class BEVTransformer(nn.Module):
         lidar_to_image: Tensor,
         image_size: tuple[int, int],
         *,
-        bev: Tensor,
-        position: tuple[Tensor, Tensor],
+        bev_queries: Tensor,
+        bev_pos: tuple[Tensor, Tensor],
         bev_augmentation: Tensor | None = None,
         motion: Tensor | None = None,
     ) -> Tensor:
-        """Makes the BEV map of one moment.
+        """Encodes the BEV features of one frame.
 
         Args:
             features: The cameras' feature maps by level, (B, N, C, h, w).
             lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
-            image_size: Padded (H, W) of the pictures.
-            bev: BEV queries, (Q, C).
-            position: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2).
-            bev_augmentation: (B, 3, 3), the transform that the objects went through.
-            motion: (B, 4, 4), from the BEV's LiDAR frame to the one that it is to be moved to.
+            image_size: Padded (H, W) of the images.
+            bev_queries: (Q, C).
+            bev_pos: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2).
+            bev_augmentation: (B, 3, 3), the transform applied to the objects.
+            motion: (B, 4, 4), from the LiDAR frame of the BEV grid to the one to warp it into.
 
         Returns:
             (B, Q, C).
@@ -86,10 +86,10 @@ class BEVTransformer(nn.Module):
             for level, embedding in zip(features, self.level_embeds, strict=True)
         ]
         encoded = self.encoder(
-            bev.expand(batch, -1, -1),
-            position=position,
-            maps=torch.cat(maps, dim=2),
-            map_shapes=[(level.shape[-2], level.shape[-1]) for level in features],
+            bev_queries.expand(batch, -1, -1),
+            bev_pos=bev_pos,
+            features=torch.cat(maps, dim=2),
+            spatial_shapes=[(level.shape[-2], level.shape[-1]) for level in features],
             lidar_to_image=lidar_to_image,
             image_size=image_size,
         )
@@ -104,44 +104,44 @@ class BEVTransformer(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
     def fuse(self, bevs: Tensor, valid: Tensor, current: int) -> Tensor:
-        """Fuses the BEV maps of all moments, (B, T, Q, C), of which ``valid`` (B, T) exist."""
+        """Fuses the BEV features of all frames, (B, T, Q, C); ``valid`` (B, T) says which exist."""
         if self.fusion is None:
             return bevs[:, current]
         return self.fusion(fill_missing(bevs, valid, current), self.encoder.bev_shape)
 
     def decode(
         self,
-        bev: Tensor,
+        bev_embed: Tensor,
         queries: Tensor,
         *,
         num_groups: int,
         reg_branches: nn.ModuleList,
-        references: Tensor | None = None,
+        reference_points: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Finds objects in a BEV map.
+        """Decodes object queries from fused BEV features.
 
         Args:
-            bev: (B, H * W, C).
-            queries: Positional embedding and content of each query, (G * Q, 2 * C), or with a
-                batch in front.
+            bev_embed: (B, H * W, C).
+            queries: Positional embedding and content of each query, (G * Q, 2 * C) or
+                (B, G * Q, 2 * C).
             num_groups: Groups G.
             reg_branches: As in :class:`ObjectDecoder`.
-            references: (B, G * Q, 3), where queries start, as fractions of the range; NaN for
-                those that start where they have learned to.
+            reference_points: (B, G * Q, 3), initial reference points as fractions of the range;
+                NaN for the learned ones.
 
         Returns:
             As :class:`ObjectDecoder` returns.
         """
-        position, content = queries.expand(bev.shape[0], -1, -1).chunk(2, dim=-1)
-        learned = self.reference_points(position).float().sigmoid()
-        if references is not None:
-            learned = torch.where(references.isfinite(), references, learned)
+        query_pos, content = queries.expand(bev_embed.shape[0], -1, -1).chunk(2, dim=-1)
+        learned = self.reference_points(query_pos).float().sigmoid()
+        if reference_points is not None:
+            learned = torch.where(reference_points.isfinite(), reference_points, learned)
         return self.decoder(
             content,
-            position=position,
-            references=learned,
-            bev=bev,
-            shape=self.encoder.bev_shape,
+            query_pos=query_pos,
+            reference_points=learned,
+            bev_embed=bev_embed,
+            bev_shape=self.encoder.bev_shape,
             num_groups=num_groups,
             reg_branches=reg_branches,
         )

@@ -1,4 +1,4 @@
-"""Boxes in the camera frame, and the objects of several pictures as one list of them."""
+"""Boxes in the camera frame, and the objects of several images as one list of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from dcnv4_mm.bev.geometry import box_corners, quaternion_to_matrix, unproject
 
-__all__ = ["CameraBoxes", "join_objects"]
+__all__ = ["NO_ATTRIBUTE", "CameraBoxes", "join_objects"]
+
+# The label of an object without an attribute; the others are 0 to 2.
+NO_ATTRIBUTE = 3
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class CameraBoxes:
 
     Attributes:
         quat: The rotations, (P, 3, 3).
-        proj_ctr: Where the gravity centres are in the picture, (P, 2) pixels.
+        proj_ctr: Where the gravity centres are in the image, (P, 2) pixels.
         depth: (P, 1) metres.
         size: Width, length and height, (P, 3) metres.
     """
@@ -37,7 +40,7 @@ class CameraBoxes:
 
 
 def join_objects(gt_instances: Sequence[InstanceData]) -> dict[str, Tensor]:
-    """The objects of all pictures in one list, with what the targets need of them."""
+    """The objects of all images in one list, with what the targets need of them."""
     joined: dict[str, list[Tensor]] = {}
     for instances in gt_instances:
         centers = instances.centers.float()

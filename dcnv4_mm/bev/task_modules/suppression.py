@@ -1,4 +1,4 @@
-"""Non-maximum suppression, in a picture and among the cameras around the car."""
+"""Non-maximum suppression, in a image and among the cameras around the car."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold:
 
 
 def merge_cameras(
-    pictures: Sequence[InstanceData],
+    imgs: Sequence[InstanceData],
     lidar_to_camera: Tensor,
     *,
     iou_threshold: float = 0.3,
@@ -43,7 +43,7 @@ def merge_cameras(
     """Moves the boxes of all cameras into the LiDAR frame and drops what is seen twice.
 
     Args:
-        pictures: Of each camera what :meth:`DD3DHead.predict_by_feat` returns.
+        images: Of each camera what :meth:`DD3DHead.predict_by_feat` returns.
         lidar_to_camera: (N, 4, 4), of the cameras as they are, without augmentation.
         iou_threshold: Two boxes of a class that overlap more, seen from above, are one.
         max_num: How many boxes to keep.
@@ -52,19 +52,19 @@ def merge_cameras(
         ``bboxes_3d``, ``scores_3d`` and ``labels_3d``, the best first; the velocity is 0.
     """
     boxes = []
-    for picture, matrix in zip(pictures, lidar_to_camera.float(), strict=True):
+    for img, matrix in zip(imgs, lidar_to_camera.float(), strict=True):
         camera_to_lidar = torch.linalg.inv(matrix)
         rotation = camera_to_lidar[:3, :3]
         # Summed by hand: a matmul may be rounded to TF32 or less.
-        centers = (rotation * picture.centers[:, None]).sum(-1) + camera_to_lidar[:3, 3]
+        centers = (rotation * img.centers[:, None]).sum(-1) + camera_to_lidar[:3, 3]
         # A box's length lies along its own x axis.
-        forward = (rotation * picture.rotations[:, None, :, 0]).sum(-1)
+        forward = (rotation * img.rotations[:, None, :, 0]).sum(-1)
         yaw = torch.atan2(forward[:, 1], forward[:, 0])[:, None]
         still = centers.new_zeros(len(centers), 2)
-        boxes.append(torch.cat((centers, picture.wlh[:, [1, 0, 2]], yaw, still), dim=-1))
+        boxes.append(torch.cat((centers, img.wlh[:, [1, 0, 2]], yaw, still), dim=-1))
     joined = torch.cat(boxes)
-    scores = torch.cat([picture.scores for picture in pictures])
-    labels = torch.cat([picture.labels for picture in pictures])
+    scores = torch.cat([img.scores for img in imgs])
+    labels = torch.cat([img.labels for img in imgs])
     kept = class_wise_nms(joined[:, [0, 1, 3, 4, 6]], scores, labels, iou_threshold)[:max_num]
     return InstanceData(
         bboxes_3d=LiDARInstance3DBoxes(joined[kept], box_dim=9, origin=(0.5, 0.5, 0.5)),
