@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from ops.backends import BACKENDS, CPU, DEVICES, HOST, over, pairwise
+from ops.backends import BACKENDS, CPU, CUDA, DEVICES, HOST, over, pairwise
 from ops.bev_cross_attn.problems import (
     DTYPES,
+    IDS,
     check_against_reference,
     make_problem,
     random_case,
@@ -30,6 +31,24 @@ def test_random_problems(seeds, backend):
             check_against_reference(random_case(seed), backend.run)
         except AssertionError as error:
             raise AssertionError(f"random_problem({seed}): {error}") from error
+
+
+@over(*CUDA)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=IDS)
+def test_recorded_results_of_an_encoder(dtypes, backend):
+    """The shape of BEVFormerV2's encoder, smaller; sanitizers run what has this name."""
+    problem = make_problem(
+        cameras=6,
+        shapes=[(20, 50), (10, 25), (5, 13), (3, 7)],
+        queries=401,
+        heads=8,
+        points=8,
+        pillar=4,
+        width=32,
+        density=0.2,
+        dtypes=dtypes,
+    )
+    check_against_reference(problem, backend.run)
 
 
 @pytest.mark.parametrize("device", DEVICES)
