@@ -112,7 +112,7 @@ def test_stride_and_kernel_size(kernel_size, remove_center, dtype, backend):
 
 def test_more_points_than_a_block_holds(backend):
     problem = make_problem(
-        batch=1, size=(3, 2), kernel_size=(21, 17), padding=(10, 8), dtype=torch.float32
+        batch=1, size=(4, 3), kernel_size=(21, 17), padding=(10, 8), dtype=torch.float32
     )
     check_against_reference(problem, backend.run)
 
