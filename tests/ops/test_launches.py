@@ -94,12 +94,17 @@ def bev_shape(dtype, *, queries=40000, heads=8, width=32, cameras=6, pillar=4, p
 
 
 def random_dcnv4(rng):
+    size = rng.randint(7, 200), rng.randint(7, 300)
+    groups = rng.choice([4, 5, 7, 8, 10, 14, 16, 20, 28, 32, 40, 80])
+    width = rng.choice([16, 32, 48, 64])
+    # Results do take memory, though nothing is written to it.
+    most = max(1, 2**27 // (size[0] * size[1] * groups * width))
     return dcnv4_shape(
         rng.choice([torch.float16, torch.float32]),
-        batch=rng.choice([1, 2, 16]),
-        size=(rng.randint(7, 200), rng.randint(7, 300)),
-        groups=rng.choice([4, 5, 7, 8, 10, 14, 16, 20, 28, 32, 40, 80]),
-        width=rng.choice([16, 32, 48, 64]),
+        batch=min(rng.choice([1, 2, 16]), most),
+        size=size,
+        groups=groups,
+        width=width,
     )
 
 
@@ -122,8 +127,8 @@ def random_encoder(rng):
 RANDOM_SHAPES = {"dcnv4": random_dcnv4, "flash_deform_attn": random_encoder}
 EXTREME_SHAPES = {
     "dcnv4": [
-        dcnv4_shape(torch.float64, batch=1, size=(500, 5000), groups=groups, width=1)
-        for groups in (1, 300)
+        dcnv4_shape(torch.float64, batch=1, size=(500, 5000), groups=1, width=1),
+        dcnv4_shape(torch.float64, batch=1, size=(50, 300), groups=300, width=1),
     ],
     "flash_deform_attn": [
         attention_shape(
@@ -133,10 +138,10 @@ EXTREME_SHAPES = {
             heads=heads,
             width=width,
             points=points,
-            shapes=[(500, 50)],
+            shapes=[(10, 50)],
         )
         for heads in (1, 300)
-        for width in (1, 2000)
+        for width in (1, 1000)
         for points in (1, 5000)
     ],
     "bev_cross_attn": [bev_shape(torch.float64), bev_shape(torch.float16)],
@@ -157,6 +162,9 @@ def backward(problem, deterministic, *needs):
 def test_limits_of_every_device_on_host(operator, device):
     rng = random.Random(0)
     problems = [OPERATORS[operator].random_problem(seed) for seed in range(60)]
+    if operator == "dcnv4":
+        # Too large for a block on any device.
+        problems.append(dcnv4.make_problem(batch=1, size=(120, 168), dtype=torch.float16))
     shapes = EXTREME_SHAPES[operator] + [
         RANDOM_SHAPES[operator](rng) for _ in range(60) if operator in RANDOM_SHAPES
     ]
