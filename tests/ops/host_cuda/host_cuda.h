@@ -5,12 +5,11 @@
 // else is what a GPU runs: bindings, choice of launches, kernels.
 #pragma once
 
+#include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-
-#include <cuda_runtime.h>
 
 #include <string>
 
