@@ -16,7 +16,10 @@ test_dataloader = val_dataloader
 
 load_from = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern_image_t_1k_224.pth"
 # The last layer starts anew, for other classes than those of the file.
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook", allow=["head.head."])]
+custom_hooks = [
+    dict(type="dcnv4_mm.StrictLoadHook", allow=["head.head."]),
+    dict(type="dcnv4_mm.CheckDataHook"),
+]
 
 max_epochs = 20
 train_cfg = dict(max_epochs=max_epochs)
