@@ -31,9 +31,12 @@ GPU_DEVICE ?= cuda
 GPU_ARGUMENTS ?=
 DRY := $(filter-out cuda,$(GPU_DEVICE))
 ON_GPU := PYTHONPATH=$(CURDIR)
-# Of benchmarks/models.py, a few minutes each: make gpu-models STAGES=layers. TINY makes them quick.
-STAGES ?= layers ablation backbones detectors training scaling
-TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
+# Benchmarks of `make bench` and `make gpu-models`, a few minutes each: make gpu-models STAGES=layers.
+OPERATORS := dcnv4 dcnv4_memory dcnv3 flash_deform_attn bev_cross_attn operator_share
+STAGES ?= layers ablation backbones detectors training scaling processes
+RUN := benchmarks/run.py
+# Makes them quick.
+TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 --tiny \
 	--out work_dirs/gpu-dry-run
 
 .PHONY: help install quickstart test coverage fuzz test-mim test-export check lint matrix matrix-oldest trials \
@@ -98,17 +101,14 @@ trial-%: install
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
 bench: install ## measure operators, layers and networks; write docs/benchmarks.md
-	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py
-	for stage in $(STAGES); do \
-		env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/models.py $$stage --device cpu || exit 1; done
-	$(BIN)/python benchmarks/processes.py --device cpu
-	$(BIN)/python benchmarks/convergence.py --device cpu
+	env -u OMP_WAIT_POLICY $(BIN)/python $(RUN) $(OPERATORS) --device cpu --threads 1 2
+	env -u OMP_WAIT_POLICY $(BIN)/python $(RUN) $(STAGES) convergence --device cpu
 	$(BIN)/python benchmarks/report.py
 
 # The steps have limits of their own, and none stops the next; FIRST is a folder for what comes out.
 FIRST ?= work_dirs/first-contact
 gpu-first: ## build, check and measure the CUDA kernels in nine minutes, the most valuable first
-	$(GPU_PYTHON) benchmarks/first_contact.py --out $(FIRST) --device $(GPU_DEVICE)
+	$(GPU_PYTHON) benchmarks/gpu/first_contact.py --out $(FIRST) --device $(GPU_DEVICE)
 
 gpu: gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models ## check and measure the CUDA kernels, in stages
 
@@ -127,18 +127,14 @@ else
 endif
 
 gpu-bench: gpu-build ## measure our kernels; goes on where it was cut short
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py bench --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
+	$(ON_GPU) $(GPU_PYTHON) $(RUN) dcnv4_modes --device $(GPU_DEVICE) $(if $(DRY),$(TINY)) $(GPU_ARGUMENTS)
 
-gpu-peers: gpu-build ## measure what could stand in their place beside them
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py peers --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py attention --device $(GPU_DEVICE)
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py bev --device $(GPU_DEVICE)
+gpu-peers: gpu-build ## measure other implementations of the operators beside them
+	$(ON_GPU) $(GPU_PYTHON) $(RUN) dcnv4 flash_deform_attn bev_cross_attn --device $(GPU_DEVICE) \
+		$(if $(DRY),$(TINY)) $(GPU_ARGUMENTS)
 
-gpu-models: gpu-build ## measure layers and whole networks beside what users would take instead
-	for stage in $(STAGES); do $(ON_GPU) $(GPU_PYTHON) benchmarks/models.py $$stage \
-		--device $(GPU_DEVICE) $(if $(DRY),$(TINY)) || exit 1; done
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/processes.py --device $(GPU_DEVICE) \
-		$(if $(DRY),--image 64 --seconds 0 --out work_dirs/gpu-dry-run)
+gpu-models: gpu-build ## measure layers and networks beside the alternatives
+	$(ON_GPU) $(GPU_PYTHON) $(RUN) $(STAGES) --device $(GPU_DEVICE) $(if $(DRY),$(TINY)) $(GPU_ARGUMENTS)
 
 docs: install $(VENV)/.docs ## check the documentation, run its notebook, build its site in build/docs
 	$(PYTEST) tests/test_docs.py tests/tools/test_tensorboard.py

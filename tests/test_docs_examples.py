@@ -27,6 +27,9 @@ ELSEWHERE = {
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }
+ELSEWHERE |= {
+    name: "tests/test_docs_own_data.py" for name in BLOCKS if name.startswith("docs/own_data/")
+}
 PROGRAMS = [name for name, code in BLOCKS.items() if re.search("^(import|from) ", code, re.M)]
 CONFIGS = [name for name in BLOCKS if name not in PROGRAMS]
 

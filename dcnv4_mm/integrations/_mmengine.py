@@ -65,3 +65,5 @@ def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
 FlashInternImage = _as_base_module(backbones.FlashInternImage)
 MODELS.register_module(name="FlashInternImage", module=FlashInternImage)
 MODELS.register_module(name="LN2d", module=layers.LN2d)
+# For `conv_cfg`, and `dcn` of ResNet: arguments as those of a convolution.
+MODELS.register_module(name="DCNv4", module=layers.DCNv4Conv2d)

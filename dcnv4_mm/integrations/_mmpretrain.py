@@ -55,8 +55,7 @@ class DCNv4VisionTransformer(VisionTransformer):
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        patch_size = self.patch_embed.projection.kernel_size[0]
-        swap_attention(self, MultiheadAttention, patch_size=patch_size)
+        swap_attention(self, MultiheadAttention, patch_embed="patch_embed.projection")
 
 
 class FlashInternImageHead(ClsHead):
