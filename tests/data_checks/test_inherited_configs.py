@@ -34,7 +34,7 @@ WRAPPERS = {
     "mmdet": ("{}", REPEAT, BALANCED, CONCAT, MIX),
     "mmseg": ("{}", REPEAT, CONCAT, MIX),
     "mmpretrain": ("{}", REPEAT, BALANCED, CONCAT),
-    "mmdet3d": ("{}", REPEAT, CONCAT, "dict(type='CBGSDataset', dataset={})"),
+    "mmdet3d": ("{}", REPEAT, CONCAT),
 }
 EVALUATORS = {
     "mmdet": "dict(metric=['bbox'], ann_file='{}/val/coco.json')",
@@ -82,7 +82,7 @@ def data_settings(host, root, split, dataset):
     settings = {key: dataset[key] for key in kept if key in dataset}
     if host == "mmdet3d":
         settings |= {"data_root": str(root), "ann_file": "infos.pkl", "frame_pipeline": []}
-        meta = {"version": "v1.0-trainval"}
+        meta = {**dataset["metainfo"], "version": "v1.0-trainval"}
         return {**settings, "data_prefix": dataset["data_prefix"], "metainfo": meta}
     folder = "train" if split == "train" else "val"
     settings |= {"data_root": f"{root}/{folder}", "metainfo": {"classes": CLASSES[host]}}
@@ -90,7 +90,9 @@ def data_settings(host, root, split, dataset):
         return {**settings, "ann_file": "coco.json", "data_prefix": {"img": "images/"}}
     if host == "mmseg":
         folders = {"img_path": "images", "seg_map_path": "maps"}
-        return {**settings, "type": "BaseSegDataset", "data_prefix": folders}
+        settings |= {"type": "BaseSegDataset", "data_prefix": folders}
+        zero = any(step.get("reduce_zero_label") for step in dataset["pipeline"])
+        return {**settings, "reduce_zero_label": zero}
     return {**settings, "type": "CustomDataset", "ann_file": "", "data_prefix": "folders"}
 
 
