@@ -18,6 +18,8 @@ __all__ = [
     "bev_cell_centers",
     "box_corners",
     "ego_motion",
+    "from_fractions",
+    "in_range",
     "inverse_sigmoid",
     "pillar_points",
     "project_points",
@@ -72,19 +74,25 @@ def pillar_points(
     Returns:
         (H * W, D, 3), metres in the LiDAR frame.
     """
-    lower = torch.tensor(point_cloud_range[:3], dtype=torch.float32, device=device)
-    extent = torch.tensor(point_cloud_range[3:], dtype=torch.float32, device=device) - lower
-    xy = bev_cell_centers(shape, device)
+    x, y = bev_cell_centers(shape, device).unbind(-1)
     margin = 0.5 / (point_cloud_range[5] - point_cloud_range[2])
     z = torch.linspace(margin, 1 - margin, num_points, device=device)
-    fractions = torch.cat(
-        (
-            xy[:, None].expand(-1, num_points, -1),
-            z[None, :, None].expand(len(xy), -1, 1),
-        ),
-        dim=-1,
-    )
-    return fractions * extent + lower
+    size = (len(x), num_points)
+    parts = (x[:, None].expand(size), y[:, None].expand(size), z[None].expand(size))
+    return from_fractions(torch.stack(parts, dim=-1), point_cloud_range)
+
+
+def from_fractions(fractions: Tensor, point_cloud_range: Sequence[float]) -> Tensor:
+    """Fractions (..., 3) of a range to metres; the range is never copied to the device."""
+    bounds = zip(fractions.unbind(-1), point_cloud_range[:3], point_cloud_range[3:], strict=True)
+    return torch.stack([x * (upper - lower) + lower for x, lower, upper in bounds], dim=-1)
+
+
+def in_range(points: Tensor, point_cloud_range: Sequence[float]) -> Tensor:
+    """Whether points (..., 3) lie in a range; the range is never copied to the device."""
+    bounds = zip(points.unbind(-1), point_cloud_range[:3], point_cloud_range[3:], strict=True)
+    inside = [(x >= lower) & (x <= upper) for x, lower, upper in bounds]
+    return inside[0] & inside[1] & inside[2]
 
 
 def project_points(
@@ -99,8 +107,8 @@ def project_points(
             feature maps cover.
 
     Returns:
-        Positions (..., P, 2) as fractions (x, y) of the image, float32, and whether they lie
-        in front of the camera and inside the image, (..., P).
+        Points (..., P, 2) as fractions (x, y) of the image, float32, and whether they lie in
+        front of the camera and inside the image, (..., P).
     """
     x, y, z = points.float().unbind(-1)
     # [..., 4, 4, 1]; products are summed by hand, since a matmul may be rounded to TF32 or less.

@@ -405,7 +405,7 @@ def changed_copy(root, target, change):
             lambda infos: infos["data_list"][1].update(
                 images=dict(sorted(infos["data_list"][1]["images"].items()))
             ),
-            "the cameras must be .* in this order",
+            "cameras: expected .*CAM_FRONT.* got",
         ),
     ],
 )
@@ -475,8 +475,8 @@ def test_damaged_images(nuscenes_root, tmp_path, ending):
     info = infos_of(nuscenes_root, "val")["data_list"][0]
     path = tmp_path / f"image{ending}"
     image = {**info["images"]["CAM_FRONT"], "img_path": str(path)}
-    frame = dict(images={"CAM_FRONT": image}, lidar_to_current=np.eye(4), augmentation={})
-    with pytest.raises(FileNotFoundError, match="there is no image"):
+    frame = dict(images={"CAM_FRONT": image}, augmentation={})
+    with pytest.raises(FileNotFoundError, match="no image"):
         LoadMultiViewImageFromFiles()(dict(frame))
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8))
     assert LoadMultiViewImageFromFiles()(dict(frame))["imgs"][0].shape == (90, 160, 3)
