@@ -46,7 +46,7 @@ help: ## list the targets
 install: $(VENV)/.installed ## make .venv: pinned wheels, and this clone with its compiled kernels
 
 quickstart: install ## train and evaluate a small Mask R-CNN on generated images through mim
-	$(BIN)/python tools/quickstart.py
+	$(BIN)/python dev/quickstart.py
 
 test: install ## run the tests of this clone
 	$(PYTEST) -m "not mim and not export"
@@ -94,7 +94,7 @@ trial-diffusion: install
 	OMP_NUM_THREADS=1 $(BIN)/python examples/latent_diffusion/trial.py
 
 trial-%: install
-	$(BIN)/python tools/trials.py $*
+	$(BIN)/python dev/trials.py $*
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
 bench: install ## measure operators, layers and networks; write docs/benchmarks.md

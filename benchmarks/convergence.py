@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.layers import DCNv4
 
-sys.path.append(str(Path(__file__).parents[1] / "tools" / "data"))
+sys.path.append(str(Path(__file__).parents[1] / "dev" / "generators"))
 from mini_imagenet import CLASSES, draw_image
 
 SIDE = 48

@@ -19,11 +19,11 @@ from measure import RESULTS, Record, interleaved, ratio
 from torch import Tensor, nn
 
 from dcnv4_mm.backbones import ARCHS, FlashInternImage
+from dcnv4_mm.export.onnx import custom_ops_library, onnx_decompositions
+from dcnv4_mm.export.portable import portable_decompositions
 from dcnv4_mm.layers import DCNv4
 from dcnv4_mm.ops.dcnv4.layout import offset_rows
 from dcnv4_mm.ops.functional import backend_info
-from dcnv4_mm.ops.onnx import custom_ops_library, onnx_decompositions
-from dcnv4_mm.ops.portable import portable_decompositions
 
 
 def make_classifier(arch: str) -> nn.Module:

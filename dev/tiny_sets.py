@@ -80,7 +80,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     write_coco(data / "coco", rng)
     write_ade20k(data / "ADEChallengeData2016", rng)
-    generator = ROOT / "tools" / "data" / "synthetic_nuscenes.py"
+    generator = ROOT / "dev" / "generators" / "synthetic_nuscenes.py"
     options = ("--train", "1", "--keyframes", "3", "--size", "400x225")
     subprocess.run([sys.executable, generator, data / "synthetic_nuscenes", *options], check=True)
 

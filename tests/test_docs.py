@@ -99,8 +99,7 @@ def accept(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
             patch.setattr(sys, "argv", [str(script), *arguments])
-            for folder in (script.parent, ROOT / "tools"):
-                patch.syspath_prepend(str(folder))
+            patch.syspath_prepend(str(script.parent))
             with pytest.raises(Accepted):
                 runpy.run_path(str(script), run_name="__main__")
 
@@ -108,7 +107,7 @@ def accept(monkeypatch):
 
 
 def tool(name):
-    (script,) = [*ROOT.glob(f"tools/{name}.py"), *ROOT.glob(f"tools/data/{name}.py")]
+    (script,) = ROOT.glob(f"tools/**/{name}.py")
     return script
 
 
@@ -119,7 +118,7 @@ def test_commands_are_accepted(page, accept):
     targets = set(re.findall(r"^([a-z-]+):|\b(trial-\w+)", makefile, re.MULTILINE))
     for words in commands(page):
         script = next(
-            (w for w in words if re.fullmatch(r"(tools|benchmarks)/\w[\w/]*\.py", w)), None
+            (w for w in words if re.fullmatch(r"(tools|dev|benchmarks)/\w[\w/]*\.py", w)), None
         )
         if words[:1] == ["make"]:
             assert set(words[1:]) <= {name for pair in targets for name in pair}
@@ -131,7 +130,7 @@ def test_commands_are_accepted(page, accept):
                 accept(tool(words[1]), [given["config"], *checkpoint, *given["other_args"]])
             elif words[1] == "run" and given["other_args"]:
                 accept(tool(given["command"]), given["other_args"])
-        elif script and script != "tools/NAME.py":
+        elif script and script != "tools/FOLDER/NAME.py":
             before, after = words[: words.index(script)], words[words.index(script) + 1 :]
             if "torchrun" in before:
                 options = before[before.index("torchrun") + 1 :]

@@ -7,6 +7,7 @@ import pytest
 
 RING_1 = ["dcnv4_mm", "dcnv4_mm.ops.functional", "dcnv4_mm.layers", "dcnv4_mm.backbones"]
 RING_1 += ["dcnv4_mm.checkpoints", "dcnv4_mm.env", "dcnv4_mm.bev.geometry"]
+RING_1 += ["dcnv4_mm.export.onnx", "dcnv4_mm.export.tracing"]
 
 # Imports of any OpenMMLab library fail, as where none is installed.
 BLOCK_HOSTS = """

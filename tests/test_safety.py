@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for folder in ("dcnv4_mm", "tools", "examples", "requirements", "benchmarks", "docs")
+    for folder in ("dcnv4_mm", "tools", "dev", "examples", "requirements", "benchmarks", "docs")
     for path in (ROOT / folder).rglob("*.py")
 )
 # mmdet3d's infos are pickles, which it reads as such; docs/checkpoints.md says so.
-READS_PICKLES = {"tools/data/add_bevformerv2_infos.py"}
+READS_PICKLES = {"tools/dataset_converters/add_bevformerv2_infos.py"}
 NEVER = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
 
 
@@ -42,7 +42,7 @@ def test_names_of_folders_are_no_commands(tmp_path):
     for name in ("annotations_trainval2017", "val2017", "train2017"):
         with zipfile.ZipFile(downloads / f"{name}.zip", "w") as archive:
             archive.writestr(f"{name}/1.txt", name)
-    script = ROOT / "tools" / "data" / "unpack_coco2017.sh"
+    script = ROOT / "tools" / "dataset_converters" / "unpack_coco2017.sh"
     subprocess.run(["bash", script, downloads, target], cwd=tmp_path, check=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [downloads.name, target.name]
     assert len(list(target.glob("*/1.txt"))) == 3

@@ -6,19 +6,11 @@ torchrun --nproc_per_node 2 tools/train.py CONFIG --launcher pytorch
 
 import argparse
 
-from _running import (
-    add_arguments,
-    add_guards,
-    build_runner,
-    check_checkpoint,
-    check_data,
-    end_processes,
-    load_config,
-    make_work_dir,
-    start_processes,
-    stop,
-    stop_if_unloadable,
-)
+from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_work_dir
+from dcnv4_mm.cli.configs import add_arguments, load_config, stop
+from dcnv4_mm.cli.distributed import end_processes, start_processes
+from dcnv4_mm.cli.guards import add_guards
+from dcnv4_mm.cli.runner import build_runner, stop_if_unloadable
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-# A classifier that learns the generated mini ImageNet (tools/data/mini_imagenet.py) on two cores.
+# A classifier for the generated mini ImageNet (dev/generators/mini_imagenet.py), on two CPU cores.
 _base_ = "../classification/flash-internimage-t_4xb128-300e_in1k-224.py"
 
 classes = [

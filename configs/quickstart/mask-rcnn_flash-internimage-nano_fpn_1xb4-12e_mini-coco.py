@@ -1,4 +1,4 @@
-# A model that learns the generated mini COCO set (tools/data/mini_coco.py) on two processor cores.
+# A small model for the generated mini COCO (dev/generators/mini_coco.py), on two CPU cores.
 _base_ = "../mask_rcnn/mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco.py"
 
 num_classes = 5

@@ -1,4 +1,4 @@
-# A UPerNet that learns the generated mini ADE20K set (tools/data/mini_ade20k.py) on two cores.
+# A UPerNet that learns the generated mini ADE20K set (dev/generators/mini_ade20k.py) on two cores.
 _base_ = [
     "../upernet/upernet_flash-internimage-t_8xb2-160k_ade20k-512x512.py",
     "../_base_/datasets/mini_ade20k.py",

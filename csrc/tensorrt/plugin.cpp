@@ -1,7 +1,7 @@
 // DCNv4 as a plugin of TensorRT (10.0 and later), on the CUDA kernels; of torch it knows nothing.
 //
 // IPluginRegistry::loadLibrary takes the plugin from this library. TensorRT's parser of ONNX then
-// finds it by the name of the nodes that dcnv4_mm.ops.onnx writes.
+// finds it by the name of the nodes that dcnv4_mm.export.onnx writes.
 #include <NvInferRuntime.h>
 
 #include <cstring>

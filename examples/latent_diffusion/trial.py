@@ -189,7 +189,7 @@ def main() -> None:
     args = parser.parse_args()
     work_dir = args.work_dir or ROOT / "work_dirs" / f"diffusion{'-quick' * args.quick}"
     work_dir, sizes = work_dir.resolve(), ("--num-train", 8, "--num-val", 2) if args.quick else ()
-    run(ROOT / "tools" / "data" / "mini_shapes.py", work_dir / "data", *sizes)
+    run(ROOT / "dev" / "generators" / "mini_shapes.py", work_dir / "data", *sizes)
     for operator in OPERATORS:
         attempt(operator, work_dir, quick=args.quick)
     classifier, held_out = train_classifier(work_dir / "data", steps=2 if args.quick else 400)

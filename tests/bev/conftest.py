@@ -16,7 +16,7 @@ def nuscenes_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("nuscenes") / "set"
     # The tool needs the package under test, wherever it was imported from.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    tool = ROOT / "tools" / "data" / "synthetic_nuscenes.py"
+    tool = ROOT / "dev" / "generators" / "synthetic_nuscenes.py"
     options = ("--train=1", "--val=1", "--keyframes=6", f"--size={SIZE[0]}x{SIZE[1]}")
     command = [sys.executable, tool, root, *options]
     result = subprocess.run(command, capture_output=True, text=True, env=env)

@@ -19,7 +19,7 @@ def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):
     option = f"train_dataloader.dataset.data_root={nuscenes_root}/"
     arguments = (CONFIG, "--count", "2", "--cfg-options", option)
     result = subprocess.run(
-        [sys.executable, ROOT / "tools" / "browse_dataset.py", *arguments],
+        [sys.executable, ROOT / "tools" / "analysis_tools" / "browse_dataset.py", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -146,7 +146,7 @@ def test_the_traps_are_inside(nuscenes_root):
 
 def test_no_image_tells_a_speed():
     """Speeds are alike in all classes, and lead neither ahead nor away from the car more often."""
-    sys.path.insert(0, str(ROOT / "tools" / "data"))
+    sys.path.insert(0, str(ROOT / "dev" / "generators"))
     from synthetic_nuscenes import CATEGORIES, Way, scene_things
 
     way = Way(np.zeros(2), 1.0)
@@ -173,7 +173,7 @@ def test_no_image_tells_a_speed():
 
 
 def test_the_generator_knows_how_many_scenes_there_are(tmp_path):
-    tool = ROOT / "tools" / "data" / "synthetic_nuscenes.py"
+    tool = ROOT / "dev" / "generators" / "synthetic_nuscenes.py"
     command = [sys.executable, tool, tmp_path / "set", "--train=9"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
@@ -489,7 +489,7 @@ def test_damaged_images(nuscenes_root, tmp_path, ending):
 
 def test_prepare_names_what_is_missing(tmp_path, nuscenes_root):
     shutil.copytree(nuscenes_root / "v1.0-mini", tmp_path / "v1.0-mini")
-    tool = ROOT / "tools" / "data" / "prepare_nuscenes.py"
+    tool = ROOT / "tools" / "dataset_converters" / "prepare_nuscenes.py"
     result = subprocess.run(
         [sys.executable, tool, tmp_path, "--version=v1.0-mini"], capture_output=True, text=True
     )

@@ -135,13 +135,12 @@ def test_what_cannot_be_built(checkpoint, infos, tmp_path):
 @pytest.fixture
 def demo(monkeypatch, capsys, nuscenes_root):
     """Function that runs the tool on the synthetic set, and gives what it prints."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     data = f"test_dataloader.dataset.data_root={nuscenes_root}/"
 
     def run(*arguments):
         command = ["bev_demo.py", NAME, *map(str, arguments), "--cfg-options", data]
         monkeypatch.setattr(sys, "argv", command)
-        runpy.run_path(str(ROOT / "tools" / "bev_demo.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "tools" / "visualization" / "bev_demo.py"), run_name="__main__")
         return capsys.readouterr().out
 
     return run

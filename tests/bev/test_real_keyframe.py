@@ -95,7 +95,7 @@ def test_the_demo_draws_it(options, tmp_path, drawn):
         model = MODELS.build(Config.fromfile(SMALL).model)
         save_checkpoint(dict(state_dict=model.state_dict()), str(checkpoint))
         arguments = [checkpoint, "--score=0"]
-    tool = ROOT / "tools" / "bev_demo.py"
+    tool = ROOT / "tools" / "visualization" / "bev_demo.py"
     pairs = [f"{key}={value}" for key, value in options.items()]
     command = [sys.executable, tool, SMALL, *arguments, "--out", img, "--cfg-options", *pairs]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)

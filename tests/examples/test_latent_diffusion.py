@@ -24,7 +24,7 @@ pytestmark = pytest.mark.diffusers
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "latent_diffusion"
-MINI_SHAPES = ROOT / "tools" / "data" / "mini_shapes.py"
+MINI_SHAPES = ROOT / "dev" / "generators" / "mini_shapes.py"
 MINI, LARGE = (EXAMPLE / "configs" / name for name in ("mini.yaml", "imagenet-256.yaml"))
 FEW = (
     "batch_size=4",

@@ -79,9 +79,8 @@ def test_checkpoints(released, tmp_path, damage):
 
 
 @pytest.fixture
-def check_split(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return runpy.run_path(str(TOOLS / "data" / "check_coco.py"))["check_split"]
+def check_split():
+    return runpy.run_path(str(TOOLS / "analysis_tools" / "check_coco.py"))["check_split"]
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import flash_deform_attn_problems
 import pytest
 import torch
 
+from dcnv4_mm.export.onnx import custom_ops_library, onnx_decompositions
 from dcnv4_mm.ops.functional import backend_info, dcnv4, flash_deform_attn, ms_deform_attn
-from dcnv4_mm.ops.onnx import custom_ops_library, onnx_decompositions
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -6,8 +6,8 @@ import flash_deform_attn_problems
 import pytest
 import torch
 
+from dcnv4_mm.export.portable import portable_decompositions
 from dcnv4_mm.ops.functional import backend_info
-from dcnv4_mm.ops.portable import portable_decompositions
 
 TABLE = portable_decompositions()
 # grid_sample wants places as fractions of the image: a few roundings more of numbers up to 20.

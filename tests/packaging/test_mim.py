@@ -64,7 +64,7 @@ def models() -> list[dict]:
 def data_root(tmp_path_factory, run) -> Path:
     """The mini COCO set, with few pictures."""
     folder = tmp_path_factory.mktemp("data") / "mini_coco"
-    generator = (sys.executable, ROOT / "tools/data/mini_coco.py")
+    generator = (sys.executable, ROOT / "dev/generators/mini_coco.py")
     run(*generator, folder, "--num-train", 8, "--num-val", 4, cwd=folder.parent)
     return folder
 

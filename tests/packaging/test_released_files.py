@@ -32,7 +32,7 @@ SIZES = {MASK_RCNN: (256, 192), CASCADE: (160, 128), DINO: (384, 288)}
 def folder(tmp_path_factory, run):
     """A folder with a mini COCO at the place and in the names of COCO."""
     folder = tmp_path_factory.mktemp("released")
-    generator = (sys.executable, ROOT / "tools/data/mini_coco.py", "data/coco", "--as-coco")
+    generator = (sys.executable, ROOT / "dev/generators/mini_coco.py", "data/coco", "--as-coco")
     run(*generator, "--num-train", 2, "--num-val", 3, cwd=folder)
     return folder
 

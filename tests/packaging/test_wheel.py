@@ -155,7 +155,7 @@ def test_editable_install_links_what_mim_looks_for(
     found = "import dcnv4_mm; print(dcnv4_mm.__file__)"
     assert run(python, "-c", found, cwd="/").strip() == str(clone / "dcnv4_mm" / "__init__.py")
 
-    bytecode = clone / "tools" / "data" / "__pycache__"
+    bytecode = clone / "tools" / "misc" / "__pycache__"
     bytecode.mkdir()
     bytecode.joinpath("left.pyc").touch()
     run(*pip, "wheel", *flags, clone, cwd=tmp_path, DCNV4_MM_NO_EXT="1")

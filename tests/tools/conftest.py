@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+ROOT = Path(__file__).resolve().parents[2]
+# Base names are unique, as mim finds a tool by its base name.
+PROGRAMS = {p.name: p for folder in ("tools", "dev") for p in (ROOT / folder).rglob("*.py")}
 
 
 @dataclass
@@ -21,17 +23,17 @@ class Result:
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
     """Function that runs a tool in a folder with arguments; any exception but an exit is raised."""
-    monkeypatch.syspath_prepend(str(TOOLS))
     # The tools set it; it must not reach other tests.
     monkeypatch.setenv("LOCAL_RANK", "0")
 
     def run(tool, *arguments, cwd):
+        path = PROGRAMS[tool]
         monkeypatch.chdir(cwd)
-        monkeypatch.syspath_prepend(str((TOOLS / tool).parent))
-        monkeypatch.setattr(sys, "argv", [str(TOOLS / tool), *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(path.parent))
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         message = None
         try:
-            runpy.run_path(str(TOOLS / tool), run_name="__main__")
+            runpy.run_path(str(path), run_name="__main__")
         except SystemExit as error:
             message = error.code if error.code else None
         return Result(capsys.readouterr().out, message)

@@ -1,21 +1,8 @@
 """analyze_logs.py: what runs have logged, at the right iterations, in one picture."""
 
 import json
-import sys
-from pathlib import Path
 
-import pytest
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
-
-@pytest.fixture
-def read_logs(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import _figures
-
-    yield _figures.read_logs
-    del sys.modules["_figures"]
+from dcnv4_mm.cli.logs import read_logs
 
 
 def write(folder, *records):
@@ -28,7 +15,7 @@ def training(step, epoch, loss):
     return {"lr": 0.1, "loss": loss, "epoch": epoch, "iter": step, "step": step, "time": 1.0}
 
 
-def test_epochs_become_iterations_and_a_resumed_run_counts(read_logs, tmp_path):
+def test_epochs_become_iterations_and_a_resumed_run_counts(tmp_path):
     write(
         tmp_path / "20260101_000000",
         training(1, 1, 9.0),
@@ -49,7 +36,7 @@ def test_epochs_become_iterations_and_a_resumed_run_counts(read_logs, tmp_path):
     assert set(found) == {"loss", "lr", "coco/bbox_mAP"}
 
 
-def test_training_by_iterations(read_logs, tmp_path):
+def test_training_by_iterations(tmp_path):
     iteration = {"loss": 2.0, "iter": 50, "step": 50, "time": 1.0}
     write(tmp_path / "run", iteration, {"mIoU": 40.0, "step": 50})
     assert read_logs(tmp_path) == {"loss": {50: 2.0}, "mIoU": {50: 40.0}}

@@ -12,7 +12,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 pytestmark = pytest.mark.mmdet
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = Path(__file__).resolve().parents[2] / "tools" / "analysis_tools"
 NANO = "mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco"
 
 
@@ -69,7 +69,7 @@ def test_samples_of_the_test_set(run_tool, tmp_path):
     arguments = (NANO, "--from-dataset", "--seconds", 0.01)
     message = run_tool("benchmark.py", *arguments, cwd=tmp_path).message
     assert "data/mini_coco does not exist" in message
-    made = run_tool("data/mini_coco.py", "data/mini_coco", "--num-train=2", "--num-val=2",
+    made = run_tool("mini_coco.py", "data/mini_coco", "--num-train=2", "--num-val=2",
                     cwd=tmp_path)  # fmt: skip
     assert made.message is None
     assert "per_second" in run_tool("benchmark.py", *arguments, cwd=tmp_path).stdout

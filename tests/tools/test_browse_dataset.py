@@ -13,7 +13,7 @@ CLASSIFICATION = "flash-internimage-nano_1xb32-40e_mini-imagenet"
 def test_detection(run_tool, tmp_path):
     pytest.importorskip("mmdet", reason="mmdet is not installed")
     data = ("data/mini_coco", "--num-train", 2, "--num-val", 3)
-    run_tool("data/mini_coco.py", *data, cwd=tmp_path)
+    run_tool("mini_coco.py", *data, cwd=tmp_path)
     arguments = (DETECTION, "--phase", "val", "--count", 2)
     result = run_tool("browse_dataset.py", *arguments, cwd=tmp_path)
     assert result.stdout.splitlines()[-2:] == ["browsed/00000.jpg", "browsed/00001.jpg"]
@@ -27,7 +27,7 @@ def test_detection(run_tool, tmp_path):
 def test_segmentation(run_tool, tmp_path):
     pytest.importorskip("mmseg", reason="mmseg is not installed")
     data = ("data/mini_ade20k", "--num-train", 2, "--num-val", 2)
-    run_tool("data/mini_ade20k.py", *data, cwd=tmp_path)
+    run_tool("mini_ade20k.py", *data, cwd=tmp_path)
     result = run_tool("browse_dataset.py", SEGMENTATION, "--out-dir", "out", cwd=tmp_path)
     assert result.message is None
     assert len(list((tmp_path / "out").iterdir())) == 2
@@ -36,7 +36,7 @@ def test_segmentation(run_tool, tmp_path):
 @pytest.mark.mmpretrain
 def test_classification(run_tool, tmp_path):
     pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
-    run_tool("data/mini_imagenet.py", "data/mini_imagenet", cwd=tmp_path)
+    run_tool("mini_imagenet.py", "data/mini_imagenet", cwd=tmp_path)
     result = run_tool("browse_dataset.py", CLASSIFICATION, "--count", 2, cwd=tmp_path)
     assert result.message is None
     assert len(list((tmp_path / "browsed").iterdir())) == 2

@@ -28,7 +28,7 @@ def coco(tmp_path):
 @pytest.fixture
 def check(run_tool, tmp_path):
     """Function that checks the folder, and gives what is wrong with it."""
-    return lambda *options: run_tool("data/check_coco.py", "coco", *options, cwd=tmp_path).message
+    return lambda *options: run_tool("check_coco.py", "coco", *options, cwd=tmp_path).message
 
 
 def test_a_whole_set_passes(check, coco):

@@ -141,7 +141,7 @@ def pictures(tmp_path_factory):
     """A folder with one picture of each class to train on, and one held out."""
     folder = tmp_path_factory.mktemp("pictures")
     sizes = ("--num-train", 1, "--num-val", 1)
-    run(TOOLS / "data/mini_imagenet.py", "data/my_pictures", *sizes, cwd=folder)
+    run(ROOT / "dev/generators/mini_imagenet.py", "data/my_pictures", *sizes, cwd=folder)
     return folder
 
 
@@ -158,7 +158,12 @@ def test_fine_tuning_example(pictures, released):
     assert saved["state_dict"]["head.head.weight"].shape == (10, 768)
     assert saved["meta"]["dataset_meta"]["classes"][0] == "cold_box"
 
-    demo = (TOOLS / "demo.py", "data/my_pictures/val/cold_box", EXAMPLE.name, "out/epoch_1.pth")
+    demo = (
+        TOOLS / "visualization/demo.py",
+        "data/my_pictures/val/cold_box",
+        EXAMPLE.name,
+        "out/epoch_1.pth",
+    )
     said = run(*demo, "--out-dir", "painted", cwd=pictures)
     assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
     assert (pictures / "painted/cold_box_00001.png").is_file()

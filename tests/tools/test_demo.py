@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def test_damaged_images_are_left_out(monkeypatch, capsys, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "visualization"))
     from demo import readable
 
     whole, cut, text = (tmp_path / name for name in ("whole.jpg", "cut.jpg", "text.jpg"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcnv4_mm.ops.onnx import custom_ops_library
+from dcnv4_mm.export.onnx import custom_ops_library
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed")
 

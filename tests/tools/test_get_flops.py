@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-QUICKSTART = TOOLS.parent / "configs" / "quickstart"
+TOOLS = Path(__file__).resolve().parents[2] / "tools" / "analysis_tools"
+QUICKSTART = TOOLS.parents[1] / "configs" / "quickstart"
 
 
 @pytest.fixture

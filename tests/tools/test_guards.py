@@ -9,24 +9,18 @@ from helpers import ROOT
 from mmengine.config import Config
 
 import dcnv4_mm.registry  # noqa: F401
+from dcnv4_mm.cli.guards import add_guards
 
 STRICT = "dcnv4_mm.StrictLoadHook"
 DATA = "dcnv4_mm.CheckDataHook"
 CLASSES = "mmdet.NumClassCheckHook"
 
 
-@pytest.fixture
-def guard(monkeypatch):
-    """Function that adds the guards to a config and gives its hooks."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    from _running import add_guards
-
-    def apply(**config):
-        cfg = Config({"default_scope": "mmdet", **config})
-        add_guards(cfg)
-        return cfg.custom_hooks
-
-    return apply
+def guard(**config):
+    """The hooks of a config to which the guards were added."""
+    cfg = Config({"default_scope": "mmdet", **config})
+    add_guards(cfg)
+    return cfg.custom_hooks
 
 
 @pytest.mark.parametrize(
@@ -42,11 +36,11 @@ def guard(monkeypatch):
         ({"check_data": False, "custom_hooks": [{"type": "NumClassCheckHook"}]}, [STRICT]),
     ],
 )
-def test_guards_are_added_unless_turned_off(guard, config, expected):
+def test_guards_are_added_unless_turned_off(config, expected):
     assert [hook["type"] for hook in guard(**config)] == expected
 
 
-def test_a_guard_of_the_config_keeps_its_arguments(guard):
+def test_a_guard_of_the_config_keeps_its_arguments():
     strict = {"type": "StrictLoadHook", "allow": ["head."]}
     assert guard(check_data=False, custom_hooks=[strict]) == [strict]
 

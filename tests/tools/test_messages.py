@@ -13,7 +13,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 pytestmark = pytest.mark.mmdet
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / "tools"
+PROGRAMS = {p.name: p for folder in ("tools", "dev") for p in (ROOT / folder).rglob("*.py")}
 COCO = ROOT / "configs" / "mask_rcnn" / "mask-rcnn_flash-internimage-t_fpn_8xb2-1x_coco.py"
 NANO = ROOT / "configs/quickstart/mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco.py"
 
@@ -34,7 +34,7 @@ def refusal(run_tool):
 
 def run(tool, *arguments, cwd, **environment):
     return subprocess.run(
-        [sys.executable, TOOLS / tool, *map(str, arguments)],
+        [sys.executable, PROGRAMS[tool], *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
@@ -47,19 +47,19 @@ def run(tool, *arguments, cwd, **environment):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("messages")
     arguments = ("data/mini_coco", "--num-train", 2, "--num-val", 2)
-    assert run("data/mini_coco.py", *arguments, cwd=folder).returncode == 0
+    assert run("mini_coco.py", *arguments, cwd=folder).returncode == 0
     return folder
 
 
 @pytest.mark.parametrize(
     "tool",
     [
-        *("train.py", "test.py", "demo.py", "convert.py", "offsets.py", "quickstart.py"),
+        *("train.py", "test.py", "demo.py", "convert.py", "visualize_offsets.py", "quickstart.py"),
         *("trials.py", "export.py"),
         *("analyze_logs.py", "benchmark.py", "browse_dataset.py", "get_flops.py"),
         *("print_config.py", "publish_checkpoint.py"),
-        *("data/mini_coco.py", "data/check_coco.py"),
-        *("data/mini_imagenet.py", "data/check_imagenet.py"),
+        *("mini_coco.py", "check_coco.py"),
+        *("mini_imagenet.py", "check_imagenet.py"),
     ],
 )
 def test_help(tool, tmp_path):
@@ -73,7 +73,8 @@ def test_help_needs_no_host(tmp_path):
     """mim asks for it before every training: nothing heavy may be imported."""
     (tmp_path / "torch.py").write_text("raise ImportError('imported too early')")
     for tool in ("train.py", "test.py"):
-        assert run(tool, "-h", cwd=tmp_path, PYTHONPATH=str(tmp_path)).returncode == 0
+        path = os.pathsep.join((str(tmp_path), str(ROOT)))
+        assert run(tool, "-h", cwd=tmp_path, PYTHONPATH=path).returncode == 0
 
 
 @pytest.mark.parametrize("spelling", ["--local_rank=1", "--local-rank=1"])

@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
     """A folder to work in, with a small set at the place where the configs look for it."""
     folder = tmp_path_factory.mktemp("tools")
     sizes = ("--num-train", 8, "--num-val", 2)
-    run(TOOLS / "data" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=folder)
+    run(ROOT / "dev" / "generators" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=folder)
     (folder / "data" / "ADEChallengeData2016").symlink_to("mini_ade20k")
     return folder
 
@@ -108,7 +108,7 @@ def test_demo_paints_pictures_with_a_legend(trained, folder):
     config, name, _ = trained
     pictures = "data/mini_ade20k/images/validation"
     command = (
-        TOOLS / "demo.py",
+        TOOLS / "visualization" / "demo.py",
         pictures,
         config,
         f"{name}/iter_2.pth",
@@ -128,11 +128,8 @@ def test_demo_paints_pictures_with_a_legend(trained, folder):
 
 def test_overlay_and_legend():
     """Half of the picture is of the second class, the other of none."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        from _overlay import LEGEND, OPACITY, overlay
-    finally:
-        sys.path.remove(str(TOOLS))
+    from dcnv4_mm.cli.overlay import LEGEND, OPACITY, overlay
+
     picture = np.full((60, 40, 3), 100, np.uint8)
     labels = np.full((60, 40), 255, np.uint8)
     labels[:, 20:] = 1
@@ -230,7 +227,7 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
 )
 def test_a_bad_label_map_ends_the_training_by_name(damage, message, tmp_path):
     sizes = ("--num-train", 4, "--num-val", 2)
-    run(TOOLS / "data" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=tmp_path)
+    run(ROOT / "dev" / "generators" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=tmp_path)
     damage(tmp_path / "data/mini_ade20k/annotations/training/ADE_train_00000003.png")
     options = [*SMALL, *TWO_STEPS, "train_dataloader.batch_size=4"]
     command = (TOOLS / "train.py", UPERNET, "--cfg-options", *options)

@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     """A folder to work in, with a small set at the place where the config looks for it."""
     folder = tmp_path_factory.mktemp("tools")
     sizes = ("--num-train", 9, "--num-val", 3)
-    run(TOOLS / "data" / "mini_coco.py", "data/mini_coco", *sizes, cwd=folder)
+    run(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=folder)
     return folder
 
 
@@ -150,7 +150,12 @@ def test_evaluation_of_flipped_copies(trained):
 def test_demo_paints_pictures(trained):
     options = ("--out-dir", "seen", "--score", 0.0)
     output = run(
-        TOOLS / "demo.py", "data/mini_coco/val", CONFIG, "out/epoch_1.pth", *options, cwd=trained
+        TOOLS / "visualization" / "demo.py",
+        "data/mini_coco/val",
+        CONFIG,
+        "out/epoch_1.pth",
+        *options,
+        cwd=trained,
     ).stdout
     for name in ("000001.jpg", "000002.jpg", "000003.jpg"):
         painted = trained / "seen" / "vis" / name
@@ -196,7 +201,7 @@ class RecordHook(Hook):
 def test_two_processes_keep_equal_parameters(tmp_path):
     """Twenty steps over gloo, started as mim starts them; each process sees its own pictures."""
     sizes = ("--num-train", 43, "--num-val", 2)
-    run(TOOLS / "data" / "mini_coco.py", "data/mini_coco", *sizes, cwd=tmp_path)
+    run(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=tmp_path)
     (tmp_path / "recorder.py").write_text(RECORDER)
     (tmp_path / "config.py").write_text(
         f"_base_ = {str(CONFIG)!r}\n"

@@ -1,4 +1,4 @@
-# The generated mini ADE20K set (tools/data/mini_ade20k.py): 0 is ignored, 1 to 6 are the classes.
+# The generated mini ADE20K dataset (dev/generators/mini_ade20k.py): classes 1 to 6, 0 is ignored.
 mini_ade20k = dict(
     type="BaseSegDataset",
     data_root="data/mini_ade20k",

@@ -1,0 +1,1 @@
+"""Helpers of the command-line programs in tools/; not a public interface."""

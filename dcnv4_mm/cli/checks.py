@@ -1,0 +1,56 @@
+"""Checks of files and folders that a command needs, made before it starts."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcnv4_mm.cli.configs import stop
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def make_work_dir(cfg: "Config") -> None:
+    """Makes the work folder, and stops if nothing can be written there."""
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.work_dir):
+            pass
+    except OSError as error:
+        stop(f"cannot write to {cfg.work_dir}: {error.strerror}; give another --work-dir")
+
+
+def check_checkpoint(path: str) -> None:
+    """Stops if a checkpoint that is a local file does not exist."""
+    if "://" not in path and not Path(path).is_file():
+        stop(f"the checkpoint {path} does not exist")
+
+
+def check_data(cfg: "Config", *phases: str) -> None:
+    """Stops if a data set that a phase ("train", "val", "test") reads is not there."""
+    for phase in phases:
+        loader = cfg.get(f"{phase}_dataloader")
+        for dataset in plain_datasets(loader["dataset"]) if loader else ():
+            root = dataset.get("data_root") or ""
+            # The pictures' and the label maps' folders of segmentation sets.
+            prefix = dataset.get("data_prefix")
+            folders = prefix if isinstance(prefix, dict) else {}
+            parts = [folders.get(kind) for kind in ("img_path", "seg_map_path")]
+            # mmpretrain's ImageNet names a folder of the root so.
+            parts.append(dataset.get("split") if dataset.get("type") == "ImageNet" else None)
+            for path in filter(None, (root, dataset.get("ann_file"), *parts)):
+                whole = path if path == root else os.path.join(root, path)
+                if "://" not in whole and not os.path.exists(whole):
+                    stop(
+                        f"{os.path.abspath(whole)} does not exist; put or link the data there, or "
+                        f"set data_root and ann_file of {phase}_dataloader.dataset with "
+                        "--cfg-options (and ann_file of the evaluator)"
+                    )
+
+
+def plain_datasets(dataset: dict) -> list[dict]:
+    """The data sets inside of wrappers such as RepeatDataset and ConcatDataset."""
+    if "datasets" in dataset:
+        return [inner for d in dataset["datasets"] for inner in plain_datasets(d)]
+    return plain_datasets(dataset["dataset"]) if "dataset" in dataset else [dataset]

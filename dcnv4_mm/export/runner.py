@@ -1,0 +1,53 @@
+"""Runs an exported model in a process of its own, which knows nothing of dcnv4_mm.
+
+python runner.py FORMAT MODEL INPUTS.pt OUTPUTS.pt [LIBRARY ...]
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+
+def load(kind: str, path: str, libraries: list[str]) -> Callable:
+    """A function from input tensors to what the model puts out, a tensor or a sequence of them."""
+    if kind.startswith("onnx"):
+        return load_onnx(path, libraries)
+    for library in libraries:
+        torch.ops.load_library(library)
+    if kind == "aotinductor":
+        return torch._inductor.aoti_load_package(path)
+    return torch.export.load(path).module()
+
+
+def load_onnx(path: str, libraries: list[str]) -> Callable:
+    """The same of an ONNX file, whose custom operators the libraries have."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    for library in libraries:
+        options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        arrays = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+
+    return run
+
+
+def main() -> None:
+    kind, path, batches, outputs, *libraries = sys.argv[1:]
+    model = load(kind, path, libraries)
+    results = []
+    for inputs in torch.load(batches, weights_only=True):
+        with torch.no_grad():
+            result = model(*inputs)
+        results.append([result] if isinstance(result, torch.Tensor) else list(result))
+    torch.save(results, outputs)
+    assert "dcnv4_mm" not in sys.modules
+
+
+if __name__ == "__main__":
+    main()

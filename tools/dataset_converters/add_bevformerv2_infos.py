@@ -1,0 +1,43 @@
+"""Adds scenes and the objects of single pictures to mmdet3d's nuScenes infos, for BEVFormerV2.
+
+    python tools/dataset_converters/add_bevformerv2_infos.py --data-root data/nuscenes \
+        --version v1.0-trainval --infos nuscenes_infos_val.pkl \
+        --out data/nuscenes/bevformerv2_infos_val.pkl
+"""
+
+import argparse
+import os
+import pickle
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--version", required=True, help="v1.0-trainval or v1.0-mini")
+    parser.add_argument("--infos", type=Path, required=True, help="infos of version 1.1")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    from nuscenes import NuScenes
+
+    from dcnv4_mm.integrations import install
+
+    install()
+    from dcnv4_mm.bev.data.infos import extend_infos
+
+    # The infos are the user's own files, made by mmdet3d's converter.
+    infos = pickle.loads(args.infos.read_bytes())
+    try:
+        nusc = NuScenes(args.version, str(args.data_root), verbose=False)
+        extend_infos(infos, nusc)
+    except (AssertionError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    unfinished = args.out.with_name(args.out.name + ".part")
+    unfinished.write_bytes(pickle.dumps(infos))
+    os.replace(unfinished, args.out)
+    print(f"{args.out}: {len(infos['data_list'])} samples")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Writes a trained model as a file that runs without this package, and checks what it puts out.
+
+    python tools/deployment/export.py CONFIG CHECKPOINT MODEL.pt2  --format export
+    python tools/deployment/export.py CONFIG CHECKPOINT MODEL.pt2  --format aotinductor
+    python tools/deployment/export.py CONFIG CHECKPOINT MODEL.onnx --format onnx
+    python tools/deployment/export.py CONFIG CHECKPOINT MODEL.onnx --format onnx-custom
+
+Batch and image size of the file are free. A process of its own runs it on images of three sizes;
+the file is kept only if every output equals eager mode's. docs/export.md says what works.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcnv4_mm.cli.checks import check_checkpoint
+from dcnv4_mm.cli.configs import load_config, stop
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from dcnv4_mm.export.wrappers import Part
+
+SUFFIXES = {"export": ".pt2", "aotinductor": ".pt2", "onnx": ".onnx", "onnx-custom": ".onnx"}
+# Runs a file without its folder on the import path: modules there are named after libraries.
+RUN_FILE = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+# What a process without the package needs for each format.
+LIBRARIES = {
+    "export": ("schemas", "cpu"),
+    "aotinductor": ("schemas", "cpu"),
+    "onnx": (),
+    "onnx-custom": ("onnxruntime",),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Export a trained model, and check the result.")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--format", choices=SUFFIXES, default="export", help="default: export")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(256, 320),
+        metavar=("HEIGHT", "WIDTH"),
+        help="images that the graph is recorded with, at least 64; default 256 320",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="error allowed, relative to the output's largest number; default 1e-3",
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="as for train.py"
+    )
+    parser.set_defaults(launcher="none", local_rank=0, work_dir=None)
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Stops if what was asked for cannot end well."""
+    suffix = SUFFIXES[args.format]
+    if args.target.suffix != suffix:
+        stop(f"a file of the format {args.format} ends in {suffix}, got {args.target}")
+    if not args.target.parent.is_dir():
+        stop(f"the folder {args.target.parent} does not exist")
+    if min(args.size) < 64:
+        stop(f"--size must be at least 64 x 64, got {args.size[0]} x {args.size[1]}")
+    if args.format.startswith("onnx"):
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            if find_spec(name) is None:
+                stop(
+                    f"--format {args.format} needs {name}: pip install onnx onnxscript onnxruntime"
+                )
+    if missing := [path.name for path in libraries(args.format) if not path.exists()]:
+        stop(f"{', '.join(missing)} is not part of this installation; docs/export.md builds it")
+    check_checkpoint(args.checkpoint)
+
+
+def libraries(kind: str) -> list[Path]:
+    """The libraries of the package that a process needs to run a file of the format ``kind``."""
+    folder = Path(find_spec("dcnv4_mm").origin).parent / "lib"
+    return [folder / f"libdcnv4_mm_{name}.so" for name in LIBRARIES[kind]]
+
+
+def build(args: argparse.Namespace) -> "Part":
+    """The part of the model that is exported, with the checkpoint's weights."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    from dcnv4_mm.checkpoints import load_released
+    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.export.wrappers import part_of
+
+    cfg = load_config(args)
+    host = cfg.get("default_scope", "mmdet")
+    init_default_scope(host)
+    try:
+        model = MODELS.build(cfg.model)
+        load_released(model, read_file(args.checkpoint))
+    except (ValueError, OSError) as error:
+        stop(f"{args.checkpoint}: {error}")
+    try:
+        return part_of(model, host).eval()
+    except ValueError as error:
+        stop(str(error))
+
+
+def record(part: "Part", size: Sequence[int]) -> "ExportedProgram":
+    """The graph, with free batch and image size."""
+    import torch
+
+    from dcnv4_mm.export.tracing import SymbolicSizes
+
+    inputs = part.examples(2, *size, torch.Generator().manual_seed(0))
+    shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in part.free)
+    with SymbolicSizes():
+        return torch.export.export(part, inputs, dynamic_shapes=shapes)
+
+
+def write(program: "ExportedProgram", kind: str, path: str) -> None:
+    """Writes the graph in the format ``kind``."""
+    import torch
+
+    from dcnv4_mm.export.onnx import onnx_decompositions
+    from dcnv4_mm.export.portable import portable_decompositions
+    from dcnv4_mm.export.tracing import pooling_decompositions
+
+    if kind == "export":
+        torch.export.save(program, path)
+    elif kind == "aotinductor":
+        program = program.run_decompositions(pooling_decompositions())
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+    else:
+        table = portable_decompositions() if kind == "onnx" else onnx_decompositions()
+        program = program.run_decompositions({**table, **pooling_decompositions()})
+        torch.onnx.export(program, dynamo=True, verbose=False).save(path)
+
+
+def run_apart(
+    kind: str, path: str, batches: list[tuple["Tensor", ...]], folder: str
+) -> list[list["Tensor"]]:
+    """What the written file puts out, in a fresh process."""
+    import torch
+
+    inputs, outputs = (os.path.join(folder, name) for name in ("inputs.pt", "outputs.pt"))
+    torch.save(batches, inputs)
+    runner = Path(find_spec("dcnv4_mm.export").origin).with_name("runner.py")
+    command = [
+        sys.executable,
+        "-c",
+        RUN_FILE,
+        runner,
+        kind,
+        path,
+        inputs,
+        outputs,
+        *libraries(kind),
+    ]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if result.returncode:
+        stop(f"the exported model does not run: {result.stderr.strip().splitlines()[-1]}")
+    return torch.load(outputs, weights_only=True)
+
+
+def compare(part: "Part", args: argparse.Namespace, path: str, folder: str) -> bool:
+    """Prints the errors of the written file at three sizes; whether all are within tolerance.
+
+    Where rounding can change the order of outputs, a quarter of their numbers may differ by more.
+    """
+    import torch
+
+    height, width = args.size
+    sizes = [(1, height, width), (3, height + 13, width + 37), (2, width, height)]
+    generator = torch.Generator().manual_seed(1)
+    batches = [part.examples(*shape, generator) for shape in sizes]
+    worst = 0.0
+    measured = "error of 75 %" if part.ranked else "largest error"
+    print(f"{'images':<16} {'output':<22} {'largest number':>14} {measured:>14} {'ratio':>9}")
+    for batch, outputs in zip(batches, run_apart(args.format, path, batches, folder), strict=True):
+        expected = part(*batch)
+        expected = [expected] if isinstance(expected, torch.Tensor) else expected
+        for output, eager in zip(outputs, expected, strict=True):
+            errors, scale = (output - eager).abs(), eager.abs().max().item()
+            error = (errors.flatten().quantile(0.75) if part.ranked else errors.max()).item()
+            ratio = error / scale if scale else error
+            # A NaN must not pass.
+            worst = ratio if not ratio <= worst else worst
+            shapes = ["x".join(map(str, tensor.shape)) for tensor in (batch[0], output)]
+            print(f"{shapes[0]:<16} {shapes[1]:<22} {scale:14.4g} {error:14.2e} {ratio:9.1e}")
+    return worst <= args.tolerance
+
+
+def main() -> None:
+    args = parse_args()
+    check(args)
+    import torch
+
+    part = build(args)
+    with torch.no_grad(), tempfile.TemporaryDirectory(dir=args.target.parent.resolve()) as folder:
+        path = os.path.join(folder, f"model{SUFFIXES[args.format]}")
+        write(record(part, args.size), args.format, path)
+        if not compare(part, args, path, folder):
+            stop(f"an output is further from eager mode's than {args.tolerance}: nothing is kept")
+        os.replace(path, args.target)
+    print(args.target)
+
+
+if __name__ == "__main__":
+    main()

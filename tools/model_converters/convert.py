@@ -1,0 +1,130 @@
+"""Rewrites a weight file between the original project's names and this one's.
+
+    python tools/model_converters/convert.py RELEASED.pth OURS.pth
+    python tools/model_converters/convert.py OURS.pth RELEASED.pth --to-released
+
+The file that is written has eight digits of its checksum in its name: OURS-1a2b3c4d.pth. Models
+take released files as they are; this is for tools that know only one of the spellings.
+"""
+
+import argparse
+import glob
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from dcnv4_mm.cli.configs import stop
+
+# Where the files may hold their weights, as `load_released` looks for them.
+ENTRIES = ("state_dict", "model_ema", "model")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Rename the weights of a FlashInternImage model.")
+    parser.add_argument("source", type=Path, help="a backbone's, classifier's or detector's file")
+    parser.add_argument("target", type=Path, help="file to write, -CHECKSUM added to its name")
+    parser.add_argument(
+        "--to-released", action="store_true", help="from our names to the original's"
+    )
+    parser.add_argument("--entry", choices=ENTRIES, help="which weights of the file to take")
+    parser.add_argument(
+        "--force", action="store_true", help="write although it was converted before"
+    )
+    return parser.parse_args()
+
+
+def select_weights(checkpoint, entry: str | None) -> tuple[str, dict]:
+    """The chosen, or else the first, state dict in a file; the file itself if it has none."""
+    if not isinstance(checkpoint, Mapping):
+        stop(f"a checkpoint must be a dictionary, got {type(checkpoint).__name__}")
+    found = [name for name in ENTRIES if isinstance(checkpoint.get(name), Mapping)]
+    if entry and entry not in found:
+        stop(f"the file has no {entry!r}; it has {', '.join(found) or 'only bare weights'}")
+    chosen = entry or next(iter(found), "")
+    weights = checkpoint[chosen] if chosen else checkpoint
+    return chosen, {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+def rename(weights: dict, *, to_released: bool) -> dict:
+    """Renames a state dict with a FlashInternImage in it; stops if there is none."""
+    from dcnv4_mm.checkpoints import convert
+    from dcnv4_mm.checkpoints.families import find_families
+    from dcnv4_mm.checkpoints.flash_intern_image import RULES
+
+    ours, released = "patch_embed.norm1.weight", "patch_embed.norm1.1.weight"
+    mark, other = (ours, released) if to_released else (released, ours)
+    prefixes = [name.removesuffix(mark) for name in weights if name.endswith(mark)]
+    if not prefixes:
+        spelling, option = (
+            ("this project's", "leave out") if to_released else ("the original's", "did you mean")
+        )
+        converted = " (it is converted already)" if any(n.endswith(other) for n in weights) else ""
+        stop(
+            f"the file holds no FlashInternImage in {spelling} names{converted}; {option} "
+            "--to-released?"
+        )
+    families = find_families(weights, released=not to_released)
+    steps = [*((RULES, prefix) for prefix in prefixes), *((f.rules, "") for f in families)]
+    for rules, prefix in steps:
+        used = [rule.inverse() for rule in rules] if to_released else rules
+        weights = convert(weights, used, prefix=prefix)
+    return weights
+
+
+def leave_out(weights: dict) -> tuple[dict, dict]:
+    """Takes out the copies that mmdet 2's averaging hook leaves, and says which they are."""
+    copies = {"ema_" + name.replace(".", "_") for name in weights}
+    dropped = {name: "a second copy of the weights" for name in weights if name in copies}
+    return {name: value for name, value in weights.items() if name not in dropped}, dropped
+
+
+def write(checkpoint: dict, target: Path) -> Path:
+    """Writes the file, and gives it its name, with the checksum, only when it is complete."""
+    import torch
+
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    os.close(handle)
+    try:
+        # Through a file object: else torch would note the random name in it.
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+        # mkstemp makes a file for its owner alone.
+        os.chmod(temporary, 0o644)
+        checksum = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()[:8]
+        path = target.with_name(f"{target.stem}-{checksum}{target.suffix}")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def earlier(target: Path) -> list[Path]:
+    """Files that an earlier conversion to this target has written."""
+    digits = "[0-9a-f]" * 8
+    return sorted(target.parent.glob(f"{glob.escape(target.stem)}-{digits}{target.suffix}"))
+
+
+def main() -> None:
+    args = parse_args()
+    if (found := earlier(args.target)) and not args.force:
+        stop(f"{found[0]} exists; give another name, or --force to convert again")
+    from dcnv4_mm.checkpoints import ConversionReport
+    from dcnv4_mm.checkpoints.files import read_file
+
+    try:
+        entry, weights = select_weights(read_file(args.source), args.entry)
+        weights, dropped = leave_out(weights)
+        renamed = rename(weights, to_released=args.to_released)
+        path = write({"state_dict": renamed}, args.target)
+    except (ValueError, OSError) as error:
+        stop(str(error))
+    changes = {old: new for old, new in zip(weights, renamed, strict=True) if old != new}
+    report = ConversionReport(entry=entry, loaded=renamed, renamed=changes, dropped=dropped)
+    print(f"{path}: {report}")
+
+
+if __name__ == "__main__":
+    main()

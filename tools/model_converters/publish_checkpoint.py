@@ -1,0 +1,50 @@
+"""Makes a file to pass on of a training checkpoint: weights and class names alone.
+
+    python tools/model_converters/publish_checkpoint.py work_dirs/x/epoch_12.pth x.pth
+
+The file that is written has eight digits of its SHA-256 in its name, x-1a2b3c4d.pth, by which torch
+and mmengine check a download; the whole sum is printed.
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from convert import select_weights, write
+
+from dcnv4_mm.cli.configs import stop
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Strip a training checkpoint for publication.")
+    parser.add_argument("source", type=Path, help="checkpoint of a training")
+    parser.add_argument("target", type=Path, help="file to write, -CHECKSUM added to its name")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+
+    from dcnv4_mm.checkpoints.files import read_file
+
+    try:
+        checkpoint = read_file(args.source)
+        # Where weights are averaged, mmengine saves the averages under this name.
+        _, weights = select_weights(checkpoint, "state_dict")
+        if wrong := [k for k, v in weights.items() if not isinstance(v, torch.Tensor)]:
+            stop(f"{args.source}: {wrong[0]} is not a tensor")
+        names = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
+        meta = {"dataset_meta": {k: names[k] for k in ("classes", "palette") if k in names}}
+        # Shared memory would bring along what a slice was cut from.
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+        path = write({"meta": meta, "state_dict": weights}, args.target)
+    except (ValueError, OSError) as error:
+        stop(str(error))
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    before, after = (file.stat().st_size / 2**20 for file in (args.source, path))
+    print(f"{path}: {len(weights)} tensors, {after:.1f} MiB of {before:.1f}, SHA-256 {checksum}")
+
+
+if __name__ == "__main__":
+    main()

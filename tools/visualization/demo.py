@@ -1,0 +1,178 @@
+"""Paints what a model sees into pictures.
+
+python tools/visualization/demo.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out-dir DIR
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+from dcnv4_mm.cli.configs import find_config, install_hosts, stop
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Paint predictions into pictures.")
+    parser.add_argument("input", type=Path, help="a picture, or a folder of pictures")
+    parser.add_argument("config", help="config file, or the name of one of this package")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    parser.add_argument("--out-dir", type=Path, default=Path("outputs"), help="default: outputs")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score shown, default 0.3")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    return parser.parse_args()
+
+
+def pictures(path: Path) -> list[Path]:
+    """The picture, or those of a folder in order of their names."""
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        return found or stop(f"no pictures in {path} ({', '.join(sorted(SUFFIXES))})")
+    return [path] if path.is_file() else stop(f"{path} does not exist")
+
+
+def readable(images: list[Path]) -> list[Path]:
+    """The images that can be decoded to their end; names the others."""
+    from PIL import Image
+
+    found = []
+    for path in images:
+        try:
+            with Image.open(path) as image:
+                image.load()
+        # A damaged file can make a decoder fail in any way.
+        except Exception as error:
+            print(f"warning: {path} is damaged or not an image: {error}", file=sys.stderr)
+        else:
+            found.append(path)
+    return found or stop("none of the images can be read")
+
+
+def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
+    """Paints boxes and masks with the detection host's inferencer."""
+    from mmdet.apis import DetInferencer
+
+    from dcnv4_mm.checkpoints import load_released
+    from dcnv4_mm.checkpoints.files import read_file
+
+    try:
+        checkpoint = read_file(args.checkpoint)
+        with warnings.catch_warnings():
+            # The inferencer would load what fits and be silent about the rest: load here instead.
+            warnings.filterwarnings("ignore", message="Checkpoint is not loaded|weights is None")
+            inferencer = DetInferencer(str(args.config), device=args.device, show_progress=False)
+        load_released(inferencer.model, checkpoint)
+    except ValueError as error:
+        stop(f"{args.checkpoint}: {error}")
+    if meta := checkpoint.get("meta", {}).get("dataset_meta"):
+        inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta = meta
+    inferencer([str(p) for p in images], out_dir=str(args.out_dir), pred_score_thr=args.score)
+    return [args.out_dir / "vis" / p.name for p in images]
+
+
+def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
+    """Paints the classes found by the segmentation host's inferencer, with a legend."""
+    import cv2
+    from mmengine.config import Config
+    from mmseg.apis import MMSegInferencer
+
+    from dcnv4_mm.checkpoints import load_released
+    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.cli.overlay import overlay
+
+    try:
+        checkpoint = read_file(args.checkpoint)
+        with warnings.catch_warnings():
+            # As for detection: load here, whole or not at all.
+            warnings.filterwarnings("ignore", message="Checkpoint is not loaded|weights is None")
+            inferencer = MMSegInferencer(str(args.config), device=args.device)
+        load_released(inferencer.model, checkpoint)
+    except ValueError as error:
+        stop(f"{args.checkpoint}: {error}")
+    inferencer.show_progress = False
+    classes, palette = class_names(Config.fromfile(args.config), checkpoint)
+    painted = []
+    (args.out_dir / "vis").mkdir(exist_ok=True)
+    for path in images:
+        picture = cv2.imread(str(path))
+        if picture is None:
+            stop(f"{path} is damaged or not a picture")
+        labels = inferencer(picture)["predictions"]
+        painted.append(args.out_dir / "vis" / path.name)
+        cv2.imwrite(str(painted[-1]), overlay(picture, labels, classes, palette))
+    return painted
+
+
+def class_names(cfg, checkpoint: dict) -> tuple[tuple[str, ...], list]:
+    """Names and RGB colours of the classes: the checkpoint's, or those of the config's data set."""
+    from mmseg.registry import DATASETS
+
+    meta = checkpoint.get("meta") or {}
+    # The second spelling is mmseg 0's.
+    for found in (meta.get("dataset_meta") or {}, {k.lower(): v for k, v in meta.items()}):
+        if found.get("classes") and found.get("palette"):
+            return tuple(found["classes"]), found["palette"]
+    dataset = cfg.test_dataloader.dataset
+    found = {**DATASETS.get(dataset.type).METAINFO, **dataset.get("metainfo", {})}
+    return tuple(found["classes"]), found["palette"]
+
+
+def classify(args: argparse.Namespace, images: list[Path]) -> list[Path]:
+    """Writes the most likely class into each picture, and prints the first five."""
+    from mmpretrain import ImageClassificationInferencer
+
+    from dcnv4_mm.checkpoints import load_released
+    from dcnv4_mm.checkpoints.files import read_file
+
+    try:
+        checkpoint = read_file(args.checkpoint)
+        inferencer = ImageClassificationInferencer(str(args.config), False, device=args.device)
+        load_released(inferencer.model, checkpoint)
+    except ValueError as error:
+        stop(f"{args.checkpoint}: {error}")
+    if meta := checkpoint.get("meta", {}).get("dataset_meta"):
+        inferencer.classes = meta["classes"]
+    results = inferencer([str(p) for p in images], show_dir=str(args.out_dir))
+    for path, result in zip(images, results, strict=True):
+        scores = result["pred_scores"]
+        best = scores.argsort()[::-1][:5]
+        named = (f"{inferencer.classes[label]} {scores[label]:.2f}" for label in best)
+        print(f"{path.name}: {', '.join(named)}")
+    return [args.out_dir / f"{p.stem}.png" for p in images]
+
+
+# One entry for each host that this tool can paint with.
+PAINTERS = {"mmdet": detect, "mmpretrain": classify, "mmseg": segment}
+
+
+def main() -> None:
+    args = parse_args()
+    images = pictures(args.input)
+    args.config = find_config(args.config)
+    if not args.checkpoint.is_file():
+        stop(f"{args.checkpoint} does not exist")
+    install_hosts()
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(args.config)
+    host = cfg.get("default_scope", "mmdet")
+    if host == "mmdet3d":
+        stop("pictures do not say where the cameras are: bev_demo.py takes a sample of a data set")
+    if host not in PAINTERS:
+        stop(f"no demo for configs of {host}; there is one for {', '.join(PAINTERS)}")
+    if find_spec(host) is None:
+        stop(f"{host} is not installed; python -m dcnv4_mm.env says what to install")
+    try:
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        stop(f"cannot write to {args.out_dir}: {error.strerror}; give another --out-dir")
+    logging.getLogger("mmengine").setLevel(logging.WARNING)
+    for path in PAINTERS[host](args, readable(images)):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

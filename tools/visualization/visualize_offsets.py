@@ -1,0 +1,204 @@
+"""Draws where DCNv4 looks: the sampling points of one pixel, in the last layer of every stage.
+
+    python tools/visualization/visualize_offsets.py IMAGE CONFIG CHECKPOINT --at 0.5 0.5 --out FILE
+
+The config may be of any host: only its FlashInternImage is built. A circle is a point of one group;
+the larger, the larger its mask; red for positive masks, blue for negative ones.
+
+With --receptive-field a second row shows what the pixel depends on through all layers up to there:
+the brighter, the steeper the gradient of its features by the picture.
+"""
+
+import argparse
+from pathlib import Path
+
+from dcnv4_mm.cli.configs import ENV_HINT, find_config, install_hosts, stop
+
+# What all configs of FlashInternImage normalise by, in the order red, green, blue.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draw the sampling points of DCNv4.")
+    parser.add_argument("picture", type=Path, help="picture file")
+    parser.add_argument("config", help="config file with FlashInternImage, or the name of one")
+    parser.add_argument("checkpoint", type=Path, help="its checkpoint, released or our own")
+    parser.add_argument(
+        "--at",
+        type=float,
+        nargs=2,
+        default=(0.5, 0.5),
+        metavar=("X", "Y"),
+        help="the pixel, as shares of width and height in [0, 1]; default: the middle",
+    )
+    parser.add_argument(
+        "--receptive-field", action="store_true", help="add the gradients by the picture"
+    )
+    parser.add_argument("--out", type=Path, default=Path("offsets.jpg"), help="picture to write")
+    args = parser.parse_args()
+    if not all(0 <= share <= 1 for share in args.at):
+        parser.error(f"--at takes two shares in [0, 1], got {args.at[0]} {args.at[1]}")
+    return args
+
+
+def build_backbone(config: Path, checkpoint: Path):
+    """The config's FlashInternImage, filled from the checkpoint."""
+    install_hosts()
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    from dcnv4_mm.checkpoints import load_released
+
+    try:
+        settings = Config.fromfile(config).model.backbone
+    except ImportError as error:
+        stop(f"{config} needs a library that is missing: {error} ({ENV_HINT})")
+    except (AttributeError, KeyError):
+        stop(f"{config} has no model.backbone")
+    if settings.type != "dcnv4_mm.FlashInternImage":
+        stop(f"{config} has the backbone {settings.type}; this draws dcnv4_mm.FlashInternImage")
+    everything = {"init_cfg": None, "out_indices": (0, 1, 2, 3)}
+    backbone = MODELS.build({**settings, **everything}).eval()
+    try:
+        load_released(backbone, checkpoint)
+    except (ValueError, OSError) as error:
+        stop(f"{checkpoint}: {error}")
+    return backbone
+
+
+def sampling_points(backbone, image, at: tuple[float, float]) -> list[tuple]:
+    """Where the last layer of every stage looks from one pixel.
+
+    Args:
+        backbone: A FlashInternImage.
+        image: (1, 3, H, W), normalised.
+        at: The pixel, as shares of width and height.
+
+    Returns:
+        For every stage the pixel's centre (x, y) and, for each of its P points, x, y (P, 2) and
+        the mask (P,); x and y are shares of width and height, and may lie outside of [0, 1].
+    """
+    import torch
+
+    from dcnv4_mm.ops.dcnv4.layout import kernel_points, num_points, unpack
+
+    predicted: list = []
+    layers = [level.blocks[-1].dcn for level in backbone.levels]
+    handles = [
+        layer.offset_mask.register_forward_hook(lambda *call: predicted.append(call[-1]))
+        for layer in layers
+    ]
+    with torch.inference_mode():
+        backbone(image)
+    for handle in handles:
+        handle.remove()
+    stages = []
+    for layer, offset_mask in zip(layers, predicted, strict=True):
+        size = torch.tensor(offset_mask.shape[1:3]).flip(0)
+        column, row = (min(int(a * n), n - 1) for a, n in zip(at, size.tolist(), strict=True))
+        points = num_points(layer.kernel_size, layer.remove_center)
+        offsets, masks = unpack(offset_mask[:, row : row + 1, column : column + 1], layer.groups,
+                                points)  # fmt: skip
+        grid = torch.tensor([(j - 1, i - 1) for i, j in kernel_points((3, 3), layer.remove_center)])
+        centre = torch.tensor([column, row]) + 0.5
+        places = centre + (grid + offsets[0, 0, 0]) * layer.offset_scale
+        stages.append((centre / size, (places / size).flatten(0, 1), masks.flatten()))
+    return stages
+
+
+def receptive_fields(backbone, image, at: tuple[float, float]) -> list:
+    """What one pixel of every stage depends on, through all layers up to there.
+
+    Args:
+        backbone: A FlashInternImage that gives the maps of all stages.
+        image: (1, 3, H, W), normalised.
+        at: The pixel, as shares of width and height.
+
+    Returns:
+        For every stage a map (H, W): the size of the derivative of the pixel's features by each
+        pixel of the picture, estimated by four random directions among the channels. (Their sum
+        would say nothing: behind a norm it is constant.)
+    """
+    import torch
+
+    image = image.clone().requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    fields = []
+    for features in backbone(image):
+        height, width = features.shape[2:]
+        row, column = min(int(at[1] * height), height - 1), min(int(at[0] * width), width - 1)
+        of_pixel = features[0, :, row, column]
+        squares = torch.zeros(image.shape[2:])
+        for direction in torch.randn(4, len(of_pixel), generator=generator):
+            (gradient,) = torch.autograd.grad(of_pixel, image, direction, retain_graph=True)
+            squares += gradient[0].square().sum(0) / 4
+        fields.append(squares.sqrt())
+    return fields
+
+
+def point_panels(picture, stages: list[tuple]) -> list:
+    """The picture once for every stage, with its points."""
+    import cv2
+    import numpy as np
+
+    panels = []
+    size = np.array(picture.shape[1::-1])
+    unit = max(1.0, size.max() / 160)
+    for centre, places, masks in stages:
+        panel = picture.copy()
+        strengths = masks.abs() / masks.abs().max().clamp(min=1e-12)
+        for place, mask, strength in zip(places, masks, strengths, strict=True):
+            x, y = (place.numpy() * size).round().astype(int).tolist()
+            color = (40, 40, 230) if mask > 0 else (230, 90, 30)
+            radius = max(1, round(unit * 2.5 * float(strength) ** 0.5))
+            cv2.circle(panel, (x, y), radius, color, -1, cv2.LINE_AA)
+        x, y = (centre.numpy() * size).round().astype(int).tolist()
+        cross = (255, 255, 255), cv2.MARKER_CROSS, round(8 * unit), max(1, round(unit))
+        cv2.drawMarker(panel, (x, y), *cross)
+        panels.append(panel)
+    return panels
+
+
+def field_panels(picture, fields: list) -> list:
+    """The picture once for every stage, dark where the gradient is small."""
+    import cv2
+    import numpy as np
+
+    panels = []
+    for field in fields:
+        # A few pixels have gradients far above all others; the root shows the small ones too.
+        top = max(float(np.quantile(field.numpy(), 0.999)), 1e-12)
+        shares = (field / top).clamp(max=1).sqrt().numpy()
+        heat = cv2.applyColorMap((255 * shares).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        panels.append(cv2.addWeighted(picture, 0.3, heat, 0.7, 0))
+    return panels
+
+
+def main() -> None:
+    args = parse_args()
+    args.config = find_config(args.config)
+    for path in (args.picture, args.checkpoint):
+        if not path.is_file():
+            stop(f"{path} does not exist")
+    if not args.out.resolve().parent.is_dir():
+        stop(f"the folder of {args.out} does not exist; give another --out")
+    import cv2
+    import torch
+
+    picture = cv2.imread(str(args.picture))
+    if picture is None:
+        stop(f"{args.picture} is damaged or not a picture")
+    backbone = build_backbone(args.config, args.checkpoint)
+    red_first = torch.from_numpy(picture[..., ::-1].copy()).float()
+    image = ((red_first - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)[None]
+    rows = [point_panels(picture, sampling_points(backbone, image, args.at))]
+    if args.receptive_field:
+        rows.append(field_panels(picture, receptive_fields(backbone, image, args.at)))
+    if not cv2.imwrite(str(args.out), cv2.vconcat([cv2.hconcat(row) for row in rows])):
+        stop(f"cannot write {args.out}")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
