@@ -1,7 +1,7 @@
 # The paper's setting, as far as it is published: COCO weights, 24 epochs, 8 seconds of past and
-# future, read here as 4 each way in steps of 2 (8 each way, as in the bi9 config, leaves 80 % of the
-# samples with a frame missing). Drop path and the backbone's learning rate are unpublished: those of
-# COCO and of R50.
+# future, read here as 4 each way in steps of 2 (8 each way, as in the bi9 config, leaves 80 % of
+# the samples with a frame missing). Drop path and the backbone's learning rate are unpublished:
+# those of COCO and of R50.
 _base_ = "../_base_/bevformerv2_r50_fpn_nus-3d.py"
 
 frames = (-8, -4, 0, 4, 8)

@@ -9,7 +9,6 @@ import torch
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from dcnv4_mm.bev.feature_cache import FeatureCache
@@ -270,25 +269,33 @@ class BEVFormerV2(Base3DDetector):
         objects = [sample.gt_instances_3d for sample in batch_data_samples]
         losses = self.pts_bbox_head.loss_by_feat(*outputs, objects)
         if self.fcos3d_bbox_head is not None:
-            losses.update(self._mono_loss(features, batch_data_samples))
+            losses.update(self._mono_loss(features, batch_data_samples, geometry.intrinsics))
         return losses
 
     def _mono_loss(
-        self, features: Sequence[Tensor], samples: Sequence[Det3DDataSample]
+        self, features: Sequence[Tensor], samples: Sequence[Det3DDataSample], intrinsics: Tensor
     ) -> dict[str, Tensor]:
+        """The perspective losses of all images with objects; ``intrinsics`` (B, N, 3, 3)."""
         chosen, imgs = [], []
         for index, sample in enumerate(samples):
             objects = sample.gt_mono_instances
-            for camera in objects.cameras.unique().tolist():
+            cameras = objects.cameras.tolist()
+            if cameras != sorted(cameras):
+                objects = objects[objects.cameras.argsort(stable=True)]
+                cameras.sort()
+            for camera in dict.fromkeys(cameras):
+                first = cameras.index(camera)
+                img = objects[first : first + cameras.count(camera)]
+                img.set_metainfo(dict(intrinsics=intrinsics[index, camera]))
                 chosen.append((index, camera))
-                imgs.append(_of_camera(objects, camera, sample.metainfo))
+                imgs.append(img)
         weight = self.mono_loss_weight
         if not imgs:
             # The other ranks still wait for this one's reductions and gradients.
             chosen, weight = [(0, 0)], 0.0
-            imgs = [_of_camera(samples[0].gt_mono_instances, 0, samples[0].metainfo)]
-        rows, cameras = zip(*chosen, strict=True)
-        levels = [level[list(rows), list(cameras)] for level in features]
+            imgs = [samples[0].gt_mono_instances]
+            imgs[0].set_metainfo(dict(intrinsics=intrinsics[0, 0]))
+        levels = [torch.stack([level[pair] for pair in chosen]) for level in features]
         losses = self.fcos3d_bbox_head.loss(levels, imgs)
         return {f"{name}_mono": weight * loss for name, loss in losses.items()}
 
@@ -358,12 +365,6 @@ def _check(images: Tensor, metas: Sequence[dict]) -> tuple[int, ...]:
 
 def _stack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(arrays).astype(np.float32)).to(device)
-
-
-def _of_camera(objects: InstanceData, camera: int, meta: dict) -> InstanceData:
-    img = objects[objects.cameras == camera]
-    img.set_metainfo(dict(intrinsics=meta["cam2img"][camera]))
-    return img
 
 
 @contextmanager

@@ -170,7 +170,8 @@ def warp_bev(bev: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor
     Returns:
         (B, C, H, W), bilinear; zero where the content would come from outside of the grid.
     """
-    backward = torch.linalg.inv(matrix.double()[:, :2, :2])
+    # Without the check of torch.linalg.inv, which waits for the device.
+    backward = torch.linalg.inv_ex(matrix.double()[:, :2, :2])[0]
     if shift is None:
         shift = matrix.new_zeros(len(matrix), 2)
     origin = -(backward * shift.double().unsqueeze(1)).sum(-1, keepdim=True)
@@ -201,16 +202,12 @@ def box_corners(rotation: Tensor, center: Tensor, wlh: Tensor) -> Tensor:
     Returns:
         (..., 8, 3).
     """
-    signs = rotation.new_tensor(
-        [
-            [1, 1, 1, 1, -1, -1, -1, -1],
-            [1, -1, -1, 1, 1, -1, -1, 1],
-            [1, 1, -1, -1, 1, 1, -1, -1],
-        ]
-    )
-    half = wlh[..., [1, 0, 2]].unsqueeze(-1) / 2
+    width, length, height = (wlh / 2).unbind(-1)
+    x = torch.stack([length] * 4 + [-length] * 4, dim=-1)
+    y = torch.stack([width, -width, -width, width] * 2, dim=-1)
+    z = torch.stack([height, height, -height, -height] * 2, dim=-1)
     # [..., 3, 8]; summed by hand for the same reason as in project_points.
-    local = half * signs
+    local = torch.stack((x, y, z), dim=-2)
     rotated = (rotation.unsqueeze(-1) * local.unsqueeze(-3)).sum(-2)
     return rotated.transpose(-1, -2) + center.unsqueeze(-2)
 

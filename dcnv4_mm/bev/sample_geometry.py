@@ -18,6 +18,7 @@ class SampleGeometry:
         valid: Which frames exist, (B, T).
         lidar_to_image: From the current LiDAR frame to pixels, (B, T, N, 4, 4).
         lidar_to_current: From the LiDAR frame of each frame to the current one, (B, T, 4, 4).
+        intrinsics: Of the current frame's cameras, (B, N, 3, 3).
         bev_augmentation: The transform applied to the objects, (B, 3, 3), or ``None``.
         is_current: Which of the frames is the current one, T on the host.
     """
@@ -25,6 +26,7 @@ class SampleGeometry:
     valid: Tensor
     lidar_to_image: Tensor
     lidar_to_current: Tensor
+    intrinsics: Tensor
     bev_augmentation: Tensor | None
     is_current: tuple[bool, ...]
 
@@ -34,7 +36,10 @@ class SampleGeometry:
         augmented = metas[0].get("bev_augmentation") is not None
         arrays = [
             np.stack([np.asarray(meta["frame_valid"], np.float32) for meta in metas]),
-            *(np.stack([meta[key] for meta in metas]) for key in ("lidar2img", "lidar_to_current")),
+            *(
+                np.stack([meta[key] for meta in metas])
+                for key in ("lidar2img", "lidar_to_current", "cam2img")
+            ),
         ]
         if augmented:
             arrays.append(np.stack([meta["bev_augmentation"] for meta in metas]))
@@ -47,6 +52,7 @@ class SampleGeometry:
             valid > 0,
             matrices[0],
             matrices[1],
-            matrices[2] if augmented else None,
+            matrices[2],
+            matrices[3] if augmented else None,
             tuple(offset == 0 for offset in metas[0]["frames"]),
         )

@@ -12,6 +12,7 @@ import torch
 from mmcv.transforms import Compose
 from mmdet3d.datasets import NuScenesDataset
 from mmengine.logging import print_log
+from mmengine.structures import InstanceData
 
 from dcnv4_mm.bev.data.infos import read_infos
 from dcnv4_mm.bev.data.mono import from_cam_instances
@@ -65,6 +66,10 @@ class _Scenes:
     def __deepcopy__(self, memo: dict) -> "_Scenes":
         # mmengine copies a dataset to make a subset; the file stays the same.
         return self
+
+    def keyframe(self, token: str) -> tuple[Any, int]:
+        """Scene and keyframe of a sample."""
+        return self._keyframes[token]
 
     def neighbour(self, token: str, offset: int) -> dict | None:
         """Info of the sample some keyframes after the one with a token, in the same scene."""
@@ -227,6 +232,22 @@ class BEVFormerV2NuScenesDataset(NuScenesDataset):
             offset: Number of keyframes.
         """
         return self._scenes.neighbour(self.get_data_info(index)["token"], offset)
+
+    def scene(self, index: int) -> list[int]:
+        """Indices of the samples of the same scene in this dataset, in the order of time."""
+        scene, _ = self._scenes.keyframe(self.get_data_info(index)["token"])
+        keyframes = [
+            self._scenes.keyframe(self.get_data_info(i)["token"]) for i in range(len(self))
+        ]
+        found = [i for i, (other, _) in enumerate(keyframes) if other == scene]
+        return sorted(found, key=lambda i: keyframes[i][1])
+
+    def ground_truth(self, index: int) -> InstanceData:
+        """The annotated objects of a sample, as ``bboxes_3d`` and ``labels_3d``."""
+        annotations = self.parse_ann_info(copy.deepcopy(self.get_data_info(index)))
+        kept = torch.from_numpy(annotations["gt_labels_3d"] >= 0)
+        labels = torch.from_numpy(annotations["gt_labels_3d"])
+        return InstanceData(bboxes_3d=annotations["gt_bboxes_3d"][kept], labels_3d=labels[kept])
 
     def prepare_data(self, index: int) -> dict | None:
         """Prepares one sample; ``None`` in training if it has no objects."""
