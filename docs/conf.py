@@ -19,7 +19,16 @@ include_patterns = [
     *("README.md", "README_zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md"),
     *("docs/**", "configs/README.md", "configs/**/README.md", "examples/**/README.md"),
 ]
-extensions = ["myst_nb", "sphinx_copybutton", "sphinx_design"]
+extensions = [
+    *("myst_nb", "sphinx_copybutton", "sphinx_design"),
+    *("sphinx.ext.autodoc", "sphinx.ext.napoleon"),
+]
+
+# The API reference: Google style docstrings, types in the signatures.
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"exclude-members": "forward"}
+napoleon_custom_sections = ["Source"]
 
 myst_enable_extensions = ["colon_fence"]
 # Links to headings, by GitHub's names of them.

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,12 +44,58 @@ def test_links_lead_somewhere(page):
     assert broken == []
 
 
+def test_paths_on_the_map_exist():
+    """Capitals stand for a name of one's own."""
+    text = BLOCK.sub("", (ROOT / "docs" / "contributing_map.md").read_text())
+    paths = re.findall(r"`((?:csrc|dcnv4_mm|configs|tools|dev|tests|docs)/[^` ]*)`", text)
+    assert len(paths) > 20
+    missing = [path for path in paths if not (re.search("[A-Z]{4}", path) or list(ROOT.glob(path)))]
+    assert missing == []
+
+
 def test_model_zoo_is_what_the_metafiles_say():
     """`python docs/make_model_zoo.py` writes it."""
     spec = importlib.util.spec_from_file_location("zoo", ROOT / "docs" / "make_model_zoo.py")
     zoo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(zoo)
     assert (ROOT / "docs" / "model_zoo.md").read_text() == zoo.model_zoo()
+
+
+def results(page: Path) -> dict[str, list[str]]:
+    """The numeric cells of a page's result tables, by the config that their row links."""
+    found = {}
+    for line in page.read_text().splitlines():
+        if line.startswith("| ") and (config := re.search(r"\[config\]\(([^)]+)\)", line)):
+            cells = [cell.strip() for cell in line.split("|")]
+            found[config[1]] = [cell for cell in cells if re.fullmatch(r"\d+\.\d+", cell)]
+    return found
+
+
+def test_results_in_the_readmes_are_those_of_the_metafiles():
+    models = {
+        model["Config"]: model
+        for path in ROOT.glob("configs/*/metafile.yml")
+        for model in yaml.safe_load(path.read_text())["Models"]
+    }
+    shown = results(ROOT / "README.md")
+    assert len(shown) > 20
+    for config, figures in shown.items():
+        metrics = [v for result in models[config]["Results"] for v in result["Metrics"].values()]
+        assert figures == [str(value) for value in metrics], config
+        assert {result["Source"] for result in models[config]["Results"]} == {"paper"}
+
+
+def test_the_readmes_have_the_same_content():
+    pages = [ROOT / "README.md", ROOT / "README_zh-CN.md"]
+    assert results(pages[0]) == results(pages[1])
+    sections, codes = zip(
+        *((re.findall("^##+ ", p.read_text(), re.M), BLOCK.findall(p.read_text())) for p in pages),
+        strict=True,
+    )
+    assert len(sections[0]) == len(sections[1])
+    # But for comments.
+    without = [[(kind, re.sub("#.*", "", code)) for kind, code in blocks] for blocks in codes]
+    assert without[0] == without[1]
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -20,12 +20,16 @@ BLOCKS = {
 }
 # They need an exported file, minutes, released weights, or a place beside other configs.
 ELSEWHERE = {
+    "docs/backbones.md:1": "tests/test_timm.py",
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
     "docs/export.md:0": "tests/ops/test_onnx.py",
     "docs/export.md:1": "tests/tools/test_export.py",
     "docs/export.md:2": "tests/tools/test_export.py",
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
+}
+ELSEWHERE |= {
+    name: "tests/test_docs_own_data.py" for name in BLOCKS if name.startswith("docs/own_data/")
 }
 PROGRAMS = [name for name, code in BLOCKS.items() if re.search("^(import|from) ", code, re.M)]
 CONFIGS = [name for name in BLOCKS if name not in PROGRAMS]

@@ -17,7 +17,7 @@ model = dict(
     train_cfg=None,
 )
 
-# Larger pictures, none erased.
+# Larger images, without random erasing.
 train_pipeline = [step for step in _base_.train_pipeline if step.type != "RandomErasing"]
 train_pipeline[1].scale = 384
 test_pipeline = _base_.test_pipeline

@@ -32,7 +32,7 @@ load = dict(
 train_pipeline = [load, *_base_.train_pipeline[1:]]
 test_pipeline = [
     load,
-    # The whole short side: no border is cut off before the crop.
+    # The full short side: no border is cut off before the crop.
     dict(type="ResizeEdge", scale=224, edge="short", backend="pillow", interpolation="bicubic"),
     dict(type="CenterCrop", crop_size=224),
     dict(type="PackInputs"),
@@ -79,7 +79,7 @@ test_cfg = dict()
 auto_scale_lr = dict(base_batch_size=512)
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best="accuracy/top1"))
-# The second: a checkpoint fits whole, released names included, or is refused.
+# The second: a checkpoint fits completely, released files included, or is refused.
 custom_hooks = [
     dict(type="mmpretrain.EMAHook", momentum=1e-4, update_buffers=True, priority="ABOVE_NORMAL"),
     dict(type="dcnv4_mm.StrictLoadHook"),

@@ -7,7 +7,7 @@ _base_ = [
 # As ../_base_/mmcv_ext.py, and before what mmseg imports for this model.
 custom_imports = dict(imports=["dcnv4_mm.registry", "mmdet.models"])
 model = dict(
-    # The pipelines make every picture fit.
+    # The pipelines make every image fit.
     data_preprocessor=dict(test_cfg=None),
     backbone=dict(
         _delete_=True,
@@ -61,5 +61,5 @@ param_scheduler = [
     )
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
-# A checkpoint fits whole, released names included, or is refused.
+# A checkpoint fits completely, released files included, or is refused.
 custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]

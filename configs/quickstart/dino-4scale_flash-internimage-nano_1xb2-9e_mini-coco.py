@@ -1,4 +1,4 @@
-# A small DINO that learns the eight pictures of a mini COCO set by heart, on processor cores.
+# A small DINO that overfits eight images of a mini COCO dataset, on CPU cores.
 _base_ = "../dino/dino-4scale_flash-internimage-t_8xb4-12e_coco.py"
 
 num_classes = 5
@@ -13,7 +13,7 @@ model = dict(
     test_cfg=dict(max_per_img=100),
 )
 
-# The pictures stay as they are; Resize only notes the scale for the evaluation.
+# Images keep their size; Resize only records the scale factor for the evaluation.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
@@ -51,7 +51,7 @@ train_dataloader = dict(
         ),
     ),
 )
-# It is asked about what it has seen.
+# It is evaluated on its training images.
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/train.json")

@@ -1,4 +1,4 @@
-# A Mask2Former that learns eight pictures of the mini ADE20K set by heart, on two cores.
+# A Mask2Former that overfits eight images of the mini ADE20K dataset, on two CPU cores.
 _base_ = [
     "../mask2former/mask2former_flash-internimage-t_8xb2-160k_ade20k-512x512.py",
     "../_base_/datasets/mini_ade20k.py",

@@ -21,7 +21,7 @@ model = dict(
     ),
 )
 
-# The pictures stay as they are; they are 160 to 256 pixels wide and high.
+# Images keep their size, 160 to 256 pixels.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     _base_.mini_labels,

@@ -28,7 +28,7 @@ model = dict(
     auxiliary_head=dict(in_channels=256, num_classes=num_classes),
 )
 
-# Other than S, B and L it tests pictures of any size, not of multiples of 32.
+# Unlike S, B and L it is tested on images of any size, not only of multiples of 32.
 _base_.test_pipeline_512.pop(2)
 _base_.tta_pipeline_512[1].transforms.pop(1)
 data_root = "data/ADEChallengeData2016"
@@ -56,6 +56,6 @@ param_scheduler = [
     )
 ]
 default_hooks = dict(checkpoint=dict(interval=1000, max_keep_ckpts=1, save_best="mIoU"))
-# A checkpoint fits whole, released names included, or is refused.
+# A checkpoint fits completely, released files included, or is refused.
 custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

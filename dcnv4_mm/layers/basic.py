@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from dcnv4_mm.layers._fx import fx_leaf
+
 __all__ = ["DropPath", "channels_first"]
 
 
@@ -32,6 +34,7 @@ class DropPath(nn.Module):
             raise ValueError(f"rate must be at least 0 and below 1, got {rate}")
         self.rate = rate
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Drops samples of x, (N, ...)."""
         if not self.training or self.rate == 0.0:

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.ops.arguments import read_int
 from dcnv4_mm.ops.dcnv4.layout import num_points
 from dcnv4_mm.ops.functional import dcnv3
@@ -97,6 +98,7 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layer.
 

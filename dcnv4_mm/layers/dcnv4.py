@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.ops.arguments import read_int, read_pair
 from dcnv4_mm.ops.dcnv4.layout import num_points, offset_mask_channels, output_size
 from dcnv4_mm.ops.functional import dcnv4
@@ -122,6 +123,7 @@ class DCNv4(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
+    @fx_leaf
     def forward(self, x: Tensor, shape: _Pair | None = None) -> Tensor:
         """Applies the layer.
 

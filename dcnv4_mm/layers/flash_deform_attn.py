@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.ops.flash_deform_attn.layout import pack, sampling_locations
 from dcnv4_mm.ops.functional import flash_deform_attn
 
@@ -89,6 +90,7 @@ class FlashDeformAttn(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @fx_leaf
     def forward(
         self,
         query: Tensor,

@@ -118,7 +118,7 @@ def test_every_convolution_of_the_residual_blocks_is_replaced():
 
 
 def test_a_width_that_groups_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="a multiple of group_width = 16, got 24"):
+    with pytest.raises(ValueError, match="a multiple of group_channels = 16, got 24"):
         small(dcnv4_unet.DCNv4UNet2DModel, block_out_channels=(24, 32, 64))
 
 

@@ -185,11 +185,11 @@ def test_trees_of_torchvision_and_timm():
         torchvision.models.convnext_tiny(),
         timm.create_model("convnext_atto", num_classes=1000),
     ):
-        assert swap_convolutions(model, group_width=8) in (18, 12)
+        assert swap_convolutions(model, group_channels=8) in (18, 12)
         assert model.eval()(x).isfinite().all()
     for model, kind in (
         (torchvision.models.vit_b_16(), torch.nn.MultiheadAttention),
         (timm.create_model("vit_tiny_patch16_224"), Attention),
     ):
-        assert swap_attention(model, kind, patch_size=16, group_width=32) == 12
+        assert swap_attention(model, kind, group_channels=32) == 12
         assert model.eval()(x).shape == (1, 1000)

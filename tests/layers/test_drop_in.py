@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcnv4_mm.layers import DropPath, swap_attention, swap_convolutions
-from dcnv4_mm.layers.drop_in import DCNv4Attention, DCNv4Conv2d
+from dcnv4_mm.layers import DCNv4Conv2d, swap_convolutions
 
 
 class Block(nn.Module):
@@ -20,35 +19,6 @@ class Block(nn.Module):
 
     def forward(self, x):
         return x + self.mlp(self.conv_dw(x))
-
-
-class Attention(nn.Module):
-    """As in timm and mmpretrain, with what belongs to the branch."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.proj_drop = nn.Dropout(0.5)
-        self.out_drop = DropPath(0.5)
-        self.gamma1 = nn.Linear(channels, channels, bias=False)
-
-
-class Transformer(nn.Module):
-    """A class token in front of patches of 8 x 8 pixels, and one attention."""
-
-    def __init__(self, attention, channels=64):
-        super().__init__()
-        self.patches = nn.Conv2d(3, channels, 8, stride=8)
-        self.token = nn.Parameter(torch.randn(1, 1, channels))
-        self.attention = attention
-
-    def forward(self, images):
-        x = self.patches(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
-        if getattr(self.attention, "as_pair", False):
-            return self.attention(x, x, x, need_weights=False)[0]
-        return self.attention(x)
 
 
 def net():
@@ -89,7 +59,9 @@ def test_selected_convolutions_become_the_full_form():
     model = nn.Sequential(nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.Conv2d(32, 8, 1))
     x = torch.randn(1, 32, 9, 12)
     shape = model(x).shape
-    count = swap_convolutions(model, lambda name, conv: conv.kernel_size == (3, 3), group_width=8)
+    count = swap_convolutions(
+        model, lambda name, conv: conv.kernel_size == (3, 3), group_channels=8
+    )
     assert count == 1
     assert model[0].output_proj is not None
     assert model[0].groups == 4
@@ -131,7 +103,7 @@ def test_convolutions_keep_the_memory_format(make, shape, groups):
 
 
 def test_memory_format_is_kept_in_compiled_code_and_transforms():
-    layer = DCNv4Conv2d(32, groups=2)
+    layer = DCNv4Conv2d(32, 32, 3, padding=1, groups=2)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for make in (map_contiguous, map_channels_last):
         x = make(2, 32, 5, 6)
@@ -153,16 +125,89 @@ def test_what_replaces_a_module_takes_its_mode_and_type():
     ("conv", "message"),
     [
         (nn.Conv2d(32, 16, 3, padding=1), "32 in and 16 out"),
-        (nn.Conv2d(24, 24, 3, padding=1), "multiple of group_width = 16"),
-        (nn.Conv2d(32, 32, 3), "padding that keeps the size"),
-        (nn.Conv2d(32, 32, 2, padding=1), "odd kernel"),
+        (nn.Conv2d(24, 24, 3, padding=1), "multiple of group_channels = 16"),
+        (nn.Conv2d(32, 32, 3), r"\(1, 1\), got .* \(0, 0\)"),
+        (nn.Conv2d(32, 32, 2, padding=1), r"kernel \(2, 2\)"),
+        (nn.Conv2d(32, 32, 3, padding=1, groups=4), "groups = 1, or groups = 32, got 4"),
+        (nn.Conv2d(32, 32, 3, padding=1, padding_mode="circular"), "padding_mode.*'circular'"),
+        (nn.ConvTranspose2d(32, 32, 3, padding=1), "ConvTranspose2d"),
     ],
 )
 def test_convolutions_that_do_not_fit_are_refused(conv, message):
     model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), conv)
-    with pytest.raises(ValueError, match=f"'1' must have .*{message}"):
+    with pytest.raises(ValueError, match=f"'1': .*{message}"):
         swap_convolutions(model, lambda name, conv: True)
     assert type(model[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("groups", [1, 32])
+@pytest.mark.parametrize("padding", [(4, 2), "same"])
+def test_dilation_is_kept(groups, padding):
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=padding, dilation=(4, 2), groups=groups))
+    swap_convolutions(model, lambda name, conv: True)
+    x = torch.zeros(1, 32, 17, 17)
+    x[..., 8, 8] = 1
+    base = model(torch.zeros_like(x))
+    rows, columns = ((model(x) - base).abs().amax((0, 1)) > 1e-6).nonzero().T
+    assert rows.unique().tolist() == [4, 8, 12]
+    assert columns.unique().tolist() == [6, 8, 10]
+
+
+def test_a_shared_convolution_stays_shared():
+    shared = nn.Conv2d(32, 32, 3, padding=1)
+    model = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared), "c": shared})
+    assert swap_convolutions(model, lambda name, conv: True) == 1
+    assert isinstance(model["c"], DCNv4Conv2d)
+    assert model["a"][0] is model["b"][0] is model["c"]
+
+
+def test_what_a_replaced_convolution_would_lose_is_refused():
+    model = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(2)))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"\['0', '1'\] have a parameter in common"):
+        swap_convolutions(model, lambda name, conv: name == "1")
+    model[1].weight = nn.Parameter(model[0].weight.detach().clone())
+    hook = model[1].register_forward_hook(lambda module, arguments, output: None)
+    with pytest.raises(ValueError, match="'1' has forward hooks"):
+        swap_convolutions(model, lambda name, conv: True)
+    assert all(type(module) is nn.Conv2d for module in model)
+    hook.remove()
+    assert swap_convolutions(model, lambda name, conv: True) == 2
+
+
+def test_attributes_are_those_of_a_convolution():
+    original = nn.Conv2d(32, 32, 3, stride=2, padding=1, dilation=1, groups=2)
+    layer = DCNv4Conv2d(32, 32, 3, stride=2, padding=1, dilation=1, groups=2)
+    for name in (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+        *("transposed", "output_padding", "padding_mode"),
+    ):
+        assert getattr(layer, name) == getattr(original, name), name
+    # Libraries fold a norm into what has a weight.
+    assert not hasattr(layer, "weight")
+    x = torch.randn(2, 32, 9, 7)
+    assert layer(x).shape == original(x).shape
+    assert DCNv4Conv2d(32, 32, 3, bias=False).output_proj.bias is None
+    assert DCNv4Conv2d(32, 32, 3, group_channels=8).groups == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out_channels": 64}, "out_channels: expected in_channels = 32, got 64"),
+        ({"padding_mode": "reflect"}, "'reflect'"),
+        ({"group_channels": 24}, "group_channels.*in_channels = 32.*got 24"),
+        ({"group_channels": 8, "groups": 4}, "group_channels.*groups = 4"),
+    ],
+)
+def test_arguments_without_a_counterpart_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DCNv4Conv2d(**{"in_channels": 32, "out_channels": 32, "kernel_size": 3, **arguments})
+
+
+def test_maps_without_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"x: expected \(N, 32, H, W\), got \(32, 5, 5\)"):
+        DCNv4Conv2d(32, 32, 3)(torch.randn(32, 5, 5))
 
 
 def test_nothing_to_replace_is_an_error():
@@ -170,44 +215,3 @@ def test_nothing_to_replace_is_an_error():
         swap_convolutions(nn.Sequential(nn.Conv2d(8, 8, 3)))
     with pytest.raises(ValueError, match="no module inside of this Conv2d"):
         swap_convolutions(nn.Conv2d(32, 32, 7, padding=3, groups=32))
-    with pytest.raises(ValueError, match="no module inside of this Sequential"):
-        swap_attention(nn.Sequential(nn.Linear(8, 8)), Attention, patch_size=8)
-
-
-@pytest.mark.parametrize(
-    "attention", [Attention(64), nn.MultiheadAttention(64, 4, batch_first=True)], ids=type
-)
-def test_attention(attention):
-    model = Transformer(attention).eval()
-    assert swap_attention(model, type(attention), patch_size=8, group_width=16) == 1
-    layer = model.attention
-    assert isinstance(layer, DCNv4Attention)
-    nn.init.normal_(layer.offset_mask.weight, std=0.1)
-    kept = {"proj_drop", "out_drop", "gamma1"} if isinstance(attention, Attention) else set()
-    assert set(layer.after) == kept
-    output = model(torch.randn(2, 3, 32, 48))
-    assert output.shape == (2, 1 + 4 * 6, 64)
-    # The class token has no place in the image: before a linear layer scale, and after.
-    torch.testing.assert_close(output[:, 0], output[:, 1:].mean(1))
-    output.sum().backward()
-    assert layer.offset_mask.weight.grad.any()
-
-
-def test_a_copy_of_a_model_knows_its_own_images():
-    model = Transformer(Attention(64)).eval()
-    swap_attention(model, Attention, patch_size=8)
-    other = copy.deepcopy(model)
-    other(torch.randn(1, 3, 16, 24))
-    assert (model.attention.image_shape, other.attention.image_shape) == (None, (2, 3))
-    with pytest.raises(ValueError, match="call the model that swap_attention has changed"):
-        model.attention(torch.randn(1, 7, 64))
-
-
-def test_attention_that_does_not_fit_is_refused():
-    windows = Attention(64)
-    windows.window_size = (7, 7)
-    for attention in (windows, Attention(40), nn.MultiheadAttention(64, 4)):
-        model = Transformer(attention)
-        with pytest.raises(ValueError, match="must be self-attention over all tokens"):
-            swap_attention(model, type(attention), patch_size=8)
-        assert model.attention is attention

@@ -6,8 +6,7 @@ from torch import func
 from transforms import assert_same
 
 from dcnv4_mm.backbones import FlashInternImage
-from dcnv4_mm.layers import DCNv3, DCNv4, FlashDeformAttn
-from dcnv4_mm.layers.drop_in import DCNv4Conv2d
+from dcnv4_mm.layers import DCNv3, DCNv4, DCNv4Conv2d, FlashDeformAttn
 
 
 def layers_and_inputs():
@@ -19,7 +18,7 @@ def layers_and_inputs():
     for layer, inputs in (
         (DCNv4(8, groups=2, center_feature_scale=True, dw_kernel_size=3), (image,)),
         (DCNv3(8, groups=2), (image,)),
-        (DCNv4Conv2d(8, groups=2), (image.permute(0, 3, 1, 2),)),
+        (DCNv4Conv2d(8, 8, 3, padding=1, groups=2), (image.permute(0, 3, 1, 2),)),
         (attention, (query, points, value, [(4, 5)])),
     ):
         for parameter in layer.parameters():

@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 T = "flash_intern_image_t_1k_224"
 NANO = next(ROOT.glob("configs/quickstart/flash-internimage-nano*.py"))
-EXAMPLE = next(ROOT.glob("examples/fine_tune_classifier/*.py"))
+EXAMPLE = next(ROOT.glob("configs/classification/*_own-data-224.py"))
 SIZES = [(300, 200), (97, 130), (224, 224), (225, 500), (640, 251), (64, 64)]
 
 # The original's test transform.
@@ -146,7 +145,10 @@ def pictures(tmp_path_factory):
 
 
 def test_fine_tuning_example(pictures, released):
-    shutil.copy(EXAMPLE, pictures)
+    classes = tuple(sorted(p.name for p in (pictures / "data/my_pictures/train").iterdir()))
+    text = EXAMPLE.read_text().replace("data/own", "data/my_pictures")
+    text = re.sub(r"^classes = .*$", f"classes = {classes}", text, flags=re.MULTILINE)
+    (pictures / EXAMPLE.name).write_text(text)
     options = [*no_workers("train", "val"), "train_cfg.max_epochs=1", f"load_from={released}"]
     options += ["train_dataloader.batch_size=5", "default_hooks.logger.interval=1"]
     train = (TOOLS / "train.py", EXAMPLE.name, "--work-dir", "out")
@@ -192,7 +194,7 @@ download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
 """
     names = [path.stem for path in (*ROOT.glob("configs/classification/*.py"), NANO)]
     run("-c", code, tmp_path, *names, cwd=tmp_path)
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         assert "dcnv4_mm.FlashInternImage" in (tmp_path / f"{name}.py").read_text()
     urls = sorted(path.read_text() for path in tmp_path.glob("*.pth"))

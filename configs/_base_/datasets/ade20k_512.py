@@ -15,7 +15,7 @@ test_pipeline_512 = [
     dict(type="dcnv4_mm.LoadSegAnnotations", num_classes=150, reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
-# The original scales the whole range of sizes, mmseg the picture.
+# The original scales the target sizes, mmseg the image.
 tta_pipeline_512 = [
     dict(type="LoadImageFromFile"),
     dict(

@@ -1,0 +1,93 @@
+"""What all drop-ins have in common: how they start, and how they take a module's place."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from dcnv4_mm.layers.dcnv4 import DCNv4
+
+__all__ = ["MeanDCNv4", "module_names", "replace_modules"]
+
+
+class MeanDCNv4(DCNv4):
+    """A DCNv4 that starts as the mean of its window.
+
+    A new DCNv4 outputs zeros, of which a norm behind it would make a gradient a thousand times as
+    large as usual.
+    """
+
+    def reset_parameters(self) -> None:
+        """As the parent, with masks of one divided by the number of points."""
+        super().reset_parameters()
+        points = self.kernel_size[0] * self.kernel_size[1] - self.remove_center
+        masks = self.offset_mask.bias.detach()[: 3 * self.groups * points]
+        masks.view(self.groups, 3 * points)[:, 2 * points :] = 1 / points
+
+    def init_weights(self) -> None:
+        """By this name mmengine calls it, after a host's own rules for linear layers."""
+        self.reset_parameters()
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All names of every module; a shared one has several."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> int:
+    """Puts modules in the place of others, under all of their names.
+
+    Args:
+        model: Changed in place.
+        made: Old module -> new one, which takes its mode, device, dtype and ``requires_grad``.
+
+    Returns:
+        Number of modules replaced.
+
+    Raises:
+        ValueError: There are none, one is the model itself, or one has hooks or a parameter in
+            common with another module, which would be lost. The model is then unchanged.
+    """
+    if not made or model in made:
+        raise ValueError(
+            f"no module inside of this {type(model).__name__} is one to replace: see the arguments"
+        )
+    names = module_names(model)
+    owners: dict[nn.Parameter, list[str]] = {}
+    for module, (name, *_) in names.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(name)
+    for old in made:
+        name = names[old][0]
+        if any(module._forward_hooks or module._forward_pre_hooks for module in old.modules()):
+            raise ValueError(f"{name!r} has forward hooks, which it would lose: remove them first")
+        for parameter in old.parameters():
+            if len(owners[parameter]) > 1:
+                raise ValueError(
+                    f"{owners[parameter]} have a parameter in common, which {name!r} would lose: "
+                    "share the module instead, or leave it out"
+                )
+    for old, new in made.items():
+        _take_over(old, new)
+        for parent, own in _places(model, names[old]):
+            setattr(parent, own, new)
+    return len(made)
+
+
+def _take_over(old: nn.Module, new: nn.Module) -> None:
+    first = next(old.parameters())
+    own = next(new.parameters())
+    if (own.device, own.dtype) != (first.device, first.dtype):
+        # Not otherwise, as torch cannot move fake tensors.
+        new.to(device=first.device, dtype=first.dtype)
+    new.train(old.training)
+    for parameter in new.parameters():
+        parameter.requires_grad_(first.requires_grad)
+
+
+def _places(model: nn.Module, names: list[str]) -> Iterator[tuple[nn.Module, str]]:
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        yield model.get_submodule(parent), own
