@@ -12,6 +12,8 @@ export OMP_WAIT_POLICY := PASSIVE
 
 # Tests never reach a package index.
 PYTEST := PIP_NO_INDEX=1 $(BIN)/pytest
+# Processes of `make test`, each with one thread and up to 4 GB of memory.
+TEST_JOBS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
 # Of the installation; Python files, configs and tools are used where they are. Folders are listed
 # too: their time changes when a file in them is deleted.
@@ -31,9 +33,12 @@ GPU_DEVICE ?= cuda
 GPU_ARGUMENTS ?=
 DRY := $(filter-out cuda,$(GPU_DEVICE))
 ON_GPU := PYTHONPATH=$(CURDIR)
-# Of benchmarks/models.py, a few minutes each: make gpu-models STAGES=layers. TINY makes them quick.
-STAGES ?= layers ablation backbones detectors training scaling
-TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 \
+# Benchmarks of `make bench` and `make gpu-models`, a few minutes each: make gpu-models STAGES=layers.
+OPERATORS := dcnv4 dcnv4_memory dcnv3 flash_deform_attn bev_cross_attn operator_share
+STAGES ?= layers ablation backbones detectors training scaling processes
+RUN := benchmarks/run.py
+# Makes them quick.
+TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 --tiny \
 	--out work_dirs/gpu-dry-run
 
 .PHONY: help install quickstart test coverage fuzz test-mim test-export check lint matrix matrix-oldest trials \
@@ -45,11 +50,11 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## make .venv: pinned wheels, and this clone with its compiled kernels
 
-quickstart: install ## train and evaluate a small Mask R-CNN on generated images through mim
+quickstart: install ## train and evaluate a small detector on generated images through mim
 	$(BIN)/python dev/quickstart.py
 
 test: install ## run the tests of this clone
-	$(PYTEST) -m "not mim and not export"
+	$(PYTEST) --numprocesses $(TEST_JOBS) --dist loadgroup -m "not mim and not export"
 
 # What ring 1 and bev promise, and the rest.
 INNER := --include='*/dcnv4_mm/ops/*,*/dcnv4_mm/layers/*,*/dcnv4_mm/backbones/*,*/dcnv4_mm/checkpoints/*,*/dcnv4_mm/bev/*'
@@ -85,7 +90,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion \
+TRIALS := trial-offsets trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion \
 	trial-diffusion
 
 trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino
@@ -98,17 +103,14 @@ trial-%: install
 
 # Threads wait as they do for users: to wake a passive one takes longer than a short call.
 bench: install ## measure operators, layers and networks; write docs/benchmarks.md
-	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py
-	for stage in $(STAGES); do \
-		env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/models.py $$stage --device cpu || exit 1; done
-	$(BIN)/python benchmarks/processes.py --device cpu
-	$(BIN)/python benchmarks/convergence.py --device cpu
+	env -u OMP_WAIT_POLICY $(BIN)/python $(RUN) $(OPERATORS) --device cpu --threads 1 2
+	env -u OMP_WAIT_POLICY $(BIN)/python $(RUN) $(STAGES) convergence --device cpu
 	$(BIN)/python benchmarks/report.py
 
 # The steps have limits of their own, and none stops the next; FIRST is a folder for what comes out.
 FIRST ?= work_dirs/first-contact
 gpu-first: ## build, check and measure the CUDA kernels in nine minutes, the most valuable first
-	$(GPU_PYTHON) benchmarks/first_contact.py --out $(FIRST) --device $(GPU_DEVICE)
+	$(GPU_PYTHON) benchmarks/gpu/first_contact.py --out $(FIRST) --device $(GPU_DEVICE)
 
 gpu: gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models ## check and measure the CUDA kernels, in stages
 
@@ -127,18 +129,14 @@ else
 endif
 
 gpu-bench: gpu-build ## measure our kernels; goes on where it was cut short
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py bench --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
+	$(ON_GPU) $(GPU_PYTHON) $(RUN) dcnv4_modes --device $(GPU_DEVICE) $(if $(DRY),$(TINY)) $(GPU_ARGUMENTS)
 
-gpu-peers: gpu-build ## measure what could stand in their place beside them
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py peers --device $(GPU_DEVICE) $(GPU_ARGUMENTS)
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py attention --device $(GPU_DEVICE)
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/gpu.py bev --device $(GPU_DEVICE)
+gpu-peers: gpu-build ## measure other implementations of the operators beside them
+	$(ON_GPU) $(GPU_PYTHON) $(RUN) dcnv4 flash_deform_attn bev_cross_attn --device $(GPU_DEVICE) \
+		$(if $(DRY),$(TINY)) $(GPU_ARGUMENTS)
 
-gpu-models: gpu-build ## measure layers and whole networks beside what users would take instead
-	for stage in $(STAGES); do $(ON_GPU) $(GPU_PYTHON) benchmarks/models.py $$stage \
-		--device $(GPU_DEVICE) $(if $(DRY),$(TINY)) || exit 1; done
-	$(ON_GPU) $(GPU_PYTHON) benchmarks/processes.py --device $(GPU_DEVICE) \
-		$(if $(DRY),--image 64 --seconds 0 --out work_dirs/gpu-dry-run)
+gpu-models: gpu-build ## measure layers and networks beside the alternatives
+	$(ON_GPU) $(GPU_PYTHON) $(RUN) $(STAGES) --device $(GPU_DEVICE) $(if $(DRY),$(TINY)) $(GPU_ARGUMENTS)
 
 docs: install $(VENV)/.docs ## check the documentation, run its notebook, build its site in build/docs
 	$(PYTEST) tests/test_docs.py tests/tools/test_tensorboard.py

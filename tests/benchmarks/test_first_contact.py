@@ -8,7 +8,7 @@ from helpers import ROOT
 
 @pytest.fixture
 def first_contact(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "gpu"))
     import first_contact
 
     yield first_contact

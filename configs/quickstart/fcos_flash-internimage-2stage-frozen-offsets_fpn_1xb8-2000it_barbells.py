@@ -1,0 +1,8 @@
+# The quickstart's model with all offsets kept at zero: what are they worth?
+_base_ = "fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells.py"
+
+custom_hooks = [
+    dict(type="NumClassCheckHook"),
+    dict(type="dcnv4_mm.StrictLoadHook"),
+    dict(type="dcnv4_mm.FreezeOffsetsHook"),
+]
