@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-
 SLOW = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
