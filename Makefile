@@ -12,6 +12,8 @@ export OMP_WAIT_POLICY := PASSIVE
 
 # Tests never reach a package index.
 PYTEST := PIP_NO_INDEX=1 $(BIN)/pytest
+# Processes of `make test`, each with one thread and up to 4 GB of memory.
+TEST_JOBS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
 # Of the installation; Python files, configs and tools are used where they are. Folders are listed
 # too: their time changes when a file in them is deleted.
@@ -48,11 +50,11 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## make .venv: pinned wheels, and this clone with its compiled kernels
 
-quickstart: install ## train and evaluate a small Mask R-CNN on generated images through mim
+quickstart: install ## train and evaluate a small detector on generated images through mim
 	$(BIN)/python dev/quickstart.py
 
 test: install ## run the tests of this clone
-	$(PYTEST) -m "not mim and not export"
+	$(PYTEST) --numprocesses $(TEST_JOBS) --dist loadgroup -m "not mim and not export"
 
 # What ring 1 and bev promise, and the rest.
 INNER := --include='*/dcnv4_mm/ops/*,*/dcnv4_mm/layers/*,*/dcnv4_mm/backbones/*,*/dcnv4_mm/checkpoints/*,*/dcnv4_mm/bev/*'
@@ -88,7 +90,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-TRIALS := trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion \
+TRIALS := trial-offsets trial-classifier trial-dino trial-upernet trial-mask2former trial-bev trial-motion \
 	trial-diffusion
 
 trials: quickstart $(TRIALS) ## the learning targets (minutes each); one alone: make trial-dino

@@ -37,7 +37,7 @@ def training_minutes(folder: Path) -> float:
 
 
 def plot_curves(curves: dict[str, Curve], path: Path) -> Path:
-    """Draws loss and results over the iterations, one colour for each run."""
+    """Draws loss and results over the iterations, one color for each run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,22 +75,22 @@ def write_curves(curves: dict[str, Curve], path: Path) -> None:
             writer.writerows((row, step, name, f"{value:.4f}") for step, name, value in curve)
 
 
-def picture_grid(folder: Path, path: Path, *, count: int = 12, columns: int = 3) -> Path:
-    """Puts painted pictures from all over a folder into one."""
+def image_grid(folder: Path, path: Path, *, count: int = 12, columns: int = 3) -> Path:
+    """Arranges images from all over a folder in a grid."""
     import cv2
     import numpy as np
 
-    painted = sorted(p for p in folder.rglob("*") if p.suffix in {".jpg", ".png"})
-    painted = painted[:: max(1, len(painted) // count)][:count]
-    if not painted:
-        raise FileNotFoundError(f"no painted pictures below {folder}")
-    pictures = [cv2.imread(str(p)) for p in painted]
-    columns = min(columns, len(pictures))
-    height, width = (max(p.shape[axis] for p in pictures) + 8 for axis in (0, 1))
-    rows = -(-len(pictures) // columns)
+    files = sorted(p for p in folder.rglob("*") if p.suffix in {".jpg", ".png"})
+    files = files[:: max(1, len(files) // count)][:count]
+    if not files:
+        raise FileNotFoundError(f"no images below {folder}")
+    images = [cv2.imread(str(p)) for p in files]
+    columns = min(columns, len(images))
+    height, width = (max(p.shape[axis] for p in images) + 8 for axis in (0, 1))
+    rows = -(-len(images) // columns)
     grid = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * height, index % columns * width
-        grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
     cv2.imwrite(str(path), grid, [cv2.IMWRITE_JPEG_QUALITY, 85])
     return path

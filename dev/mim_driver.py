@@ -52,7 +52,7 @@ def run(command: list[str], folder: Path, log: Path) -> None:
 
 
 def progress(line: str) -> str:
-    """The telling part of a line of mmengine's log."""
+    """Progress, loss and scores of a line of mmengine's log."""
     metrics = r"(?:(?:bbox|segm)_)?mAP(?:_50)?: \S+|mAVE: \S+|mIoU: \S+|accuracy/top\d: \S+"
     wanted = rf"(?:Epoch|Iter)\(\w+\) +\[ *\S+|eta: \S+|(?<=  )loss: \S+|{metrics}"
     return "  ".join(re.findall(wanted, line))
@@ -168,7 +168,7 @@ def evaluate(config: Path, checkpoint: Path, folder: Path, work_dir: Path, *extr
 
 
 def check_backbone(config: Path) -> None:
-    """Stops unless all four stages of the model run DCNv4 on the compiled kernel."""
+    """Stops unless all stages of the model run DCNv4 on the compiled kernel."""
     import torch
     from mmengine.config import Config
 
@@ -179,8 +179,8 @@ def check_backbone(config: Path) -> None:
     serving = backend_info()["dcnv4"]["cpu"]
     if not serving.startswith("compiled"):
         stop(f"the compiled CPU kernel of dcnv4 is not in use ({serving}): run `make install`")
-    arch = Config.fromfile(config).model.backbone.arch
-    backbone = FlashInternImage(arch)
+    settings = Config.fromfile(config).model.backbone
+    backbone = FlashInternImage(settings.arch, out_indices=settings.out_indices)
     calls = dict.fromkeys(range(len(backbone.levels)), 0)
     for stage, level in enumerate(backbone.levels):
         for layer in filter(lambda m: isinstance(m, DCNv4), level.modules()):

@@ -1,14 +1,16 @@
-"""Trains and evaluates a small Mask R-CNN on generated pictures, through mim, and shows the result.
+"""Trains and evaluates a small detector on generated images through mim, and visualizes it.
 
     python dev/quickstart.py [--quick] [--record DIR]
 
-It runs ``mim train`` and ``mim test`` for the model as it is and for the same model with all
-offsets kept at zero, and ``mim test`` for the untrained model. What is finished is not done again;
-an interrupted training goes on. Needs the installed package with its hosts and openmim.
+It runs ``mim train`` and ``mim test`` for an FCOS with two stages of FlashInternImage, and
+``mim test`` for the same model with its initial weights. Finished steps are not repeated; an
+interrupted training is resumed. Needs the installed package with its hosts and openmim.
 """
 
 import argparse
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import figures
@@ -18,26 +20,24 @@ from mim_driver import (
     evaluate,
     prepare_folder,
     resolve,
+    run,
     train,
     write_data,
 )
 
 from dcnv4_mm.cli.configs import find_config, stop
 
-NANO = "mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco"
-FROZEN = "mask-rcnn_flash-internimage-nano-frozen-offsets_fpn_1xb4-12e_mini-coco"
-# Row of the table -> config.
-TRAINED = {"trained": NANO, "offsets frozen at 0": FROZEN}
-UNTRAINED = "untrained"
+CONFIG = "fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells"
 METRICS = {
-    "bbox mAP": "coco/bbox_mAP",
-    "bbox AP50": "coco/bbox_mAP_50",
-    "segm mAP": "coco/segm_mAP",
-    "segm AP50": "coco/segm_mAP_50",
+    "mAP": "coco/bbox_mAP",
+    "AP50": "coco/bbox_mAP_50",
+    "AP75": "coco/bbox_mAP_75",
 }
-# Of these there are curves.
-CURVES = {name: key for name, key in METRICS.items() if name.endswith("mAP")}
-TARGETS = {"bbox mAP": 0.5, "bbox AP50": 0.8, "segm mAP": 0.5, "segm AP50": 0.8}
+TARGETS = {"mAP": 0.5, "AP50": 0.75}
+QUICK = (
+    *("train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.logger.interval=1"),
+    "default_hooks.checkpoint.interval=2",
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,9 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/quickstart[-quick]")
     parser.add_argument("--record", type=Path, metavar="DIR", help="also write the figures here")
     parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="one epoch on a few pictures, to see that everything runs; it learns nothing",
+        "--quick", action="store_true", help="two iterations on a few images: a test of all steps"
     )
     args = parser.parse_args()
     if args.work_dir is None:
@@ -65,7 +63,7 @@ def initial_checkpoint(config: Path, folder: Path) -> Path:
 
     path = folder / "untrained.pth"
     if not path.is_file():
-        # It would list how every parameter is initialised.
+        # It would list how every parameter is initialized.
         MMLogger.get_instance("quickstart", log_level="ERROR")
         cfg = Config.fromfile(config)
         init_default_scope(cfg.default_scope)
@@ -76,66 +74,89 @@ def initial_checkpoint(config: Path, folder: Path) -> Path:
     return path
 
 
+def longest_objects(annotations: Path, count: int) -> list[tuple[str, tuple[float, float]]]:
+    """Chooses the longest objects of a COCO file, one in an image.
+
+    Returns:
+        For each its image's file name and its center (x, y), as fractions of width and height.
+    """
+    content = json.loads(annotations.read_text())
+    images = {image["id"]: image for image in content["images"]}
+    longest: dict[int, list[float]] = {}
+    for entry in content["annotations"]:
+        best = longest.get(entry["image_id"], [0.0, 0.0, 0.0, 0.0])
+        longest[entry["image_id"]] = max(best, entry["bbox"], key=lambda box: max(box[2:]))
+    chosen = sorted(longest.items(), key=lambda item: -max(item[1][2:]))[:count]
+    return [
+        (
+            images[index]["file_name"],
+            ((x + w / 2) / images[index]["width"], (y + h / 2) / images[index]["height"]),
+        )
+        for index, (x, y, w, h) in chosen
+    ]
+
+
+def visualize_sampling(config: Path, checkpoint: Path, data: Path, work_dir: Path) -> Path:
+    """Draws where the backbone samples for the centers of three objects."""
+    folder, path = work_dir / "sampling", work_dir / "sampling.jpg"
+    tool = str(ROOT / "tools" / "visualization" / "visualize_offsets.py")
+    if not path.is_file():
+        folder.mkdir(exist_ok=True)
+        for name, (x, y) in longest_objects(data / "annotations" / "val.json", 3):
+            command = [sys.executable, tool, str(data / "val" / name), str(config), str(checkpoint)]
+            command += ["--at", f"{x:.3f}", f"{y:.3f}", "--out", str(folder / name)]
+            run(command, work_dir, work_dir / "sampling.log")
+        figures.image_grid(folder, path, columns=1)
+    return path
+
+
 def table(rows: dict[str, dict]) -> str:
-    lines = [f"{'held-out pictures':<22}" + "".join(f"{name:>11}" for name in METRICS)]
+    lines = [f"{'held-out images':<18}" + "".join(f"{name:>8}" for name in METRICS)]
     for row, values in rows.items():
-        lines.append(f"{row:<22}" + "".join(f"{values[name]:>11.3f}" for name in METRICS))
-    lines.append(f"{'target (trained)':<22}" + "".join(f"{TARGETS[n]:>11.1f}" for n in METRICS))
+        lines.append(f"{row:<18}" + "".join(f"{values[name]:>8.3f}" for name in METRICS))
     return "\n".join(lines)
 
 
 def main() -> None:
     args = parse_args()
     work_dir = args.work_dir.resolve()
-    sizes = ["--num-train", "9", "--num-val", "4"] if args.quick else []
-    stamp = write_data("mini_coco", sizes, work_dir)
-    configs = {row: find_config(name) for row, name in TRAINED.items()}
-    check_backbone(configs["trained"])
-    rows, folders = run_all(configs, stamp, work_dir, quick=args.quick)
-    summary = show(rows, {row: folders[row] for row in TRAINED}, work_dir, args.record)
-    print(summary)
+    sizes = ["--num-train", "8", "--num-val", "4"] if args.quick else []
+    stamp = write_data("barbells", sizes, work_dir)
+    config, options = find_config(CONFIG), list(QUICK if args.quick else ())
+    check_backbone(config)
+    folders = {name: work_dir / name for name in ("trained", "untrained")}
+    for folder in folders.values():
+        prepare_folder(folder, resolve(config, options), stamp)
+    checkpoint = train(config, folders["trained"], work_dir, options)
+    show = ("--show-dir", str(folders["trained"] / "images"))
+    found = {
+        "trained": evaluate(config, checkpoint, folders["trained"], work_dir, *show),
+        "untrained": evaluate(
+            config, initial_checkpoint(config, folders["untrained"]), folders["untrained"], work_dir
+        ),
+    }
+    rows = {row: {n: values[key] for n, key in METRICS.items()} for row, values in found.items()}
+    curves = {"trained": figures.read_curves(folders["trained"], {"mAP": METRICS["mAP"]})}
+    summary = f"{table(rows)}\n\ntraining: {figures.training_minutes(folders['trained']):.1f} min"
+    written = {
+        "loss and mAP": figures.plot_curves(curves, work_dir / "curves.png"),
+        "predictions (left: ground truth)": figures.image_grid(
+            folders["trained"] / "images", work_dir / "predictions.jpg"
+        ),
+        "sampling locations by stage": visualize_sampling(
+            config, checkpoint, stamp.parent, work_dir
+        ),
+    }
+    if args.record:
+        args.record.mkdir(parents=True, exist_ok=True)
+        figures.write_curves(curves, args.record / "curves.csv")
+        for path in written.values():
+            shutil.copy(path, args.record)
+        (args.record / "summary.txt").write_text(f"{summary}\n")
+    print(f"\n{summary}\n" + "\n".join(f"{what}: {path}" for what, path in written.items()))
     missed = [name for name, target in TARGETS.items() if rows["trained"][name] < target]
     if missed and not args.quick:
-        stop(f"the trained model missed its target in {', '.join(missed)}")
-
-
-def run_all(
-    configs: dict[str, Path], stamp: Path, work_dir: Path, *, quick: bool
-) -> tuple[dict[str, dict], dict[str, Path]]:
-    """Trains and evaluates every row of the table; gives their metrics and folders."""
-    options = ["train_cfg.max_epochs=1"] if quick else []
-    folders = {row: work_dir / row.replace(" ", "_") for row in (*configs, UNTRAINED)}
-    rows: dict[str, dict] = {}
-    for row, config in configs.items():
-        prepare_folder(folders[row], resolve(config, options), stamp)
-        checkpoint = train(config, folders[row], work_dir, options)
-        # A relative folder is the host's affair.
-        extra = ("--show-dir", str(folders[row] / "pictures")) if row == "trained" else ()
-        rows[row] = evaluate(config, checkpoint, folders[row], work_dir, *extra)
-    config = configs["trained"]
-    prepare_folder(folders[UNTRAINED], resolve(config, options), stamp)
-    checkpoint = initial_checkpoint(config, folders[UNTRAINED])
-    rows[UNTRAINED] = evaluate(config, checkpoint, folders[UNTRAINED], work_dir)
-    rows = {row: {n: metrics[key] for n, key in METRICS.items()} for row, metrics in rows.items()}
-    return rows, folders
-
-
-def show(
-    rows: dict[str, dict], folders: dict[str, Path], work_dir: Path, record: Path | None
-) -> str:
-    """Makes the figures, writes them to ``record`` too if given, and says what came out."""
-    curves = {row: figures.read_curves(folder, CURVES) for row, folder in folders.items()}
-    plot = figures.plot_curves(curves, work_dir / "curves.png")
-    grid = figures.picture_grid(folders["trained"] / "pictures", work_dir / "predictions.jpg")
-    times = (f"{figures.training_minutes(f):.1f} min ({row})" for row, f in folders.items())
-    summary = f"{table(rows)}\n\ntraining: {', '.join(times)}"
-    if record:
-        record.mkdir(parents=True, exist_ok=True)
-        figures.write_curves(curves, record / "curves.csv")
-        for path in (plot, grid):
-            shutil.copy(path, record)
-        (record / "summary.txt").write_text(f"{summary}\n")
-    return f"\n{summary}\nloss and mAP: {plot}\npredictions (left truth, right found): {grid}"
+        stop(f"the trained model missed its target in {', '.join(missed)}: {TARGETS}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Trains small models on generated data through mim, and checks what they have learned.
 
-    python dev/trials.py dino [upernet] [mask2former] [bev] [motion] [--quick] [--record DIR]
-    python dev/trials.py classifier       # where mmpretrain is installed
+    python dev/trials.py offsets [dino] [upernet] [bev] ... [--quick] [--record DIR]
 
-What is finished is not done again; an interrupted training goes on. Needs the installed package
+Finished steps are not repeated; an interrupted training is resumed. Needs the installed package
 with its hosts and openmim. ``make trials`` runs all, ``make trial-dino`` one.
 """
 
@@ -12,6 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import figures
 from mim_driver import ROOT, evaluate, prepare_folder, resolve, run, train, write_data
@@ -23,20 +23,21 @@ EIGHT = ("--num-train", "8", "--num-val", "2")
 
 @dataclass(frozen=True)
 class Trial:
-    """A config, and what it has to reach.
+    """A config and the result that it has to reach.
 
     Args:
         config: Name of a config.
-        data: Generator of its data set, of dev/generators.
+        data: Generator of its dataset, a file of dev/generators.
         sizes: Options of the generator.
-        metrics: What is printed of the result, and plotted -> the host's name of it.
-        target: The least that the first of them has to reach; beside a rival, the most that it
-            may be of the rival's.
-        minutes: What a training may take on two cores.
-        rival: Name of another model that learns from the same data -> its config.
-        tested_on: The pictures of the test.
-        quick_sizes: Options of the generator, and
-        quick: settings of the config, for a run of a few iterations.
+        metrics: Printed and plotted metrics: name -> key in the host's log.
+        target: Limit for the first metric, see ``compare``.
+        minutes: Most minutes that a training may take on two cores.
+        baseline: Name of another model that learns from the same data -> its config.
+        compare: What has to reach the target: the ``"score"`` itself (at least), its ``"gain"``
+            over the baseline's (at least) or its ``"ratio"`` to the baseline's (at most).
+        tested_on: Description of the test images.
+        quick_sizes: Options of the generator for a run of a few iterations.
+        quick: Settings of the config for such a run.
     """
 
     config: str
@@ -44,8 +45,9 @@ class Trial:
     metrics: dict[str, str]
     target: float
     minutes: float
-    rival: dict[str, str] = field(default_factory=dict)
-    tested_on: str = "held-out pictures"
+    baseline: dict[str, str] = field(default_factory=dict)
+    compare: Literal["score", "gain", "ratio"] = "score"
+    tested_on: str = "held-out images"
     sizes: tuple[str, ...] = ()
     quick_sizes: tuple[str, ...] = EIGHT
     quick: tuple[str, ...] = ()
@@ -62,6 +64,20 @@ ONE_EPOCH = (
     "default_hooks.checkpoint.interval=1",
 )
 TRIALS = {
+    "offsets": Trial(
+        config="fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells",
+        data="barbells",
+        metrics={"mAP": "coco/bbox_mAP"},
+        target=0.03,
+        minutes=10,
+        baseline={
+            "offsets frozen at 0": (
+                "fcos_flash-internimage-2stage-frozen-offsets_fpn_1xb8-2000it_barbells"
+            )
+        },
+        compare="gain",
+        quick=TWO_STEPS,
+    ),
     "dino": Trial(
         config="dino-4scale_flash-internimage-nano_1xb2-9e_mini-coco",
         data="mini_coco",
@@ -69,7 +85,7 @@ TRIALS = {
         metrics={"bbox mAP": "coco/bbox_mAP"},
         target=0.5,
         minutes=20,
-        tested_on="the eight pictures it has learned",
+        tested_on="its eight training images",
         quick=("train_cfg.max_epochs=1", "train_dataloader.dataset.times=1"),
     ),
     "upernet": Trial(
@@ -87,7 +103,7 @@ TRIALS = {
         metrics={"mIoU": "mIoU"},
         target=70,
         minutes=20,
-        tested_on="the eight pictures it has learned",
+        tested_on="its eight training images",
         quick=TWO_STEPS,
     ),
     "classifier": Trial(
@@ -106,7 +122,7 @@ TRIALS = {
         metrics={"mAP": f"{NUSCENES}/mAP", "NDS": f"{NUSCENES}/NDS"},
         target=0.5,
         minutes=60,
-        tested_on="the ten keyframes it has learned",
+        tested_on="its ten training keyframes",
         quick_sizes=("--train", "1", "--keyframes", "2", "--size", "160x90"),
         quick=ONE_EPOCH,
     ),
@@ -120,7 +136,8 @@ TRIALS = {
         metrics={"mAVE": f"{NUSCENES}/mAVE", "mAP": f"{NUSCENES}/mAP"},
         target=0.7,
         minutes=60,
-        rival={"one frame": "bevformerv2_r18_fpn_1xb4-12e-t1_motion-nus-3d"},
+        baseline={"one frame": "bevformerv2_r18_fpn_1xb4-12e-t1_motion-nus-3d"},
+        compare="ratio",
         tested_on="other scenes",
         quick_sizes=(*MOTION, "--train", "1", "--keyframes", "2"),
         quick=ONE_EPOCH,
@@ -130,7 +147,7 @@ TRIALS = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train small models and check their results.")
-    parser.add_argument("trials", nargs="+", choices=TRIALS, help="what to try")
+    parser.add_argument("trials", nargs="+", choices=TRIALS, help="the trials to run")
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/trials[-quick]")
     parser.add_argument(
         "--record", type=Path, metavar="DIR", help="also write the figures to a folder of each here"
@@ -146,38 +163,34 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def paint(config: Path, checkpoint: Path, picture: Path, work_dir: Path) -> None:
+def draw_boxes(config: Path, checkpoint: Path, image: Path, work_dir: Path) -> None:
     """Draws what a BEVFormerV2 finds in one keyframe, in all cameras and from above.
 
     Args:
         config: An installed config.
-        checkpoint: Of the model.
-        picture: What to write, unless it is there.
+        checkpoint: The model's weights.
+        image: The file to write, unless it exists.
         work_dir: The folder to run in.
     """
-    if picture.is_file():
+    if image.is_file():
         return
-    picture.parent.mkdir(exist_ok=True)
-    demo = [
-        sys.executable,
-        str(ROOT / "tools" / "visualization" / "bev_demo.py"),
-        str(config),
-        str(checkpoint),
-    ]
-    run([*demo, "--index", "1", "--out", str(picture)], work_dir, work_dir / "demo.log")
+    image.parent.mkdir(exist_ok=True)
+    tool = str(ROOT / "tools" / "visualization" / "bev_demo.py")
+    demo = [sys.executable, tool, str(config), str(checkpoint)]
+    run([*demo, "--index", "1", "--out", str(image)], work_dir, work_dir / "demo.log")
 
 
 def learn(
     trial: Trial, config: Path, folder: Path, work_dir: Path, stamp: Path, options: list[str]
 ) -> dict[str, float]:
-    """Trains, tests and paints one model.
+    """Trains and tests one model, and draws its predictions.
 
     Args:
-        trial: What it is for.
+        trial: The trial that it belongs to.
         config: An installed config.
-        folder: The run's work folder; the pictures go to ``folder/pictures``.
+        folder: The run's work folder; images go to ``folder/images``.
         work_dir: The folder to run in.
-        stamp: The stamp of the data set.
+        stamp: The stamp of the dataset.
         options: ``KEY=VALUE`` pairs for ``--cfg-options`` of the training.
 
     Returns:
@@ -186,47 +199,65 @@ def learn(
     cfg = resolve(config, options)
     prepare_folder(folder, cfg, stamp)
     checkpoint = train(config, folder, work_dir, options)
-    pictures, in_space = folder / "pictures", cfg.default_scope == "mmdet3d"
-    show = () if in_space else ("--show-dir", str(pictures))
+    images, in_space = folder / "images", cfg.default_scope == "mmdet3d"
+    show = () if in_space else ("--show-dir", str(images))
     found = evaluate(config, checkpoint, folder, work_dir, *show)
     if in_space:
-        paint(config, checkpoint, pictures / "boxes.jpg", work_dir)
+        draw_boxes(config, checkpoint, images / "boxes.jpg", work_dir)
     return {metric: found[key] for metric, key in trial.metrics.items()}
 
 
+def judge(trial: Trial, scores: list[float]) -> tuple[str, bool]:
+    """Compares the first metric with the target.
+
+    Args:
+        trial: The trial.
+        scores: The model's first metric and, if there is a baseline, the baseline's.
+
+    Returns:
+        The result beside the target as text, and whether the target was reached.
+    """
+    value = {
+        "score": lambda score: score,
+        "gain": lambda score, baseline: score - baseline,
+        "ratio": lambda score, baseline: score / baseline,
+    }[trial.compare](*scores)
+    limit = "at most" if trial.compare == "ratio" else "at least"
+    reached = value <= trial.target if trial.compare == "ratio" else value >= trial.target
+    metric = next(iter(trial.metrics))
+    return f"{trial.compare} of {metric} {value:.4g}, target {limit} {trial.target:g}", reached
+
+
 def attempt(name: str, work_dir: Path, record: Path | None, *, quick: bool) -> bool:
-    """Trains and tests a model, and its rival, and shows what came out.
+    """Trains and tests a model and its baseline, and writes figures of the result.
 
     Args:
         name: A key of ``TRIALS``.
-        work_dir: Folder of its data set, checkpoints and figures.
+        work_dir: Folder of its dataset, checkpoints and figures.
         record: Folder for copies of the figures.
         quick: Whether to do a few iterations only.
 
     Returns:
-        Whether the target was reached, in the time it has.
+        Whether the target was reached within the time limit.
     """
     trial = TRIALS[name]
     stamp = write_data(trial.data, list(trial.quick_sizes if quick else trial.sizes), work_dir)
     options = list(trial.quick if quick else ())
-    curves, told, scores, longest = {}, [], [], 0.0
-    for model, config in {name: trial.config, **trial.rival}.items():
-        folder = work_dir / ("run" if model == name else "rival")
+    curves, lines, scores, longest = {}, [], [], 0.0
+    for model, config in {name: trial.config, **trial.baseline}.items():
+        folder = work_dir / ("run" if model == name else "baseline")
         results = learn(trial, find_config(config), folder, work_dir, stamp, options)
-        told.append(f"{model}: " + ", ".join(f"{key} {x:.4g}" for key, x in results.items()))
+        lines.append(f"{model}: " + ", ".join(f"{key} {x:.4g}" for key, x in results.items()))
         scores.append(next(iter(results.values())))
         curves[model] = figures.read_curves(folder, trial.metrics)
         longest = max(longest, figures.training_minutes(folder))
-    first, score, wanted = next(iter(trial.metrics)), scores[0], "at least"
-    if trial.rival:
-        first, score, wanted = f"ratio of {first}", scores[0] / scores[1], "at most"
-        told.append(f"{first} {score:.4g}")
+    goal, reached = judge(trial, scores)
     summary = (
-        f"{'; '.join(told)} on {trial.tested_on} (target {first} {wanted} {trial.target:g}), "
+        f"{'; '.join(lines)} on {trial.tested_on} ({goal}), "
         f"after {longest:.1f} min of training (target {trial.minutes:g})"
     )
     plot = figures.plot_curves(curves, work_dir / "curves.png")
-    grid = figures.picture_grid(work_dir / "run" / "pictures", work_dir / "predictions.jpg")
+    grid = figures.image_grid(work_dir / "run" / "images", work_dir / "predictions.jpg")
     if record:
         record.mkdir(parents=True, exist_ok=True)
         figures.write_curves(curves, record / "curves.csv")
@@ -234,7 +265,6 @@ def attempt(name: str, work_dir: Path, record: Path | None, *, quick: bool) -> b
             shutil.copy(path, record)
         (record / "summary.txt").write_text(f"{summary}\n")
     print(f"{summary}\nloss and results: {plot}\npredictions: {grid}")
-    reached = score <= trial.target if trial.rival else score >= trial.target
     return reached and longest <= trial.minutes
 
 

@@ -22,7 +22,19 @@ EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
 HOSTS = ("mmcv", "mmdet", "mmseg", "mmpretrain", "mmdet3d", "diffusers")
 
 
+def pytest_configure(config):
+    # Known to pytest-xdist, which lanes of the matrix do without.
+    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
+    if hasattr(config, "workerinput"):
+        # One of several processes (`-n`), each with a core of its own.
+        torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        # A file's tests stay in one process, and so do those that share the CUDA library's build.
+        shared = "cuda_build" if "cuda_build" in item.fixturenames else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(shared))
     missing = {host: f"{host} is not installed" for host in HOSTS if find_spec(host) is None}
     if not torch.cuda.is_available():
         missing["gpu"] = "needs a CUDA device"

@@ -1,6 +1,6 @@
 # Trains BEVFormer v2 on recordings of your own in nuScenes' format: docs/own_data/bev.md.
 _base_ = "dcnv4_mm::bevformerv2/bevformerv2_flash-internimage-s_fpn_16xb1-24e-bi5_nus-3d.py"
-# The backbone starts from the released Mask R-CNN S; a file of yours to continue from a complete model.
+# The backbone starts from the released Mask R-CNN S. Or the file of a complete model of yours.
 load_from = None
 
 # The dataset: nuScenes' classes or some of them, in alphabetical order, each with the width, length

@@ -182,7 +182,7 @@ def test_velocities_weigh_as_the_config_says(head):
     whole = [1.0] * 10
     full = box_loss(fast, code_weights=whole) - box_loss(slow, code_weights=whole)
     torch.testing.assert_close(full, 5 * released, rtol=1e-3, atol=0)
-    with pytest.raises(ValueError, match="code_weights.* 10 .*got 8"):
+    with pytest.raises(ValueError, match=r"code_weights.* 10 .*got 8"):
         build_head(code_weights=[1.0] * 8)
 
 

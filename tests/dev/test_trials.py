@@ -1,4 +1,4 @@
-"""trials.py: a few iterations of every trial through mim, and what can be asked of the result."""
+"""trials.py: a few iterations of every kind of trial through mim, and its options."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def run(*command, cwd):
     return result.stdout
 
 
-def few_iterations(name, folder, *rivals):
+def few_iterations(name, folder, *baselines):
     """Runs a trial twice; gives its work folder."""
     command = (ROOT / "dev" / "trials.py", name, "--quick", "--work-dir", "work")
     first = run(*command, "--record", "record", cwd=folder)
@@ -41,11 +41,11 @@ def few_iterations(name, folder, *rivals):
     assert (record / "summary.txt").read_text().strip() in first
     with (record / "curves.csv").open() as file:
         points = list(csv.DictReader(file))
-    assert {p["run"] for p in points} == {name, *rivals}
+    assert {p["run"] for p in points} == {name, *baselines}
     assert len({p["name"] for p in points}) >= 2
-    for picture in ("curves.png", "predictions.jpg"):
-        assert (record / picture).stat().st_size > 5000
-        assert (folder / "work" / name / picture).is_file()
+    for image in ("curves.png", "predictions.jpg"):
+        assert (record / image).stat().st_size > 5000
+        assert (folder / "work" / name / image).is_file()
     again = run(*command, cwd=folder)
     assert "trained already" in again
     assert "evaluated already" in again
@@ -75,7 +75,7 @@ def test_json_results_and_augmentation(dino):
     found = pickle.loads((dino / "found.pkl").read_bytes())
     assert len(found) == 8
     assert sum(len(prediction["pred_instances"]["scores"]) for prediction in found) == len(results)
-    # The views of one picture are merged: DINO alone finds 100 in each.
+    # The views of one image are merged: DINO alone finds 100 in each.
     assert all(len(prediction["pred_instances"]["scores"]) <= 100 for prediction in found)
 
 
@@ -90,16 +90,37 @@ def test_segmentation(name, tmp_path):
 def test_classification(tmp_path):
     pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
     work_dir = few_iterations("classifier", tmp_path)
-    # All pictures, not one of so many.
-    assert len(list((work_dir / "run" / "pictures").rglob("*.png"))) == 10
+    # All images, not one in so many.
+    assert len(list((work_dir / "run" / "images").rglob("*.png"))) == 10
 
 
 @pytest.mark.mmdet3d
-@pytest.mark.parametrize(("name", "rivals"), [("bev", []), ("motion", ["one frame"])])
-def test_bev(name, rivals, tmp_path):
+@pytest.mark.parametrize(("name", "baselines"), [("bev", []), ("motion", ["one frame"])])
+def test_bev(name, baselines, tmp_path):
     pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-    work_dir = few_iterations(name, tmp_path, *rivals)
-    assert (work_dir / "rival").is_dir() == bool(rivals)
+    work_dir = few_iterations(name, tmp_path, *baselines)
+    assert (work_dir / "baseline").is_dir() == bool(baselines)
+
+
+@pytest.mark.parametrize(
+    ("compare", "scores", "target", "reached"),
+    [
+        ("score", [0.5], 0.5, True),
+        ("score", [0.4], 0.5, False),
+        ("gain", [0.5, 0.4], 0.03, True),
+        ("gain", [0.5, 0.48], 0.03, False),
+        ("ratio", [0.3, 0.5], 0.7, True),
+        ("ratio", [0.4, 0.5], 0.7, False),
+    ],
+)
+def test_targets(compare, scores, target, reached, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "dev"))
+    import trials
+
+    trial = trials.Trial("config", "data", {"mAP": "key"}, target, 1, compare=compare)
+    summary, result = trials.judge(trial, scores)
+    assert result == reached
+    assert f"{target:g}" in summary
 
 
 def test_a_missed_target_is_an_error(monkeypatch, tmp_path):

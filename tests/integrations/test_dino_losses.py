@@ -18,9 +18,8 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 from mmdet.models.layers import CdnQueryGenerator
 
-from dcnv4_mm.checkpoints import convert, load_released
-from dcnv4_mm.checkpoints.families import FAMILIES
-from dcnv4_mm.checkpoints.flash_intern_image import RULES
+from dcnv4_mm.checkpoints import load_released
+from dcnv4_mm.checkpoints.key_mappings import DINO, FLASH_INTERN_IMAGE, convert_keys
 
 pytestmark = pytest.mark.mmdet
 
@@ -123,8 +122,7 @@ def test_losses_with_denoising(trained):
 def test_gradients(trained):
     recorded, _, gradients, input_gradient = trained
     names = dict.fromkeys(recorded["param_grads"])
-    (dino,) = (family for family in FAMILIES if family.name == "DINO")
-    ours = convert(convert(names, RULES, prefix="backbone."), dino.rules)
+    ours = convert_keys(names, [("backbone.", FLASH_INTERN_IMAGE), ("", DINO)])
     for name, released in zip(ours, names, strict=True):
         expected, gradient = recorded["param_grads"][released], gradients[name]
         assert gradient.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-3), name

@@ -58,7 +58,9 @@ def build_backbone(config: Path, checkpoint: Path):
         stop(f"{config} has no model.backbone")
     if settings.type != "dcnv4_mm.FlashInternImage":
         stop(f"{config} has the backbone {settings.type}; this draws dcnv4_mm.FlashInternImage")
-    everything = {"init_cfg": None, "out_indices": (0, 1, 2, 3)}
+    backbone = MODELS.build({**settings, "init_cfg": None})
+    # Outputs of all stages, for the receptive fields.
+    everything = {"init_cfg": None, "out_indices": tuple(range(len(backbone.levels)))}
     backbone = MODELS.build({**settings, **everything}).eval()
     try:
         load_released(backbone, checkpoint)
@@ -171,6 +173,7 @@ def field_panels(picture, fields: list) -> list:
         top = max(float(np.quantile(field.numpy(), 0.999)), 1e-12)
         shares = (field / top).clamp(max=1).sqrt().numpy()
         heat = cv2.applyColorMap((255 * shares).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        heat = cv2.resize(heat, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         panels.append(cv2.addWeighted(picture, 0.3, heat, 0.7, 0))
     return panels
 
@@ -192,9 +195,12 @@ def main() -> None:
     backbone = build_backbone(args.config, args.checkpoint)
     red_first = torch.from_numpy(picture[..., ::-1].copy()).float()
     image = ((red_first - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)[None]
-    rows = [point_panels(picture, sampling_points(backbone, image, args.at))]
+    # Small images are enlarged, so that the points can be told apart.
+    scale = max(1, 448 // max(picture.shape[:2]))
+    canvas = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    rows = [point_panels(canvas, sampling_points(backbone, image, args.at))]
     if args.receptive_field:
-        rows.append(field_panels(picture, receptive_fields(backbone, image, args.at)))
+        rows.append(field_panels(canvas, receptive_fields(backbone, image, args.at)))
     if not cv2.imwrite(str(args.out), cv2.vconcat([cv2.hconcat(row) for row in rows])):
         stop(f"cannot write {args.out}")
     print(args.out)

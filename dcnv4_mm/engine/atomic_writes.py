@@ -1,7 +1,7 @@
-"""Atomic checkpoint writes, and the search for the latest checkpoint that is complete.
+"""Atomic checkpoint writes, and the search for the latest complete checkpoint.
 
-mmengine's own writer of local files leaves half a file under the final name where the process is
-killed or the disk becomes full; :func:`dcnv4_mm.engine.install` replaces it.
+mmengine's own writer leaves a truncated file under the final name when the process is killed or the
+disk is full; :func:`dcnv4_mm.engine.install` replaces it.
 """
 
 import logging
@@ -14,26 +14,26 @@ from mmengine.logging import print_log
 
 from dcnv4_mm.engine.checkpoint_io import load_from_local
 
-__all__ = ["AtomicLocalBackend", "find_whole_checkpoint"]
+__all__ = ["AtomicLocalBackend", "find_complete_checkpoint"]
 
 
 class AtomicLocalBackend(LocalBackend):
     """mmengine's local file backend with atomic writes: a temporary file that is then renamed."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes a file; until all of it is on the disk, what was there before stays.
+        """Writes a file; an earlier file of this name is kept until the new one is complete.
 
         Args:
             obj: The content.
-            filepath: The file; its folder is made.
+            filepath: The file; its folder is created.
 
         Raises:
-            OSError: It cannot be written; nothing is left of it.
+            OSError: The file cannot be written; the earlier file is unchanged.
         """
-        # Behind a link, as without the renaming.
+        # The target of a symbolic link, as without renaming.
         path = Path(filepath).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Always by one name: what a killed process left here is overwritten by the next.
+        # A fixed name: the next write overwrites the rest of a killed process.
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
             with unfinished.open("wb") as file:
@@ -45,29 +45,29 @@ class AtomicLocalBackend(LocalBackend):
             unfinished.unlink(missing_ok=True)
             raise OSError(
                 error.errno,
-                f"{error.strerror}: {len(obj)} bytes could not be written; nothing is left of "
-                "them, and what was there before is as it was",
+                f"{error.strerror}: {len(obj)} bytes could not be written; an earlier file of this "
+                "name is unchanged",
                 str(path),
             ) from error
 
 
-def find_whole_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str | None:
-    """Finds the latest checkpoint of a run from which training can go on.
+def find_complete_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str | None:
+    """Finds the latest checkpoint of a run that can be resumed from.
 
     Args:
         folder: Work folder of the run.
-        pattern: What the names of its checkpoints look like; a number in them orders them.
+        pattern: Glob pattern of its checkpoints, which are ordered by the number in their names.
 
     Returns:
-        The file that ``last_checkpoint`` names or, if that cannot be read, the one with the highest
-        number that can; ``None`` if there are none at all. Those skipped are logged.
+        The file that ``last_checkpoint`` names or, if it is not readable, the readable one with the
+        highest number; ``None`` if there are no checkpoints. Skipped files are logged.
 
     Raises:
-        ValueError: There are checkpoints, and none can be read.
+        ValueError: None of the checkpoints is readable.
     """
     pointer = Path(folder, "last_checkpoint")
     named = pointer.read_text().strip() if pointer.exists() else ""
-    # mmengine's own readers know what is not a local file.
+    # Not a local file: left to mmengine.
     if "://" in named:
         return named
     parent = Path(named).parent
@@ -87,8 +87,8 @@ def find_whole_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str | N
     if files:
         raise ValueError(
             f"none of the {len(files)} checkpoints in {folder} can be resumed from: "
-            f"{', '.join(file.name for file in files)}; give another one, or train from the start "
-            "in another work folder"
+            f"{', '.join(file.name for file in files)}; give another one, or start a "
+            "new training in another work folder"
         )
     return None
 

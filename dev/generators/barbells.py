@@ -1,0 +1,231 @@
+"""Writes a small detection dataset in COCO format that needs a large receptive field: barbells.
+
+A barbell is a bent bar with a colored disk at each end; its class is the pair of colors, its box
+holds all of it. What lies around the center is the same for every class: a detector has to sample
+both ends, whose direction and distance differ from object to object.
+
+    python dev/generators/barbells.py data/barbells
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from atomic_folder import write_whole
+from pycocotools import mask as coco_mask
+
+FORMAT = 1
+SPLITS = ("train", "val")
+# In OpenCV's channel order.
+COLORS = {"red": (40, 40, 220), "green": (60, 190, 60), "blue": (220, 120, 30)}
+CLASSES = ("red-green", "red-blue", "green-blue", "red-red", "green-green")
+SIDE = 176
+# Ranges in pixels; the bend is the angle between the two ends, in radians.
+LENGTHS, WIDTHS, RADII, BENDS = (40, 96), (5, 8), (6, 10), (-1.2, 1.2)
+# Masks are drawn on a grid this many times finer than the image, for smooth edges.
+FINE = 4
+
+
+@dataclass(frozen=True)
+class Barbell:
+    """One object.
+
+    Attributes:
+        label: Index into ``CLASSES``.
+        ends: The colors of the first and the last point.
+        points: Center line in pixels (x, y), (40, 2).
+        width: Width of the bar in pixels.
+        radius: Radius of the disks in pixels.
+    """
+
+    label: int
+    ends: tuple[str, str]
+    points: np.ndarray
+    width: float
+    radius: float
+
+    def bar(self) -> np.ndarray:
+        """Mask of the bar on the fine grid, uint8 (SIDE * FINE, SIDE * FINE)."""
+        mask = np.zeros((SIDE * FINE, SIDE * FINE), np.uint8)
+        line = np.round(self.points * FINE).astype(np.int32)
+        cv2.polylines(mask, [line], False, 1, round(self.width * FINE))
+        return mask
+
+    def disk(self, end: int) -> np.ndarray:
+        """Mask of the disk at the first (0) or last (-1) point, on the fine grid."""
+        mask = np.zeros((SIDE * FINE, SIDE * FINE), np.uint8)
+        x, y = np.round(self.points[end] * FINE).astype(int).tolist()
+        cv2.circle(mask, (x, y), round(self.radius * FINE), 1, -1)
+        return mask
+
+    def mask(self) -> np.ndarray:
+        """Mask of the object on the fine grid, bool."""
+        return (self.bar() | self.disk(0) | self.disk(-1)).astype(bool)
+
+
+def draw_barbell(rng: np.random.Generator) -> Barbell | None:
+    """Draws the parameters of an object; ``None`` if it does not fit into the image."""
+    label = int(rng.integers(len(CLASSES)))
+    length = math.exp(rng.uniform(*np.log(LENGTHS)))
+    bend, angle = rng.uniform(*BENDS), rng.uniform(0, 2 * math.pi)
+    width, radius = rng.uniform(*WIDTHS), rng.uniform(*RADII)
+    first, last = CLASSES[label].split("-")
+    ends = (first, last) if rng.random() < 0.5 else (last, first)
+    # An arc of unit length; a bend of 0 would divide by 0.
+    along = np.linspace(-0.5, 0.5, 40) * bend
+    points = np.stack([np.sin(along), 1 - np.cos(along)], axis=1) / bend
+    turn = [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+    points = points @ np.array(turn) * length
+    points += rng.uniform(0, SIDE, 2) - (points.max(0) + points.min(0)) / 2
+    if (points.min(0) < radius + 1).any() or (points.max(0) > SIDE - radius - 2).any():
+        return None
+    return Barbell(label, ends, points, width, radius)
+
+
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """Draws an image with two to four objects, which do not touch.
+
+    Returns:
+        The image, uint8 (SIDE, SIDE, 3) in OpenCV's channel order, and label and mask (fine grid)
+        of each object.
+    """
+    image = np.ones((SIDE, SIDE, 3), np.float32) * (rng.uniform(60, 190) + rng.uniform(-15, 15, 3))
+    for cells in (3, 9, 30):
+        coarse = rng.normal(0, 14, (cells, cells)).astype(np.float32)
+        image += cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)[..., None]
+    covered = np.zeros((SIDE * FINE, SIDE * FINE), bool)
+    objects = []
+    for _ in range(int(rng.integers(2, 5))):
+        for _ in range(40):
+            barbell = draw_barbell(rng)
+            if barbell is not None and not (barbell.mask() & covered).any():
+                break
+        else:
+            break
+        covered |= barbell.mask()
+        blend(image, barbell.bar(), np.full(3, rng.uniform(20, 235)))
+        for end, color in zip((0, -1), barbell.ends, strict=True):
+            blend(image, barbell.disk(end), COLORS[color] + rng.uniform(-25, 25, 3))
+        objects.append((barbell.label, barbell.mask()))
+    image += rng.normal(0, 4, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), objects
+
+
+def blend(image: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
+    """Fills a mask of the fine grid with a color, in place, with smooth edges."""
+    alpha = cv2.resize(mask.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    image += alpha[..., None] * (color - image)
+
+
+def annotation(label: int, mask: np.ndarray, image_id: int, annotation_id: int) -> dict:
+    """The entry of an object in a COCO file, with a run-length mask of the image's size."""
+    covered = cv2.resize(mask.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA) >= 0.5
+    encoded = coco_mask.encode(np.asfortranarray(covered.astype(np.uint8)))
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": label + 1,
+        "bbox": coco_mask.toBbox(encoded).tolist(),
+        "area": float(coco_mask.area(encoded)),
+        "iscrowd": 0,
+        "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+    }
+
+
+def write_split(folder: Path, split: str, seed: int, count: int) -> Iterator[None]:
+    """Writes a split's images, yielding after each, then its annotation file."""
+    (folder / split).mkdir()
+    images, annotations = [], []
+    for index in range(count):
+        rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
+        image, objects = draw_image(rng)
+        name = f"{index + 1:06d}.png"
+        cv2.imwrite(str(folder / split / name), image)
+        images.append({"id": index + 1, "file_name": name, "width": SIDE, "height": SIDE})
+        for label, mask in objects:
+            annotations.append(annotation(label, mask, index + 1, len(annotations) + 1))
+        yield
+    content = {
+        "info": {"description": f"barbells, {split}, seed {seed}"},
+        "licenses": [],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
+        "images": images,
+        "annotations": annotations,
+    }
+    (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+
+
+def generate(
+    out_dir: str | Path,
+    *,
+    seed: int = 0,
+    num_train: int = 600,
+    num_val: int = 150,
+    progress: bool = False,
+) -> bool:
+    """Writes the dataset to ``out_dir``, or keeps a finished one.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+        out_dir: Folder to make: ``annotations/{train,val}.json``, ``train/*.png``, ``val/*.png``.
+        seed: Fixes every image; the two splits share none.
+        num_train: Number of training images, at least 2.
+        num_val: Number of held-out images, at least 2.
+        progress: Whether to show a progress line.
+
+    Returns:
+        True if the dataset was written, False if it was there already.
+
+    Raises:
+        ValueError: Too few images, or the folder holds something else.
+        OSError: The folder cannot be written.
+    """
+    if min(num_train, num_val) < 2:
+        raise ValueError(f"each split needs at least 2 images, got {num_train} and {num_val}")
+    if seed < 0:
+        raise ValueError(f"the seed must not be negative, got {seed}")
+    settings = {"name": "barbells", "format": FORMAT, "seed": seed}
+    settings |= {"train": num_train, "val": num_val}
+
+    def write(folder: Path) -> None:
+        (folder / "annotations").mkdir()
+        done, total = 0, num_train + num_val
+        for split in SPLITS:
+            for _ in write_split(folder, split, seed, settings[split]):
+                done += 1
+                if progress and sys.stderr.isatty():
+                    end = "\n" if done == total else ""
+                    print(
+                        f"\rbarbells: {done}/{total} images", end=end, file=sys.stderr, flush=True
+                    )
+
+    return write_whole(out_dir, settings, write)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write a small COCO dataset of barbells.")
+    parser.add_argument("out_dir", type=Path, help="folder to make, for example data/barbells")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-train", type=int, default=600)
+    parser.add_argument("--num-val", type=int, default=150)
+    args = parser.parse_args()
+    sizes = {"seed": args.seed, "num_train": args.num_train, "num_val": args.num_val}
+    try:
+        written = generate(args.out_dir, **sizes, progress=True)
+    except (ValueError, OSError) as error:
+        print(f"barbells.py: error: {error}", file=sys.stderr)
+        return 1
+    what = "wrote" if written else "kept the finished dataset in"
+    print(f"{what} {args.out_dir}: {args.num_train} training and {args.num_val} held-out images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
