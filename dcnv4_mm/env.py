@@ -1,4 +1,4 @@
-"""``python -m dcnv4_mm.env``: what is installed, what serves each operator, what to do next."""
+"""``python -m dcnv4_mm.env``: installed versions, kernels in use, and the next command."""
 
 import platform
 
@@ -18,7 +18,7 @@ __all__ = ["report"]
 
 
 def report() -> str:
-    """Describes this installation in a few lines of text."""
+    """Describes this installation in a few lines."""
     rows = [
         ("dcnv4_mm", dcnv4_mm.__version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),

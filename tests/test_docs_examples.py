@@ -20,6 +20,7 @@ BLOCKS = {
 }
 # They need an exported file, minutes, released weights, or a place beside other configs.
 ELSEWHERE = {
+    "docs/backbones.md:1": "tests/test_timm.py",
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
     "docs/export.md:0": "tests/ops/test_onnx.py",
     "docs/export.md:1": "tests/tools/test_export.py",

@@ -144,3 +144,18 @@ def test_masks_of_0_and_255_become_labels(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(from pathlib.*?)```", PAGES["segmentation"], re.DOTALL)
     exec(code, {})
     assert np.array_equal(Image.open("data/own/labels/train/a.png"), mask // 255)
+
+
+@pytest.mark.parametrize("stem", marked(FILES))
+def test_schedules_follow_the_length(stem, tmp_path):
+    """A longer training has a longer decay, and a warm-up that does not eat a short one."""
+    text = FILES[stem].read_text()
+    name = "max_iters" if "max_iters = " in text else "max_epochs"
+    for length in (7, 200):
+        (tmp_path / "own.py").write_text(changed(text, **{name: length}))
+        cfg = Config.fromfile(tmp_path / "own.py")
+        assert cfg.train_cfg[name] == length
+        assert max(scheduler.end for scheduler in cfg.param_scheduler) == length
+        first = cfg.param_scheduler[0]
+        assert first.get("warmup_iters", first.end) <= max(1, length // 10)
+        assert 1 <= cfg.train_cfg.val_interval <= max(1, length // 5)

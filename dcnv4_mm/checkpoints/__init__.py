@@ -1,4 +1,4 @@
-"""The original project's weight files: their names, reading them, loading them, writing them."""
+"""The original project's checkpoints: safe reading, key mappings, loading and export."""
 
 from dcnv4_mm.checkpoints.loading import load_released, to_released
 from dcnv4_mm.checkpoints.rules import ConversionReport, KeyRule, convert

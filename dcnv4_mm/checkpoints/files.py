@@ -1,4 +1,4 @@
-"""Reads weight files of unknown origin: nothing in them is ever run."""
+"""Safe reading of checkpoint files from untrusted sources: no code in them is run."""
 
 import pickle
 import re
@@ -10,31 +10,32 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-__all__ = ["INERT", "Record", "read_file"]
+__all__ = ["INERT", "InertObject", "read_file"]
 
 
-class Record:
-    """Stands for an object in a file that is neither a tensor nor plain data.
+class InertObject:
+    """Replaces an object in a file that is neither a tensor nor plain data.
 
-    It has the object's parts without its behaviour: whatever a file asks to be called, only
-    records are made.
+    It has the object's data without its behaviour: whatever a pickle asks to be called, only inert
+    objects are made.
 
     Attributes:
-        name: Full name of the class or function in the file.
-        arguments: What the file wanted it to be called with.
-        state: What the file wanted the result to be filled with.
+        name: Qualified name of the class or function in the file.
+        arguments: The arguments that the pickle would call it with.
+        state: The state that the pickle would set.
     """
 
     name: ClassVar[str]
     arguments: tuple[Any, ...]
     state: Any
 
-    def __new__(cls, *arguments: Any) -> "Record":
-        record = super().__new__(cls)
-        record.arguments = arguments
-        record.state = None
-        return record
+    def __new__(cls, *arguments: Any) -> "InertObject":
+        obj = super().__new__(cls)
+        obj.arguments = arguments
+        obj.state = None
+        return obj
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -43,7 +44,7 @@ class Record:
         self.state = state
 
 
-# Settings that trainers save beside the weights; they stay records.
+# Settings that trainers save beside the weights; they stay inert.
 INERT = frozenset(
     [
         "argparse.Namespace",
@@ -57,10 +58,10 @@ INERT = frozenset(
         ),
     ]
 )
-# What stands in checkpoints of mmengine and of the original project beside tensors: logs, scores
-# and a trainer's settings. Every name is read as a Record, hence also `getattr`, by which pickle
-# refers to the methods that a HistoryBuffer lists.
-_RECORDED = (
+# Classes and functions in checkpoints of mmengine and of the original project: logs, scores and
+# settings. Each is read as an InertObject, also `getattr`, by which pickle refers to the methods
+# that a HistoryBuffer lists.
+_ACCEPTED = (
     "builtins.getattr",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.dtype",
@@ -71,46 +72,77 @@ _RECORDED = (
     "numpy.core.multiarray.scalar",
     *INERT,
 )
-_STAND_INS: dict[str, Any] = {name: type("Record", (Record,), {"name": name}) for name in _RECORDED}
+_REPLACEMENTS: dict[str, Any] = {
+    name: type("InertObject", (InertObject,), {"name": name}) for name in _ACCEPTED
+}
 # A subclass of dict that only adds attribute access.
-_STAND_INS["yacs.config.CfgNode"] = OrderedDict
-# How pickle writes the data of an array without elements.
-_STAND_INS["builtins.bytes"] = lambda: b""
+_REPLACEMENTS["yacs.config.CfgNode"] = OrderedDict
+# Pickle's representation of the data of an array without elements.
+_REPLACEMENTS["builtins.bytes"] = lambda: b""
 
 
 def read_file(path: str | Path, map_location: Any = "cpu") -> Any:
-    """Reads a file written by ``torch.save``, of which nothing is trusted.
+    """Reads a file of ``torch.save`` or of safetensors from an untrusted source.
 
     Args:
-        path: The file.
-        map_location: As in ``torch.load``.
+        path: The file; its format is recognised by its content.
+        map_location: As in ``torch.load``; for safetensors a device.
 
     Returns:
-        What was saved. Tensors and plain Python data are themselves; numpy's and mmengine's
-        objects are :class:`Record`.
+        The content of the file. Tensors and plain Python data are themselves; objects of numpy and
+        mmengine are :class:`InertObject`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, is of another kind, or holds code or unknown classes.
+        ValueError: The file is damaged, has another format, or holds code or unknown classes; or
+            it is a safetensors file, and safetensors is not installed.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: check the path, or download it first")
     with path.open("rb") as file:
-        _check_start(path, file.read(512))
+        start = file.read(512)
+    _check_start(path, start)
+    if _is_safetensors(path, start):
+        return _read_safetensors(path, map_location)
     _check_sums(path)
     try:
-        with _stand_ins():
+        with _replacements():
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        # Torch's own text advises to run the file.
+        # torch's own message recommends to run the file.
         raise ValueError(_unpickling_message(path, str(error))) from None
-    # A damaged file can make the reader fail in any way.
+    # A damaged file can fail in any way.
     except Exception as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    """The format: the header's length in 8 bytes, and a header in JSON."""
+    length = int.from_bytes(start[:8], "little")
+    return start[8:9] == b"{" and 8 + length <= path.stat().st_size
+
+
+def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
         raise ValueError(
-            f"{path} is damaged or not a checkpoint ({path.stat().st_size} bytes): download or "
-            f"copy it again ({type(error).__name__}: {error})"
-        ) from error
+            f"{path} is a safetensors file, which needs safetensors: pip install safetensors"
+        ) from None
+    device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"
+    try:
+        weights: dict[str, Tensor] = load_file(path, device=str(device))
+    except Exception as error:
+        raise ValueError(_damaged(path, error)) from error
+    return weights
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path} is damaged or not a checkpoint ({path.stat().st_size} bytes): download or copy it "
+        f"again ({type(error).__name__}: {error})"
+    )
 
 
 def _check_start(path: Path, start: bytes) -> None:
@@ -118,7 +150,7 @@ def _check_start(path: Path, start: bytes) -> None:
         raise ValueError(f"{path} is empty: download or copy it again")
     if start.lstrip().startswith(b"<"):
         raise ValueError(
-            f"{path} is a web page, not a checkpoint: use the address of the file itself (on "
+            f"{path} is a web page, not a checkpoint: use the URL of the file itself (on "
             "huggingface.co it has /resolve/ in it, not /blob/)"
         )
     if start.startswith(b"version https://git-lfs"):
@@ -126,21 +158,21 @@ def _check_start(path: Path, start: bytes) -> None:
 
 
 def _check_sums(path: Path) -> None:
-    """Torch itself does not look: it would load weights with a few wrong bits."""
-    # The format before torch 1.6 has no sums.
+    """Compares the checksums of the archive, which torch does not: bits may have flipped."""
+    # The format before torch 1.6 has no checksums.
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
-    # A damaged file can make the reader fail in any way.
+    # A damaged file can fail in any way.
     except Exception as error:
         raise ValueError(
             f"{path} is damaged: download or copy it again ({type(error).__name__}: {error})"
         ) from error
     if damaged is not None:
         raise ValueError(
-            f"{path} is damaged: the check sum of {damaged} is wrong; download or copy it again"
+            f"{path} is damaged: the checksum of {damaged} is wrong; download or copy it again"
         )
 
 
@@ -150,7 +182,7 @@ def _unpickling_message(path: Path, message: str) -> str:
         what = f" ({refused[1]})" if refused else ""
         return (
             f"{path} holds more than weights{what}, which could run code when loaded: nothing of "
-            "it was run. Ask where the file comes from for one that holds tensors alone"
+            "it was run. Ask its author for a file that holds tensors alone"
         )
     detail = re.search(r"error:\s*(.+)", message)
     return (
@@ -160,16 +192,16 @@ def _unpickling_message(path: Path, message: str) -> str:
 
 
 @contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Lets ``torch.load`` meet the names above, and read them as their stand-ins.
+def _replacements() -> Iterator[None]:
+    """Makes ``torch.load`` read the accepted names as their replacements.
 
-    What the user has allowed stays allowed, but for these names.
+    Other names that the user has allowed stay allowed.
     """
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(
-        [entry for entry in allowed if _name_of(entry) not in _STAND_INS]
-        + [(stand_in, name) for name, stand_in in _STAND_INS.items()]
+        [entry for entry in allowed if _name_of(entry) not in _REPLACEMENTS]
+        + [(replacement, name) for name, replacement in _REPLACEMENTS.items()]
     )
     try:
         yield

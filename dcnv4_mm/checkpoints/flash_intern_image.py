@@ -1,18 +1,15 @@
-"""FlashInternImage and InternImage, backbones and classifiers: how released files spell the names.
+"""Released keys of FlashInternImage and InternImage, as backbones and as classifiers.
 
-The originals wrap every norm in a container, which numbers it. The rest is spelled alike, but for
+The originals wrap every norm in a container with an index. The other keys are the same but for
 InternImage's offset branch and the attention pooling of its largest classifiers.
 """
 
 import re
-from collections.abc import Iterable
 
 from dcnv4_mm.checkpoints.rules import KeyRule
 
 __all__ = [
     "RULES",
-    "find_backbones",
-    "has_released_names",
     "is_dcnv3",
     "is_head",
     "is_layer_scale",
@@ -47,36 +44,16 @@ RULES = (
 _LAYER_SCALE = re.compile(r"(.+\.)?levels\.\d+\.blocks\.\d+\.gamma[12]")
 
 
-def find_backbones(names: Iterable[str]) -> list[str]:
-    """Finds what stands before this backbone's names in a model, such as ``backbone.``.
-
-    Args:
-        names: This package's names of a whole model.
-
-    Returns:
-        One prefix for each FlashInternImage in the model; empty text for the model itself.
-    """
-    # The two norms of the stem tell it from other backbones that have a `patch_embed`.
-    mark = "patch_embed.norm2.weight"
-    return [name.removesuffix(mark) for name in names if re.fullmatch(rf"(.+\.)?{mark}", name)]
-
-
-def has_released_names(names: Iterable[str], prefix: str = "") -> bool:
-    """Whether a state dict holds this backbone in the released spelling, below ``prefix``."""
-    mark = "patch_embed.norm1.1.weight"
-    return any(re.fullmatch(rf"{re.escape(prefix)}(.+\.)?{re.escape(mark)}", n) for n in names)
-
-
 def is_head(name: str) -> bool:
-    """Whether this package's name, without a prefix, belongs to the classification head."""
+    """Whether a key in our spelling, without a key prefix, belongs to the classification head."""
     return name.startswith("head.")
 
 
 def is_layer_scale(name: str) -> bool:
-    """Whether this package's name, with any prefix, is a layer scale of a block."""
+    """Whether a key in our spelling, with any key prefix, is a layer scale of a block."""
     return _LAYER_SCALE.fullmatch(name) is not None
 
 
 def is_dcnv3(name: str) -> bool:
-    """Whether this package's name, with any prefix, is one that InternImage alone has."""
+    """Whether a key in our spelling, with any key prefix, exists in InternImage alone."""
     return name.endswith(".dcn.mask.weight")

@@ -1,4 +1,4 @@
-"""Two spellings of a parameter's name, as rules that work both ways, and what they did."""
+"""Rules that rename the keys of state dicts, in both directions, and reports of a conversion."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class KeyRule:
-    """One family of names in the spelling of the released files and in this package's.
+    """A pattern of keys in the released spelling and in ours.
 
     Attributes:
-        released: Template of the released names. ``{x}`` stands for any piece without dots,
-            ``{rest}`` for any text.
-        ours: Template of this package's names, with the same placeholders.
+        released: Template of the released keys. ``{x}`` matches any str without dots, ``{rest}``
+            any str.
+        ours: Template of our keys, with the same placeholders.
 
     Example:
         >>> rule = KeyRule("levels.{i}.norm.0.{p}", "levels.{i}.norm.{p}")
@@ -32,12 +32,12 @@ class KeyRule:
     ours: str
 
     def apply(self, name: str) -> str | None:
-        """This package's spelling of a released name, or ``None`` if it is of another family."""
+        """Our spelling of a released key, or ``None`` if the rule does not match it."""
         match = _pattern(self.released).fullmatch(name)
         return match and self.ours.format(**match.groupdict())
 
     def inverse(self) -> "KeyRule":
-        """The rule that leads back."""
+        """The rule for the opposite direction."""
         return KeyRule(released=self.ours, ours=self.released)
 
 
@@ -54,15 +54,15 @@ def convert(
 
     Args:
         weights: State dict.
-        rules: The first rule that knows a name renames it. A name that no rule knows stays, so
-            names that are converted already stay too.
-        prefix: Only names that start so are considered, by what follows.
+        rules: The first rule that matches a key renames it. Keys that no rule matches are kept, so
+            keys that are converted already are kept too.
+        prefix: Only keys with this prefix are considered; the rules match the rest of the key.
 
     Returns:
         A new dictionary.
 
     Raises:
-        ValueError: Two entries would get one name.
+        ValueError: Two entries would get the same key.
     """
     converted: dict[str, _Value] = {}
     for name, value in weights.items():
@@ -83,17 +83,17 @@ def _rename(name: str, rules: Sequence[KeyRule], prefix: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport:
-    """What became of the entries of a file.
+    """The result of matching a checkpoint with a model.
 
     Attributes:
-        entry: The part of the file that was used, such as ``model_ema``; empty for the file itself.
-        loaded: Names of the model that are filled from the file.
-        renamed: Names in the file that the model spells differently, with the model's spelling.
-        dropped: Names in the file that are left out, with the reason.
-        kept: Names of the model that keep their value, with the reason.
-        missing: Names of the model that the file lacks.
-        unexpected: Names of the file that the model lacks.
-        mismatched: Names whose tensors differ in kind, with both kinds in words.
+        entry: The entry of the file that was used, as ``model_ema``; empty for the file itself.
+        loaded: Keys of the model that are filled from the file.
+        renamed: Keys in the file that the model spells differently, with the model's spelling.
+        dropped: Keys in the file that are left out, with the reason.
+        kept: Keys of the model that keep their value, with the reason.
+        missing: Keys of the model that the file does not have.
+        unexpected: Keys of the file that the model does not have.
+        mismatched: Keys whose tensors differ in shape or dtype, with a description of both.
     """
 
     entry: str
@@ -107,7 +107,7 @@ class ConversionReport:
 
     @property
     def fits(self) -> bool:
-        """Whether the file fills the model."""
+        """Whether the checkpoint fits the model."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
-"""Safe readers of checkpoints for mmengine, and the conversion of released names on loading.
+"""Safe checkpoint loaders for mmengine.
 
-mmengine 0.10.7 calls ``torch.load`` as torch < 2.6 had it: a file of its own runner, which holds
-logs and scores, is refused today, and a file that it downloads is run like a program. The readers
-here load weights only, yet restore those logs and scores; :func:`dcnv4_mm.engine.install` puts them
-into mmengine.
+mmengine 0.10.7 calls ``torch.load`` with the defaults of torch < 2.6: today's torch refuses a file
+of mmengine's own runner, which holds logs and scores, and a file that mmengine downloads can run
+code. The loaders here use ``weights_only`` and restore those logs and scores;
+:func:`dcnv4_mm.engine.install` registers them with mmengine.
 """
 
 import os
@@ -18,33 +18,28 @@ import torch
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
-from torch import Tensor, nn
 
-from dcnv4_mm.checkpoints import convert
-from dcnv4_mm.checkpoints.families import CLASSIFIER
-from dcnv4_mm.checkpoints.files import INERT, Record, read_file
-from dcnv4_mm.checkpoints.flash_intern_image import has_released_names
-from dcnv4_mm.checkpoints.loading import fit, select_entry, unwrap
+from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
+from dcnv4_mm.checkpoints.files import INERT, InertObject, read_file
 from dcnv4_mm.engine.downloads import check_download, download
 
 __all__ = [
-    "convert_on_load",
     "load_checkpoint",
     "load_from_http",
     "load_from_local",
-    "rename_classifier",
 ]
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Reads a checkpoint without running anything in it.
+    """Loads a checkpoint without running any code in it.
 
     Args:
         filename: The file.
         map_location: As in ``torch.load``.
 
     Returns:
-        What was saved, with numpy's scalars and arrays and mmengine's logs restored.
+        The content of the file, with numpy's scalars and arrays and mmengine's logs restored; the
+        boxes of a released BEVFormerV2 are converted.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -52,8 +47,8 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     """
     checkpoint = read_file(filename, map_location)
     try:
-        return _restored(checkpoint)
-    # What a file says of an object can be wrong in any way.
+        return convert_released_boxes(_restored(checkpoint))
+    # An object's description in a file can be wrong in any way.
     except Exception as error:
         raise ValueError(
             f"{filename} holds a log or score that cannot be read: {error!r}"
@@ -61,10 +56,10 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
 
 def load_from_http(filename: str, map_location: Any = None) -> Any:
-    """Downloads a checkpoint to torch's cache, unless it is there, and reads it.
+    """Downloads a checkpoint to torch's cache, unless it is there, and loads it.
 
     Args:
-        filename: The address.
+        filename: The URL.
         map_location: As in ``torch.load``.
 
     Returns:
@@ -72,13 +67,13 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
 
     Raises:
         ConnectionError: The download failed.
-        ValueError: The file is not the one that its host states, has changed since it was first
-            used, or see :func:`load_from_local`.
+        ValueError: The file's size or hash is not the one that its host states, the file has
+            changed since it was first used, or as for :func:`load_from_local`.
     """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(filename).path).name
     try:
-        # One process of each machine; the others wait.
+        # One process per machine; the others wait.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             if not path.exists():
                 print_log(f"Downloading {filename} to {path}", logger="current")
@@ -86,7 +81,7 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
     except OSError as error:
         raise ConnectionError(
             f"{filename} could not be downloaded ({error}): download it elsewhere and put it at "
-            f"{path}, or give its path instead of the address"
+            f"{path}, or give its path instead of the URL"
         ) from error
     finally:
         barrier()
@@ -95,10 +90,10 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
 
 
 def load_checkpoint(source: str, map_location: Any = "cpu") -> Any:
-    """Reads a checkpoint safely, whether or not :func:`dcnv4_mm.engine.install` was called.
+    """Loads a checkpoint safely, whether or not :func:`dcnv4_mm.engine.install` was called.
 
     Args:
-        source: A file, an http address, or a name of mmengine's such as ``torchvision://resnet50``.
+        source: A file, an http URL, or one of mmengine's schemes, as ``torchvision://resnet50``.
         map_location: As in ``torch.load``.
 
     Returns:
@@ -116,63 +111,9 @@ def load_checkpoint(source: str, map_location: Any = "cpu") -> Any:
     return CheckpointLoader.load_checkpoint(source, map_location)
 
 
-def convert_on_load(module: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Renames released names below ``prefix`` to those of a module, in place.
-
-    A module calls it in ``_load_from_state_dict``, so that released weights load by any route.
-
-    Args:
-        module: The backbone, or a whole model of a family with names of its own.
-        state_dict: State dict of the model around it; unchanged if it has no released names.
-        prefix: What stands before the module's names.
-
-    Raises:
-        ValueError: The state dict has released names, but does not fit the module.
-    """
-    if not has_released_names(state_dict, prefix):
-        return
-    released = {
-        name.removeprefix(prefix): state_dict[name]
-        for name in list(state_dict)
-        if name.startswith(prefix)
-    }
-    weights, report = fit(module, released)
-    for name in released:
-        del state_dict[prefix + name]
-    state_dict.update({prefix + name: tensor for name, tensor in weights.items()})
-    print_log(f"Released names of {prefix or type(module).__name__}: {report}", logger="current")
-
-
-def rename_classifier(state_dict: dict[str, Any], prefix: str) -> None:
-    """Makes a released classification file the state dict of mmpretrain's classifier, in place.
-
-    That classifier asks its backbone to do so whenever it is loaded.
-
-    Args:
-        state_dict: What is loaded, a whole file or a state dict; unchanged if it has no released
-            names.
-        prefix: What stands before the classifier's names.
-
-    Raises:
-        ValueError: There are no weights in it.
-    """
-    names = [name for name in state_dict if name.startswith(prefix)]
-    inner = {name.removeprefix(prefix): state_dict[name] for name in names}
-    entry, weights = select_entry(inner, classifier=True)
-    weights = unwrap(weights)
-    if not has_released_names(weights):
-        return
-    for name in names:
-        del state_dict[name]
-    renamed = convert(weights, CLASSIFIER.rules)
-    state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
-    source = f"the entry {entry!r}" if entry else "the file itself"
-    print_log(f"Released classifier: {len(renamed)} tensors, from {source}", logger="current")
-
-
 def _restored(part: Any) -> Any:
-    """Makes real objects of the records in a checkpoint; containers are changed in place."""
-    if isinstance(part, Record):
+    """Restores the inert objects in a checkpoint; containers are changed in place."""
+    if isinstance(part, InertObject):
         if part.name in INERT:
             return part
         restore = _RESTORE.get(part.name)
@@ -180,10 +121,10 @@ def _restored(part: Any) -> Any:
             raise ValueError(f"unexpected {part.name}")
         return restore(part)
     if isinstance(part, dict):
-        # Keys too: mmdet3d's infos name a class by one of numpy's texts.
+        # Keys too: mmdet3d's info files name a class by a numpy str.
         restored = [(_restored(key), _restored(value)) for key, value in part.items()]
         part.clear()
-        # Not update(), which in a Counter adds up.
+        # Not update(), which adds the values in a Counter.
         for key, value in restored:
             part[key] = value
     elif isinstance(part, list):
@@ -193,35 +134,35 @@ def _restored(part: Any) -> Any:
     return part
 
 
-def _dtype(record: Record) -> np.dtype:
-    """Makes a dtype of numbers or text. A pickled dtype's own state could break numpy."""
-    code, (_version, byte_order, *details) = record.arguments[0], record.state
+def _dtype(obj: InertObject) -> np.dtype:
+    """Restores a dtype of numbers or str. A pickled dtype's own state could break numpy."""
+    code, (_version, byte_order, *details) = obj.arguments[0], obj.state
     if not re.fullmatch(r"[biufcUS]\d+", code) or any(details[:3]) or byte_order not in "<>|=":
-        raise ValueError(f"numpy's type {code!r} {record.state!r}")
+        raise ValueError(f"numpy's type {code!r} {obj.state!r}")
     return np.dtype(byte_order + code)
 
 
-def _scalar(record: Record) -> np.generic:
-    dtype, data = record.arguments
+def _scalar(obj: InertObject) -> np.generic:
+    dtype, data = obj.arguments
     return np.frombuffer(data, _dtype(dtype), count=1)[0]
 
 
-def _array(record: Record) -> np.ndarray:
-    _version, shape, dtype, fortran_order, data = record.state
+def _array(obj: InertObject) -> np.ndarray:
+    _version, shape, dtype, fortran_order, data = obj.state
     array = np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if fortran_order else "C")
     return array.copy(order="K")
 
 
-def _history(record: Record) -> HistoryBuffer:
-    """Makes a log of its numbers; its methods are those of the class, whatever the file says."""
+def _history(obj: InertObject) -> HistoryBuffer:
+    """Restores a log's values; its methods are the class's, whatever the file contains."""
     return HistoryBuffer(
-        log_history=_restored(record.state["_log_history"]),
-        count_history=_restored(record.state["_count_history"]),
-        max_length=record.state["max_length"],
+        log_history=_restored(obj.state["_log_history"]),
+        count_history=_restored(obj.state["_count_history"]),
+        max_length=obj.state["max_length"],
     )
 
 
-_RESTORE: dict[str, Callable[[Record], Any]] = {
+_RESTORE: dict[str, Callable[[InertObject], Any]] = {
     "mmengine.logging.history_buffer.HistoryBuffer": _history,
     "numpy._core.multiarray._reconstruct": _array,
     "numpy._core.multiarray.scalar": _scalar,

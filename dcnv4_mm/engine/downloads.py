@@ -1,4 +1,4 @@
-"""Files from the network: compared with what their host states, and remembered."""
+"""Downloads that are verified against the size and hash that their host states."""
 
 import hashlib
 import os
@@ -13,41 +13,41 @@ __all__ = ["check_download", "download"]
 
 
 class _Stay(HTTPRedirectHandler):
-    """Hugging Face states size and hash in the answer that redirects to the file."""
+    """Does not follow redirects: Hugging Face states size and hash in the redirect response."""
 
     def redirect_request(self, *_: object) -> None:
         return None
 
 
-def download(address: str, path: Path) -> None:
-    """Downloads a file unless it is there, and notes its SHA-256 beside it at first use.
+def download(url: str, path: Path) -> None:
+    """Downloads a file unless it exists, and stores its SHA-256 beside it at first use.
 
-    Size and SHA-256 are compared with what the host states, if it can be reached and does, and
-    with the digits in a name such as ``x-1a2b3c4d.pth``.
+    Size and SHA-256 are compared with those that the host states, if it does, and with the digits
+    in a name such as ``x-1a2b3c4d.pth``.
 
     Args:
-        address: Of http or https.
-        path: Where the file is kept; the note is ``<path>.sha256``, as sha256sum writes it.
+        url: An http or https URL.
+        path: The local file; its hash is stored in ``<path>.sha256``, in the format of sha256sum.
 
     Raises:
         OSError: The download failed.
-        ValueError: The file is another one than the host states; nothing is kept of a new one.
+        ValueError: Size or hash differ from what the host states; a new file is deleted.
     """
     if path.exists() and _note(path).exists():
         return
-    size, stated = _stated(address)
+    size, stated = _stated(url)
     if named := re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name):
         stated = stated or named[1]
     new = not path.exists()
     if new:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(path), progress=os.isatty(0))
+        torch.hub.download_url_to_file(url, str(path), progress=os.isatty(0))
     found, digest = path.stat().st_size, _sha256(path)
     if (size is not None and found != size) or not digest.startswith(stated or ""):
         if new:
             path.unlink()
         raise ValueError(
-            f"{path} is not the file that {address} states: {found} bytes with the SHA-256 "
+            f"{path} is not the file that {url} states: got {found} bytes with the SHA-256 "
             f"{digest}, expected {size or 'any number of'} bytes with {stated or 'any'}; "
             f"{'download it again' if new else 'delete it to download it again'}"
         )
@@ -55,10 +55,10 @@ def download(address: str, path: Path) -> None:
 
 
 def check_download(path: Path) -> None:
-    """Compares a file with what it was at first use.
+    """Compares a file with its hash at first use.
 
     Args:
-        path: The file; nothing is compared if :func:`download` has not seen it.
+        path: The file; it is not checked if :func:`download` has not stored its hash.
 
     Raises:
         ValueError: The file has changed.
@@ -82,13 +82,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stated(address: str) -> tuple[int | None, str | None]:
-    """Size and SHA-256 of a file by its host, as far as they are stated."""
+def _stated(url: str) -> tuple[int | None, str | None]:
+    """Size and SHA-256 of a file, as far as its host states them."""
     try:
-        with build_opener(_Stay).open(Request(address, method="HEAD"), timeout=10) as answer:
+        with build_opener(_Stay).open(Request(url, method="HEAD"), timeout=10) as answer:
             headers, length = answer.headers, "Content-Length"
     except HTTPError as error:
-        # A redirection among others: its own length is not the file's.
+        # For example a redirect, whose length is not the file's.
         headers, length = error.headers, ""
     except OSError:
         return None, None

@@ -1,4 +1,4 @@
-"""Training in which each process holds a piece of the model (FSDP), through mmengine's strategy."""
+"""Fully sharded data parallel training (FSDP) by mmengine's strategy."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ __all__ = ["FSDPStrategy", "wrap_blocks"]
 
 @STRATEGIES.register_module()
 class FSDPStrategy(_FSDPStrategy):
-    """mmengine's strategy of this name, with two of its faults put right.
+    """mmengine's ``FSDPStrategy`` with two fixes.
 
-    mmengine 0.10.7 clips each process's gradients by the norm of its own pieces, and cannot load an
-    optimizer's state into torch 2.1 or later.
+    mmengine 0.10.7 clips the gradients of each process by the norm of its own shards, and cannot
+    load an optimizer's state in torch 2.1 or later.
 
     Example:
         >>> runner_type = "FlexibleRunner"
@@ -31,7 +31,7 @@ class FSDPStrategy(_FSDPStrategy):
     """
 
     def build_optim_wrapper(self, *args: Any, **kwargs: Any) -> BaseOptimWrapper:
-        """Builds the optimizer; it clips by the norm over all processes."""
+        """Builds the optimizer; gradients are clipped by the norm over all processes."""
         optim_wrapper = super().build_optim_wrapper(*args, **kwargs)
 
         def clip(_: list[nn.Parameter], max_norm: float, norm_type: float = 2.0) -> Tensor:
@@ -42,26 +42,26 @@ class FSDPStrategy(_FSDPStrategy):
         return optim_wrapper
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the optimizer's state; each process keeps its piece."""
+        """Loads the optimizer's state; each process keeps its shard."""
         optimizer = self.optim_wrapper.optimizer
-        pieces = FullyShardedDataParallel.optim_state_dict_to_load(
+        shards = FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=optimizer, optim_state_dict=state_dict
         )
-        self.optim_wrapper.load_state_dict(pieces)
+        self.optim_wrapper.load_state_dict(shards)
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """An ``auto_wrap_policy`` for FSDP: each block of a FlashInternImage is sharded on its own.
 
-    The parameters outside of the backbone are one more piece: the hosts' heads use some of them
-    without calling the module that holds them, which FSDP would not notice.
+    The parameters outside the backbone form one more shard: the hosts' heads use some of them
+    without calling the module that holds them, which FSDP does not support.
 
     Args:
-        module: A part of the model.
-        recurse: Whether FSDP asks to look into the module, or to make it a piece.
-        nonwrapped_numel: Number of parameters in it; not used.
+        module: A module of the model.
+        recurse: Whether FSDP asks to recurse into the module, or to wrap it.
+        nonwrapped_numel: Number of its parameters that are not wrapped; not used.
 
     Returns:
-        Whether to do what is asked.
+        Whether to recurse, or to wrap.
     """
     return recurse or isinstance(module, Block)

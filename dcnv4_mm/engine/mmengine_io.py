@@ -3,8 +3,8 @@
 from mmengine.fileio import io, register_backend
 from mmengine.runner import CheckpointLoader
 
+from dcnv4_mm.engine.atomic_writes import AtomicLocalBackend
 from dcnv4_mm.engine.checkpoint_io import load_from_http, load_from_local
-from dcnv4_mm.engine.saving import AtomicLocalBackend
 
 __all__ = ["install"]
 

@@ -1,4 +1,4 @@
-"""Runs an exported model in a process of its own, which knows nothing of dcnv4_mm.
+"""Runs an exported model in a separate process, without dcnv4_mm.
 
 python runner.py FORMAT MODEL INPUTS.pt OUTPUTS.pt [LIBRARY ...]
 """
@@ -10,7 +10,7 @@ import torch
 
 
 def load(kind: str, path: str, libraries: list[str]) -> Callable:
-    """A function from input tensors to what the model puts out, a tensor or a sequence of them."""
+    """Loads a model as a function from input tensors to one or several output tensors."""
     if kind.startswith("onnx"):
         return load_onnx(path, libraries)
     for library in libraries:
@@ -21,7 +21,7 @@ def load(kind: str, path: str, libraries: list[str]) -> Callable:
 
 
 def load_onnx(path: str, libraries: list[str]) -> Callable:
-    """The same of an ONNX file, whose custom operators the libraries have."""
+    """Loads an ONNX file, with the libraries of its custom operators."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

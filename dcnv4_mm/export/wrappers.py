@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from dcnv4_mm.integrations import swap_deformable_attention
 
 
-class Part(nn.Module):
-    """A function of images (N, 3, H, W), normalised, which a model computes.
+class ExportWrapper(nn.Module):
+    """A function of normalized images (N, 3, H, W) that is exported from a model.
 
     Attributes:
-        free: For every input, the axes of which the size is free.
-        ranked: Whether rounding can change the outputs' order, and with it single numbers.
+        free: The dynamic dims of every input.
+        ranked: Whether rounding can change the order of the outputs, and with it single elements.
     """
 
     free: tuple[tuple[int, ...], ...] = ((0, 2, 3),)
@@ -27,25 +27,25 @@ class Part(nn.Module):
     def examples(
         self, batch: int, height: int, width: int, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
-        """Inputs of the given size, other ones each time."""
+        """Random inputs of the given size."""
         return (torch.randn(batch, 3, height, width, generator=generator),)
 
 
-class Classes(Part):
+class Classes(ExportWrapper):
     """Logits of an image classifier of mmpretrain."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images, mode="tensor")
 
 
-class Maps(Part):
-    """Feature maps behind the neck: what a detector's heads are given."""
+class Maps(ExportWrapper):
+    """Feature maps of the neck, the input of a detector's heads."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.model.extract_feat(images)
 
 
-class Boxes(Part):
+class Boxes(ExportWrapper):
     """Class logits (N, Q, classes) and boxes (N, Q, 4: cx, cy, w, h in [0, 1]) of our DINO."""
 
     # Proposals become queries in the order of their scores.
@@ -59,14 +59,14 @@ class Boxes(Part):
         return classes[-1], boxes[-1]
 
 
-class Logits(Part):
+class Logits(ExportWrapper):
     """Logits (N, classes, h, w) of a segmentor of mmseg, before they are resized."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.decode_head(self.model.extract_feat(images))
 
 
-class Masks(Part):
+class Masks(ExportWrapper):
     """Class logits (N, Q, classes + 1) and mask logits (N, Q, h, w) of Mask2Former."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,8 +74,8 @@ class Masks(Part):
         return classes[-1], masks[-1]
 
 
-class BirdsEyeView(Part):
-    """BEV map (N, Q, C) of one moment, by the backbone, neck and encoder of BEVFormer v2.
+class BirdsEyeView(ExportWrapper):
+    """BEV map (N, Q, C) of one frame, by the backbone, neck and encoder of BEVFormer v2.
 
     The inputs are images (N, cameras, 3, H, W) and projections (N, cameras, 4, 4), from the LiDAR
     frame to pixels.
@@ -90,7 +90,7 @@ class BirdsEyeView(Part):
     def examples(
         self, batch: int, height: int, width: int, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
-        """Random pictures of cameras at the car's centre that look around."""
+        """Random images of cameras at the car's center that face all directions."""
         cameras = len(self.model.pts_bbox_head.transformer.cams_embeds)
         images = torch.randn(batch, cameras, 3, height, width, generator=generator)
         angles = torch.arange(cameras) * (2 * math.pi / cameras)
@@ -105,11 +105,11 @@ class BirdsEyeView(Part):
         return images, projections.repeat(batch, 1, 1, 1)
 
 
-def part_of(model: nn.Module, host: str) -> Part:
-    """The part of a host's model that is recorded; puts this package's operator under attention.
+def wrap_for_export(model: nn.Module, host: str) -> ExportWrapper:
+    """Wraps a host's model for export; its deformable attention uses this package's operator.
 
     Raises:
-        ValueError: There is none for models of this host.
+        ValueError: Models of this host are not supported.
     """
     if host == "mmpretrain":
         return Classes(model)

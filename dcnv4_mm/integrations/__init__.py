@@ -1,4 +1,4 @@
-"""Integration of this package with the OpenMMLab libraries; imported by the registries."""
+"""Integration with the OpenMMLab libraries."""
 
 from types import ModuleType
 
@@ -13,14 +13,15 @@ __all__ = ["find_problems", "install", "is_swapped", "swap_deformable_attention"
 def install() -> None:
     """Prepares this process for OpenMMLab: call it before a host such as mmdet is imported.
 
-    It serves the operators that mmcv-lite lacks (:mod:`dcnv4_mm.integrations.mmcv_ext`), makes
-    mmengine read and write checkpoints safely (:func:`dcnv4_mm.engine.install`), and
-    lets ``dcnv4_mm::...`` name our configs. Our tools call it; calling it again changes nothing.
+    It provides the operators that mmcv-lite does not have
+    (:mod:`dcnv4_mm.integrations.mmcv_ext`), makes mmengine read and write checkpoints safely
+    (:func:`dcnv4_mm.engine.install`), and makes our configs available as ``dcnv4_mm::...``. Our
+    tools call it; it is idempotent.
 
     Raises:
         ImportError: mmengine is not installed.
     """
-    # Serves the operators, as wherever a config names a class of this package.
+    # Its import installs the operators.
     import dcnv4_mm.registry  # noqa: F401
     from dcnv4_mm.engine import install as install_engine
 
@@ -28,12 +29,13 @@ def install() -> None:
 
 
 def swap_deformable_attention(model: nn.Module) -> int:
-    """Puts this package's operator under every ``MultiScaleDeformableAttention`` of mmcv.
+    """Makes every ``MultiScaleDeformableAttention`` of mmcv in a model use this package's operator.
 
-    That is what DINO, Deformable DETR, Mask2Former and others of the OpenMMLab libraries are
-    built with. The modules stay where they are, with their parameters, state-dict keys, hooks and
-    arguments, and compute the same; on the CPU mmcv has no kernel, here there is one. Classes
-    derived from mmcv's are left alone, as they may compute something else.
+    DINO, Deformable DETR, Mask2Former and other models of the OpenMMLab libraries contain this
+    module. Our own DINO and Mask2Former call this function by default. The modules keep their
+    parameters, state-dict keys, hooks and arguments, and compute the same; on the CPU mmcv has no
+    kernel, this package has one. Subclasses of mmcv's class are not changed, as they may compute
+    something else.
 
     Args:
         model: A built model, changed in place.
@@ -45,8 +47,8 @@ def swap_deformable_attention(model: nn.Module) -> int:
         ImportError: mmcv is not installed, or its operators do not load.
 
     Note:
-        mmcv's CPU path has a derivative for a point exactly one pixel outside the image, this
-        operator has none there. Freshly initialised models have such points, trained ones hardly.
+        At a sampling location exactly one pixel outside the image mmcv's CPU path has a derivative,
+        this operator has none. Freshly initialized models have such locations, trained ones rarely.
 
     Example:
         >>> swap_deformable_attention(nn.Linear(2, 2))  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Hooks that change a host's model."""
+"""Hooks that modify a host's model."""
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -12,10 +12,11 @@ __all__ = ["SwapDeformableAttentionHook"]
 
 @HOOKS.register_module()
 class SwapDeformableAttentionHook(Hook):
-    """Puts this package's operator under the deformable attention of the model that is run.
+    """Makes the deformable attention of a host's model use this package's operator.
 
-    It acts before training, validation and testing begin; checkpoints are the same with and
-    without it. See :func:`dcnv4_mm.integrations.swap_deformable_attention`.
+    It calls :func:`dcnv4_mm.integrations.swap_deformable_attention` before training, validation and
+    testing; checkpoints are the same with and without it. ``dcnv4_mm.DINO`` and
+    ``dcnv4_mm.Mask2FormerHead`` do not need it.
 
     Raises:
         ValueError: The model has no ``MultiScaleDeformableAttention`` of mmcv.
@@ -25,7 +26,7 @@ class SwapDeformableAttentionHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Acts on the built model; where it was swapped before, nothing changes."""
+        """Swaps the attention of the built model; a second call changes nothing."""
         swapped = swap_deformable_attention(runner.model)
         if swapped:
             print_log(f"{swapped} deformable attention modules use dcnv4_mm", logger="current")

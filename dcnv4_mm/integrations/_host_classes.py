@@ -1,4 +1,4 @@
-"""Registers the classes that need a host; the host is imported when one of them is built.
+"""Registration of the classes that need a host, which is imported when one of them is built.
 
 Importing a host takes seconds, and not every user has all of them.
 """
@@ -41,7 +41,7 @@ CLASSES = {
 
 
 def _build_late(host: str, module: str, name: str) -> Callable[..., Any]:
-    """Makes a function that stands for a class and builds an object of it."""
+    """Creates a function that imports a class and builds an object of it."""
 
     def build(*args: Any, **kwargs: Any) -> Any:
         if installed_version(host) is None:

@@ -1,4 +1,4 @@
-"""The libraries that can host this package's models: versions, and what is wrong with them."""
+"""The OpenMMLab libraries: versions, and problems of the installation."""
 
 from collections.abc import Iterator
 from importlib import import_module, metadata
@@ -17,7 +17,7 @@ __all__ = [
     "torchvision_problem",
 ]
 
-# Import name -> (distribution names, requirement of the tested version).
+# Import name -> (names of the distributions, requirement of the tested version).
 HOSTS = {
     "mmengine": (("mmengine",), "mmengine==0.10.7"),
     "mmcv": (("mmcv", "mmcv-lite"), "mmcv-lite==2.1.0"),
@@ -26,7 +26,7 @@ HOSTS = {
     "mmpretrain": (("mmpretrain",), "mmpretrain==1.2.0"),
     "mmdet3d": (("mmdet3d",), "mmdet3d==1.4.0"),
 }
-# These say so with an assertion when they are imported.
+# They raise an AssertionError on import.
 _REFUSE_MMCV_2_2 = {"mmdet": "3.3", "mmseg": "1.2", "mmdet3d": "1.4"}
 _REINSTALL_MMCV = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
 
@@ -38,15 +38,16 @@ def installed_version(host: str) -> str | None:
 
 
 def missing_host_message(host: str) -> str:
-    """Says in one line that a host is missing and how to install it."""
-    return f"{host} is not installed: pip install {HOSTS[host][1]}"
+    """One line that says how to install a missing host, and the extra of this package for it."""
+    extra = host if host in ("mmdet", "mmseg", "mmpretrain", "mmdet3d") else "mim"
+    return f"{host} is not installed: pip install {HOSTS[host][1]}, or 'dcnv4_mm[{extra}]'"
 
 
 def find_problems() -> list[str]:
-    """What is wrong with the installed libraries: one line each, with the command that helps.
+    """Problems of the installed libraries: one line each, with a command that solves it.
 
-    Hosts that are not installed are not among them. Imports torchvision, and mmcv's compiled
-    operators where there are some.
+    A host that is not installed is no problem. Imports torchvision, and mmcv's compiled operators
+    if there are any.
     """
     return list(_problems())
 
@@ -74,7 +75,7 @@ def _problems() -> Iterator[str]:
 
 
 def compiled_mmcv_spec() -> ModuleSpec | None:
-    """Where the compiled module of mmcv is, or ``None``; mmcv is not imported."""
+    """Import spec of mmcv's compiled module, or ``None``; mmcv is not imported."""
     mmcv = find_spec("mmcv")
     return mmcv and PathFinder.find_spec("mmcv._ext", mmcv.submodule_search_locations)
 
@@ -95,7 +96,7 @@ def torchvision_problem() -> str | None:
     """Why torchvision cannot serve mmcv's operators, or ``None`` if it can; imports it."""
     # torchvision 0.15 belongs to torch 2.0, 0.29 to 2.14, and so on.
     fitting = f"0.{_release(torch.__version__)[1] + 15}"
-    command = f"pip install 'torchvision=={fitting}.*', from where torch came"
+    command = f"pip install 'torchvision=={fitting}.*', from the same index as torch"
     version = _version("torchvision")
     if version is None:
         return f"torchvision is not installed: {command}"
@@ -124,7 +125,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, as in 2.14.0a0+cu130."""
+    """Major and minor version, as (2, 14) for 2.14.0a0+cu130."""
     return tuple(int(number) for number in version.split(".")[:2])
 
 

@@ -1,4 +1,4 @@
-"""mmcv's deformable attention with this package's operator under it."""
+"""mmcv's deformable attention on this package's operator."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ __all__ = ["DeformableAttention"]
 
 
 class DeformableAttention(MultiScaleDeformableAttention):
-    """What mmcv's module becomes by :func:`dcnv4_mm.integrations.swap_deformable_attention`.
+    """The class that :func:`dcnv4_mm.integrations.swap_deformable_attention` gives mmcv's modules.
 
-    The same arguments, parameters, results and errors; the pixel checks are the operator's.
+    Arguments, parameters, results and errors are mmcv's; the operator checks the numbers of pixels.
     """
 
     @deprecated_api_warning({"residual": "identity"}, cls_name="MultiScaleDeformableAttention")
@@ -32,7 +32,7 @@ class DeformableAttention(MultiScaleDeformableAttention):
         level_start_index: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Applies the layer; see mmcv. ``level_start_index`` follows from ``spatial_shapes``."""
+        """Applies the layer as mmcv does; ``level_start_index`` is not used."""
         value = query if value is None else value
         identity = query if identity is None else identity
         if query_pos is not None:

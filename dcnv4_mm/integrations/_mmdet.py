@@ -1,4 +1,4 @@
-"""mmdet's DINO with what differs between mmdet 3 and the original's mmdet 2."""
+"""mmdet's DINO with the differences between mmdet 3 and the original's mmdet 2."""
 
 from typing import Any
 
@@ -7,17 +7,30 @@ from mmdet.models import DINOHead as _DINOHead
 from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor
 
-from dcnv4_mm.engine import convert_on_load
+from dcnv4_mm.engine.released import convert_on_load
+from dcnv4_mm.integrations import swap_deformable_attention
 
 __all__ = ["DINO", "DINOHead"]
 
 
 class DINO(_DINO):
-    """mmdet's DINO, which understands the released names wherever it is loaded from, and exports.
+    """mmdet's DINO with our attention operator, released checkpoints and export.
 
-    Raises:
-        ValueError: The weights are in the released names, and do not fit.
+    It accepts released keys wherever it is loaded from; a file with released keys that does not fit
+    raises a ``ValueError``.
+
+    Args:
+        *args: Those of mmdet's ``DINO``.
+        swap_attention: Whether the deformable attention runs on this package's operator
+            (:func:`dcnv4_mm.integrations.swap_deformable_attention`) or on mmcv's.
+        **kwargs: Those of mmdet's ``DINO``.
     """
+
+    def __init__(self, *args: Any, swap_attention: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if swap_attention:
+            swap_deformable_attention(self)
+        convert_on_load(self)
 
     def forward_decoder(
         self,
@@ -28,10 +41,10 @@ class DINO(_DINO):
         dn_mask: Tensor | None = None,
         **geometry: Tensor,
     ) -> dict[str, Any]:
-        """See the parent.
+        """Runs the decoder, with the arguments and results of mmdet's method.
 
-        In evaluation it leaves out what the parent does for the gradient's sake alone, and for
-        which it asks for the batch size as an int: a recorded graph would hold for that one only.
+        In evaluation it omits a step that only serves gradients and that reads the batch size as an
+        int, which would fix the batch size of an exported graph.
         """
         if self.training:
             return super().forward_decoder(
@@ -48,28 +61,25 @@ class DINO(_DINO):
         )
         return dict(hidden_states=states, references=list(references))
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        convert_on_load(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 class DINOHead(_DINOHead):
-    """mmdet's head of DINO, which keeps references as far from 0 and 1 as mmdet 2 does.
+    """mmdet's DINO head with the clamping of reference points of mmdet 2.
 
     Note:
-        mmdet 3 limits the inverse sigmoid of a reference at 1e-5, mmdet 2 at 1e-3: a box whose
-        centre lies at the border, or that is very narrow, comes out differently.
+        mmdet 3 clamps reference points to [1e-5, 1 - 1e-5] in the inverse sigmoid, mmdet 2 to
+        [1e-3, 1 - 1e-3]: boxes at the border of the image and very narrow boxes differ.
     """
 
     def forward(self, hidden_states: Tensor, references: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """See the parent.
+        """Predicts classes and boxes for every decoder layer.
 
         Args:
-            hidden_states: Of every decoder layer (L, N, Q, C).
-            references: Of every decoder layer (N, Q, 4), and one that is not used; in [0, 1].
+            hidden_states: Outputs of the decoder layers (L, N, Q, C).
+            references: Reference points of each layer (N, Q, 4) in [0, 1], and one more that is not
+                used.
 
         Returns:
             Class logits (L, N, Q, classes) and boxes cx, cy, w, h (L, N, Q, 4) in [0, 1].
         """
-        limited = [inverse_sigmoid(reference, eps=1e-3).sigmoid() for reference in references]
-        return super().forward(hidden_states, limited)
+        clamped = [inverse_sigmoid(reference, eps=1e-3).sigmoid() for reference in references]
+        return super().forward(hidden_states, clamped)

@@ -1,4 +1,4 @@
-"""For mmpretrain: FlashInternImage's classification head, and its own networks with DCNv4."""
+"""For mmpretrain: FlashInternImage's classification head, and mmpretrain's networks with DCNv4."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ __all__ = ["DCNv4ConvNeXt", "DCNv4VisionTransformer", "FlashInternImageHead"]
 
 
 class DCNv4ConvNeXt(ConvNeXt):
-    """mmpretrain's ConvNeXt with DCNv4, without projections, in place of the 7 x 7 convolutions.
+    """mmpretrain's ConvNeXt with DCNv4, without projections, instead of 7 x 7 convolutions.
 
     Args:
         *args: Those of mmpretrain's ``ConvNeXt``.
-        **arguments: The same.
+        **arguments: Those of mmpretrain's ``ConvNeXt``.
 
     Note:
-        A checkpoint of the original network loads into all other parts; mmengine's log names the
-        convolutions that find no place, and the new layers, which stay as they start.
+        A checkpoint of the original network loads into all other parts; mmengine's log lists the
+        unused convolutions and the new layers, which keep their initial values.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4; the choices are
@@ -32,21 +32,21 @@ class DCNv4ConvNeXt(ConvNeXt):
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        # With torch's list mmengine's initialisation would stop here.
+        # mmengine's initialization does not recurse into torch's own ModuleList.
         self.stages = ModuleList(self.stages)
         swap_convolutions(self)
 
 
 class DCNv4VisionTransformer(VisionTransformer):
-    """mmpretrain's ViT with DCNv4 in place of attention.
+    """mmpretrain's ViT with DCNv4 instead of attention.
 
     Args:
         *args: Those of mmpretrain's ``VisionTransformer``.
-        **arguments: The same. Attention's own dropout has nothing to act on.
+        **arguments: Those of mmpretrain's ``VisionTransformer``; the attention's dropout is unused.
 
     Note:
-        A class token, if there is one, gets the mean of the patches in every layer. A checkpoint of
-        the original network loads into all but the attention.
+        A class token, if there is one, is set to the mean of the patches in every layer. A
+        checkpoint of the original network loads into all parts but the attention.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4; the choices are
@@ -59,9 +59,9 @@ class DCNv4VisionTransformer(VisionTransformer):
 
 
 class FlashInternImageHead(ClsHead):
-    """1x1 convolution, batch norm, GELU, mean over the image, linear classifier.
+    """1x1 convolution, batch norm, GELU, global average pooling and a linear classifier.
 
-    Its parts have the original's names, ``conv_head`` and ``head``.
+    The submodules have the original's names, ``conv_head`` and ``head``.
 
     Args:
         num_classes: Number of classes.
@@ -85,9 +85,9 @@ class FlashInternImageHead(ClsHead):
         self.head = layers.fc
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Means (N, 1.5 * in_channels) of the last of maps (N, C, H, W)."""
+        """Pooled features (N, 1.5 * in_channels) of the last feature map (N, C, H, W)."""
         return self.conv_head(feats[-1]).mean((2, 3))
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Logits (N, num_classes) of maps (N, C, H, W), of which the last count."""
+        """Logits (N, num_classes) of the last feature map (N, C, H, W)."""
         return self.head(self.pre_logits(feats))

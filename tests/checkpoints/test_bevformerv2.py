@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, restore_boxes
+from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, convert_released_boxes, restore_boxes
 
 NAMES = [f"pts_bbox_head.reg_branches.{i}.4.{p}" for i in range(6) for p in ("weight", "bias")]
 
@@ -77,3 +77,41 @@ def test_twice_is_refused():
 def test_other_files_are_refused(content):
     with pytest.raises(ValueError, match="must hold a BEVFormerV2"):
         convert_boxes(content)
+
+
+@pytest.mark.parametrize(
+    ("meta", "converts"),
+    [
+        ({"mmcv_version": "1.5.0"}, True),
+        ({"mmengine_version": "0.10.7"}, False),
+        ({"mmcv_version": "1.5.0", "box_convention": "mmdet3d 1.x"}, False),
+        ({}, False),
+    ],
+)
+def test_only_released_files_are_converted_on_loading(meta, converts):
+    released = {**checkpoint(), "meta": meta}
+    once = convert_released_boxes(released)
+    if not converts:
+        assert once is released
+        return
+    expected = convert_boxes(released)["state_dict"]
+    assert all(torch.equal(once["state_dict"][key], expected[key]) for key in expected)
+    assert convert_released_boxes(once) is once
+
+
+@pytest.mark.parametrize("content", [None, [1], {"meta": {"mmcv_version": "1.5.0"}}])
+def test_other_content_is_left_alone(content):
+    assert convert_released_boxes(content) is content
+
+
+def test_a_released_file_is_converted_by_mmengines_readers(tmp_path):
+    pytest.importorskip("mmengine", reason="mmengine is not installed")
+    from dcnv4_mm.engine import load_from_local
+
+    released = {**checkpoint(), "meta": {"mmcv_version": "1.5.0"}}
+    torch.save(released, tmp_path / "released.pth")
+    loaded = load_from_local(str(tmp_path / "released.pth"))
+    expected = convert_boxes(released)
+    assert loaded["meta"] == expected["meta"]
+    for key, tensor in expected["state_dict"].items():
+        assert torch.equal(loaded["state_dict"][key], tensor), key

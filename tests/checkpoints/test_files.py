@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dcnv4_mm.checkpoints.files import Record, read_file
+from dcnv4_mm.checkpoints.files import InertObject, read_file
 
 WEIGHTS = {"a.weight": torch.arange(12.0).view(3, 4), "b": torch.ones(1000)}
 
@@ -125,7 +125,7 @@ def test_what_the_user_allowed_is_read(save):
 def test_scores_are_records(save):
     content = read_file(save({"best": np.float64(0.5), "curve": np.arange(3), "none": np.zeros(0)}))
     assert content["best"].name.endswith("multiarray.scalar")
-    assert all(isinstance(value, Record) for value in content.values())
+    assert all(isinstance(value, InertObject) for value in content.values())
 
 
 def test_scores_of_older_numpy(tmp_path):
@@ -140,7 +140,7 @@ def test_scores_of_older_numpy(tmp_path):
 )
 def test_settings_of_trainers_are_inert_records(save, settings):
     content = read_file(save({"args": settings, "model": {"x": torch.ones(1)}}))
-    assert isinstance(content["args"], Record)
+    assert isinstance(content["args"], InertObject)
     assert content["model"]["x"] == 1
 
 
@@ -192,3 +192,33 @@ def test_missing_file(tmp_path):
         read_file(tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path)
+
+
+@pytest.fixture
+def safetensors(tmp_path):
+    module = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    path = tmp_path / "model.safetensors"
+    module.save_file(WEIGHTS, path, metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_safetensors(safetensors, name):
+    path = safetensors.rename(safetensors.with_name(name))
+    weights = read_file(path)
+    assert weights.keys() == WEIGHTS.keys()
+    assert all(torch.equal(weights[key], WEIGHTS[key]) for key in WEIGHTS)
+
+
+def test_safetensors_without_the_library(safetensors, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ValueError, match=r"model\.safetensors.*pip install safetensors"):
+        read_file(safetensors)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.99])
+def test_truncated_safetensors(safetensors, ratio):
+    data = safetensors.read_bytes()
+    safetensors.write_bytes(data[: int(ratio * len(data))])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        read_file(safetensors)

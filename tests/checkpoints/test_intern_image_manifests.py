@@ -7,12 +7,12 @@ from internimage import backbone_arguments, build, manifest, models, numbered
 from dcnv4_mm.backbones import DCNV3_ARCHS, FlashInternImage
 from dcnv4_mm.backbones.archs import Arch
 from dcnv4_mm.checkpoints import convert, to_released
-from dcnv4_mm.checkpoints.families import find_families
 from dcnv4_mm.checkpoints.flash_intern_image import RULES
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.key_mappings import find_key_mappings
+from dcnv4_mm.checkpoints.loading import match_state_dict
 
 ALONE = [(kind, stem) for kind in ("classification", "backbone") for stem in models(kind)]
-WHOLE = [(kind, stem) for kind in ("detection", "segmentation") for stem in models(kind)]
+COMPLETE = [(kind, stem) for kind in ("detection", "segmentation") for stem in models(kind)]
 
 
 def shapes_of(state_dict):
@@ -21,7 +21,7 @@ def shapes_of(state_dict):
 
 def assert_places(model, released, buffers=()):
     """Every tensor of a file gets to the place that leads back to its own name."""
-    weights, report = fit(model, {"model": numbered(released, buffers)})
+    weights, report = match_state_dict(model, {"model": numbered(released, buffers)})
     assert not report.dropped
     assert not report.kept
     spelled = dict(zip(to_released(model), weights.values(), strict=True))
@@ -52,29 +52,25 @@ def test_arch_table_says_the_same(stem):
     assert Arch(**arguments["arch"]) == DCNV3_ARCHS[stem.split("_")[1]]
 
 
-@pytest.mark.parametrize(("kind", "stem"), WHOLE)
+@pytest.mark.parametrize(("kind", "stem"), COMPLETE)
 def test_backbones_of_detectors_and_segmentors(kind, stem):
     (arch,) = (name for name in DCNV3_ARCHS if f"_internimage_{name}_" in stem)
-    whole = manifest(kind, stem)
-    released = {n.removeprefix("backbone."): s for n, s in whole.items() if "backbone." in n}
+    complete = manifest(kind, stem)
+    released = {n.removeprefix("backbone."): s for n, s in complete.items() if "backbone." in n}
     layer_scale = None if arch in ("h", "g") else 1.0
     with torch.device("meta"):
         model = FlashInternImage(
             arch, core_op="DCNv3", layer_scale=layer_scale, out_indices=(0, 1, 2, 3)
         )
     assert list(released.items()) == list(shapes_of(to_released(model)).items())
-    weights, report = fit(model, {"state_dict": numbered(whole)})
+    weights, report = match_state_dict(model, {"state_dict": numbered(complete)})
     assert len(weights) == len(released)
-    assert set(report.dropped) == {name for name in whole if not name.startswith("backbone.")}
+    assert set(report.dropped) == {name for name in complete if not name.startswith("backbone.")}
 
 
-def test_families_know_their_heads():
+def test_the_heads_around_are_found():
     """The heads around InternImage are spelled as around FlashInternImage."""
-    found = {
-        stem: [f.name for f in find_families(manifest(*case), released=True)]
-        for case in WHOLE
-        for stem in case[1:]
-    }
-    for stem, families in found.items():
-        expected = [name for name in ("DINO", "Mask2Former") if stem.startswith(name.lower())]
-        assert families == expected, stem
+    for case in COMPLETE:
+        found = [m.name for _, m in find_key_mappings(manifest(*case), released=True)]
+        heads = [name for name in ("DINO", "Mask2Former") if case[1].startswith(name.lower())]
+        assert found == ["FlashInternImage", *heads], case

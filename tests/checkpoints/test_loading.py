@@ -230,7 +230,7 @@ def broken(**changes):
         (broken(bias="text"), r"plain tensors.*: patch_embed\.conv1\.bias"),
         (broken(bias=torch.zeros(16).to_sparse()), "plain tensors"),
         (broken(bias=torch.zeros(16, device="meta")), "plain tensors"),
-        ({**broken(), 7: torch.zeros(1)}, "plain tensors by name.*: 7"),
+        ({**broken(), 7: torch.zeros(1)}, "plain tensors.*: 7"),
         ({}, "holds no weights"),
         ({"state_dict": {}}, "holds no weights"),
         ({"epoch": 3, "optimizer": {}}, "epoch, optimizer"),
@@ -277,3 +277,18 @@ def test_from_a_file(tmp_path, backbone, source, as_text):
     torch.save({"model": to_released(source), "epoch": 1}, path)
     load_released(backbone, str(path) if as_text else path)
     assert same_weights(backbone, source)
+
+
+def test_a_refusal_names_the_file_and_both_models(tmp_path, backbone):
+    path = tmp_path / "other.pth"
+    torch.save({"model": to_released(random_model(num_classes=5))}, path)
+    model = FlashInternImage("nano", num_classes=3)
+    with pytest.raises(ValueError, match=r"head\.fc\.weight") as error:
+        load_released(model, path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "5 classes" in message
+    assert "3 classes" in message
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=rf"^{path}: .*dict.*list"):
+        load_released(backbone, path)

@@ -7,9 +7,9 @@ from helpers import backbone_kwargs, build_detector, load_all, manifest, manifes
 from dcnv4_mm.backbones import ARCHS, FlashInternImage
 from dcnv4_mm.backbones.flash_intern_image import Arch
 from dcnv4_mm.checkpoints import convert, to_released
-from dcnv4_mm.checkpoints.families import find_families
 from dcnv4_mm.checkpoints.flash_intern_image import RULES
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.key_mappings import convert_keys, find_key_mappings
+from dcnv4_mm.checkpoints.loading import match_state_dict
 
 MODELS = load_all("manifests")["models"]
 CASES = [(kind, stem) for kind in ("classification", "backbone") for stem in MODELS[kind]]
@@ -57,7 +57,7 @@ def test_every_tensor_reaches_its_own_place(kind, stem):
     for name in MODELS[kind][stem]["buffers"]:
         if name.endswith("num_batches_tracked"):
             numbered[name] = numbered[name].long()
-    weights, report = fit(model, {"model": numbered})
+    weights, report = match_state_dict(model, {"model": numbered})
     assert list(weights) == list(model.state_dict())
     for index, tensor in enumerate(weights.values()):
         assert (tensor == index).all()
@@ -80,11 +80,10 @@ DETECTORS = [(kind, stem) for kind in ("mask_rcnn", "cascade", "dino") for stem 
 def test_detectors(kind, stem):
     released, (model, _) = manifest(kind, stem), build_detector(stem, device="meta")
     own = model.state_dict()
-    converted = convert(released, RULES, prefix="backbone.")
-    for family in find_families(own):
-        converted = convert(converted, family.rules)
     # The hosts order DINO's parts otherwise.
-    assert converted == dict(shapes_of(own))
+    assert convert_keys(released, find_key_mappings(own)) == dict(shapes_of(own))
+    found = find_key_mappings(released, released=True)
+    assert convert_keys(released, found) == dict(shapes_of(own))
     assert released == dict(shapes_of(to_released(model)))
     assert MODELS[kind][stem]["num_parameters"] == sum(p.numel() for p in model.parameters())
 
@@ -102,7 +101,7 @@ def test_every_tensor_of_a_detector_is_used_once(kind, stem):
         if name.endswith("num_batches_tracked"):
             numbered[name] = numbered[name].long()
     copies = {"ema_" + name.replace(".", "_"): numbered[name] for name in numbered}
-    weights, report = fit(model, {"state_dict": numbered | copies})
+    weights, report = match_state_dict(model, {"state_dict": numbered | copies})
     assert set(report.dropped) == set(copies)
     assert sorted(tensor.flatten()[0].item() for tensor in weights.values()) == sorted(
         numbers.values()

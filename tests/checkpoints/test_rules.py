@@ -4,7 +4,7 @@ import pytest
 from helpers import manifest, manifest_stems
 
 from dcnv4_mm.checkpoints import ConversionReport, KeyRule, convert
-from dcnv4_mm.checkpoints.flash_intern_image import RULES, find_backbones, is_layer_scale
+from dcnv4_mm.checkpoints.flash_intern_image import RULES, is_layer_scale
 
 RULE = KeyRule("levels.{i}.norm.0.{p}", "levels.{i}.norm.{p}")
 
@@ -40,12 +40,6 @@ def test_two_spellings_of_one_name_are_refused():
 def test_converting_twice_changes_nothing(stem):
     once = convert(manifest("classification", stem), RULES)
     assert convert(once, RULES) == once
-
-
-def test_backbones_are_found_at_any_depth():
-    assert find_backbones(["patch_embed.norm2.weight", "head.fc.weight"]) == [""]
-    names = ["img_backbone.patch_embed.norm2.weight", "x.patch_embed.projection.weight"]
-    assert find_backbones(names) == ["img_backbone."]
 
 
 def test_layer_scales_are_told_from_other_names():

@@ -5,9 +5,8 @@ import torch
 from helpers import build_segmentor, load_json, manifest
 
 from dcnv4_mm.checkpoints import convert, load_released, to_released
-from dcnv4_mm.checkpoints.families import MASK2FORMER
-from dcnv4_mm.checkpoints.flash_intern_image import RULES
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.key_mappings import MASK2FORMER, convert_keys, find_key_mappings
+from dcnv4_mm.checkpoints.loading import match_state_dict
 
 pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]
 
@@ -32,8 +31,8 @@ def test_all_eight_are_here():
 def test_names_shapes_and_places(stem):
     released, (model, _) = manifest("segmentation", stem), build_segmentor(stem, device="meta")
     own = model.state_dict()
-    converted = convert(convert(released, RULES, prefix="backbone."), MASK2FORMER.rules)
-    assert converted == shapes_of(own)
+    assert convert_keys(released, find_key_mappings(own)) == shapes_of(own)
+    assert convert_keys(released, find_key_mappings(released, released=True)) == shapes_of(own)
     assert sum(p.numel() for p in model.parameters()) == MODELS[stem]["num_parameters"]
     assert set(MODELS[stem]["buffers"]) == set(own) - {n for n, _ in model.named_parameters()}
     back = shapes_of(to_released(model))
@@ -53,7 +52,7 @@ def test_names_shapes_and_places(stem):
     for name in MODELS[stem]["buffers"]:
         if name.endswith("num_batches_tracked"):
             numbered[name] = numbered[name].long()
-    weights, report = fit(model, {"meta": {}, "state_dict": numbered})
+    weights, report = match_state_dict(model, {"meta": {}, "state_dict": numbered})
     places = dict(zip(to_released(model), weights.values(), strict=True))
     for index, name in enumerate(released):
         assert (places[name] == index).all(), name
@@ -64,10 +63,10 @@ def test_names_shapes_and_places(stem):
 
 
 def test_the_order_of_the_decoders_attentions():
-    """Released layers attend to the picture first (0), then to each other (1)."""
+    """Released layers attend to the image first (0), then to each other (1)."""
     prefix = "decode_head.transformer_decoder.layers.4."
     names = {f"{prefix}attentions.0.attn.in_proj_bias": 0, f"{prefix}norms.0.bias": 1}
-    assert list(convert(names, MASK2FORMER.rules)) == [
+    assert list(convert(names, MASK2FORMER.rules, prefix="decode_head.")) == [
         f"{prefix}cross_attn.attn.in_proj_bias",
         f"{prefix}norms.0.bias",
     ]

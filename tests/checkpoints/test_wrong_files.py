@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import build_detector, manifest
 
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.loading import match_state_dict
 
 pytestmark = pytest.mark.mmdet
 
@@ -24,12 +24,12 @@ def dino():
 
 
 def test_the_right_file(dino):
-    fit(dino, file_of(manifest("dino", DINO.format("t"))))
+    match_state_dict(dino, file_of(manifest("dino", DINO.format("t"))))
 
 
 def test_a_larger_model(dino):
     with pytest.raises(ValueError, match="does not fit this DINO, which is unchanged") as error:
-        fit(dino, file_of(manifest("dino", DINO.format("s"))))
+        match_state_dict(dino, file_of(manifest("dino", DINO.format("s"))))
     message = str(error.value)
     assert "unexpected" in message
     assert "backbone.levels.0.blocks.0.dcn.offset_mask_dw.weight" in message
@@ -41,7 +41,7 @@ def test_a_segmentor(dino):
     shapes = {f"backbone.{name}": shape for name, shape in shapes.items()}
     shapes |= {"decode_head.conv_seg.weight": [150, 512, 1, 1], "decode_head.conv_seg.bias": [150]}
     with pytest.raises(ValueError, match=r"unexpected 2: decode_head\.conv_seg\.weight") as error:
-        fit(dino, file_of(shapes))
+        match_state_dict(dino, file_of(shapes))
     assert "missing 309: level_embed, neck.convs.0.conv.weight" in str(error.value)
 
 
@@ -62,6 +62,6 @@ def test_other_classes(stem, kind, name):
     }
     model, _ = build_detector(stem, device="meta")
     with pytest.raises(ValueError, match="of another shape or type") as error:
-        fit(model, file_of(shapes))
+        match_state_dict(model, file_of(shapes))
     assert name in str(error.value)
     assert "Build the model that the file belongs to, or name with `allow`" in str(error.value)

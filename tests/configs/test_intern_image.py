@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from dcnv4_mm.checkpoints import to_released
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.loading import match_state_dict
 
 RECORDED = load_json("internimage/models")
 HUB = "https://huggingface.co/OpenGVLab/InternImage/resolve/main/"
@@ -74,7 +74,7 @@ def test_names_shapes_and_places(case):
     own = {name: list(tensor.shape) for name, tensor in to_released(model).items()}
     assert list(own.items()) == list(released.items())
     assert facts["num_parameters"] == sum(p.numel() for p in model.parameters())
-    weights, report = fit(model, {"state_dict": numbered(released, facts["buffers"])})
+    weights, report = match_state_dict(model, {"state_dict": numbered(released, facts["buffers"])})
     assert not report.dropped
     for index, tensor in enumerate(weights.values()):
         assert tensor[(0,) * tensor.dim()] == index

@@ -12,8 +12,8 @@ import torch
 import training
 from training import STEPS
 
-from dcnv4_mm.engine import find_whole_checkpoint, saving
-from dcnv4_mm.engine.saving import AtomicLocalBackend
+from dcnv4_mm.engine import atomic_writes, find_complete_checkpoint
+from dcnv4_mm.engine.atomic_writes import AtomicLocalBackend
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,10 @@ def run_folder(trained, tmp_path):
 )
 def test_a_damaged_last_checkpoint_is_skipped(run_folder, damage, monkeypatch):
     logged = []
-    monkeypatch.setattr(saving, "print_log", lambda message, **_: logged.append(message))
+    monkeypatch.setattr(atomic_writes, "print_log", lambda message, **_: logged.append(message))
     last = run_folder / "epoch_3.pth"
     damage(last)
-    assert find_whole_checkpoint(run_folder) == str(run_folder / "epoch_2.pth")
+    assert find_complete_checkpoint(run_folder) == str(run_folder / "epoch_2.pth")
     (message,) = logged
     assert message.startswith(f"Skipped: {last} ")
 
@@ -131,29 +131,29 @@ def test_training_goes_on_before_a_damaged_checkpoint(run_folder, trained, unbro
 def test_an_empty_pointer_is_no_obstacle(run_folder):
     """A process may be killed between emptying and filling the file."""
     (run_folder / "last_checkpoint").write_text("")
-    assert find_whole_checkpoint(run_folder) == str(run_folder / "epoch_3.pth")
+    assert find_complete_checkpoint(run_folder) == str(run_folder / "epoch_3.pth")
 
 
 def test_numbers_are_compared_as_numbers(run_folder):
     (run_folder / "epoch_2.pth").rename(run_folder / "epoch_10.pth")
     (run_folder / "last_checkpoint").unlink()
-    assert find_whole_checkpoint(run_folder) == str(run_folder / "epoch_10.pth")
+    assert find_complete_checkpoint(run_folder) == str(run_folder / "epoch_10.pth")
 
 
 def test_a_first_start_has_nothing_to_resume(tmp_path):
-    assert find_whole_checkpoint(tmp_path) is None
+    assert find_complete_checkpoint(tmp_path) is None
 
 
 def test_a_checkpoint_elsewhere_is_left_to_mmengine(tmp_path):
     (tmp_path / "last_checkpoint").write_text("s3://bucket/epoch_3.pth")
-    assert find_whole_checkpoint(tmp_path) == "s3://bucket/epoch_3.pth"
+    assert find_complete_checkpoint(tmp_path) == "s3://bucket/epoch_3.pth"
 
 
 def test_no_silent_start_from_the_beginning(run_folder, make_runner):
     for file in run_folder.glob("*.pth"):
         truncate(file)
     with pytest.raises(ValueError, match=r"none of the 3 checkpoints .* can be resumed from"):
-        find_whole_checkpoint(run_folder)
+        find_complete_checkpoint(run_folder)
     hook = {"type": "dcnv4_mm.SafeCheckpointHook"}
     runner = make_runner(work_dir=".", checkpoint=hook, resume=True)
     with pytest.raises(ValueError, match="none of the 3 checkpoints"):

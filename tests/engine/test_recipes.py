@@ -1,4 +1,4 @@
-"""The recipes of docs/training.md, on a tiny model; mixed precision as if there were a GPU."""
+"""The recipes of docs/training.md on a tiny model; mmengine's AMP as if there were a GPU."""
 
 from pathlib import Path
 
@@ -11,20 +11,22 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def test_bfloat16(make_runner, make_model, monkeypatch):
-    """mmengine asks for a GPU, but its autocast works without one."""
-    monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
-    model, seen = make_model(), set()
-
-    def record(head, _, scores):
-        if head.training:
-            seen.add(scores.dtype)
-
-    model.head.register_forward_hook(record)
+@pytest.mark.parametrize("ours", [False, True])
+def test_bfloat16(make_runner, make_model, monkeypatch, ours):
+    """mmengine's wrapper requires a GPU, although its autocast works without one."""
     recipe = {"type": "AmpOptimWrapper", "dtype": "bfloat16"}
+    if ours:
+        recipe = {"type": "dcnv4_mm.BFloat16OptimWrapper", "accumulative_counts": 2}
+    else:
+        monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
+    model, seen = make_model(), set()
+    model.head.register_forward_hook(lambda head, _, s: seen.add((head.training, s.dtype)))
     before = model.head.weight.clone()
-    make_runner(model, optim_wrapper=recipe).train()
-    assert seen == {torch.bfloat16}
+    runner = make_runner(model, optim_wrapper=recipe)
+    runner._val_loop = dict(fp16=ours)
+    runner.train()
+    evaluated = torch.bfloat16 if ours else torch.float32
+    assert seen == {(True, torch.bfloat16), (False, evaluated)}
     assert model.head.weight.dtype == torch.float32
     assert not torch.equal(model.head.weight, before)
     assert all(parameter.isfinite().all() for parameter in model.parameters())

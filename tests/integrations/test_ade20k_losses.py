@@ -13,9 +13,8 @@ from helpers import (
     weights,
 )
 
-from dcnv4_mm.checkpoints import convert, load_released
-from dcnv4_mm.checkpoints.families import MASK2FORMER
-from dcnv4_mm.checkpoints.flash_intern_image import RULES
+from dcnv4_mm.checkpoints import load_released
+from dcnv4_mm.checkpoints.key_mappings import FLASH_INTERN_IMAGE, MASK2FORMER, convert_keys
 
 pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]
 
@@ -57,8 +56,8 @@ def check_gradients(model, pixels, recorded):
         # Relative to the largest, since a sample may be near zero.
         assert (picked - samples).abs().max() <= 1e-7 * samples.abs().max()
 
-    names = convert(dict.fromkeys(recorded["param_grads"]), RULES, prefix="backbone.")
-    names = list(convert(names, MASK2FORMER.rules))
+    mappings = [("backbone.", FLASH_INTERN_IMAGE), ("decode_head.", MASK2FORMER)]
+    names = list(convert_keys(dict.fromkeys(recorded["param_grads"]), mappings))
     parameters = dict(model.named_parameters())
     assert len(names) >= 30
     for name, expected in zip(names, recorded["param_grads"].values(), strict=True):

@@ -1,4 +1,4 @@
-"""Whole models of the hosts compile; where a graph ends, it is not for this package's code."""
+"""Complete models of the hosts compile; graph breaks are outside the code of this package."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from host_models import small_config
 from mmengine.registry import MODELS, init_default_scope
 
 import dcnv4_mm
-from dcnv4_mm.export.wrappers import part_of
+from dcnv4_mm.export.wrappers import wrap_for_export
 
 # By model, whether its host lets it be one graph: mmdet's transformers make tensors of sizes.
 ONE_GRAPH = [
@@ -29,7 +29,7 @@ ONE_GRAPH = [
 def test_no_graph_ends_in_this_package(name, one_graph):
     config = small_config(name)
     init_default_scope(config.default_scope)
-    part = part_of(MODELS.build(config.model), config.default_scope).eval()
+    part = wrap_for_export(MODELS.build(config.model), config.default_scope).eval()
     inputs = part.examples(2, 64, 96, torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = torch._dynamo.explain(part)(*inputs)

@@ -18,9 +18,8 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 from mmdet.models.layers import CdnQueryGenerator
 
-from dcnv4_mm.checkpoints import convert, load_released
-from dcnv4_mm.checkpoints.families import FAMILIES
-from dcnv4_mm.checkpoints.flash_intern_image import RULES
+from dcnv4_mm.checkpoints import load_released
+from dcnv4_mm.checkpoints.key_mappings import DINO, FLASH_INTERN_IMAGE, convert_keys
 
 pytestmark = pytest.mark.mmdet
 
@@ -43,12 +42,12 @@ def model():
     return model
 
 
-def pictures():
+def padded_images():
     height, width = RECORDED["batch_input_shape"]
     batch = images(height, width, batch=2, seed=RECORDED["image_seed"])
-    for picture, (h, w) in zip(batch, RECORDED["img_shapes"], strict=True):
-        picture[:, h:] = 0
-        picture[:, :, w:] = 0
+    for image, (h, w) in zip(batch, RECORDED["img_shapes"], strict=True):
+        image[:, h:] = 0
+        image[:, :, w:] = 0
     return batch
 
 
@@ -97,7 +96,7 @@ def forward(model):
 @pytest.fixture(scope="module")
 def trained(model, forward):
     """Losses and gradients with denoising."""
-    inputs = pictures().requires_grad_()
+    inputs = padded_images().requires_grad_()
     losses = forward("denoising", inputs)
     sum(losses.values()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -110,7 +109,7 @@ def values(losses):
 
 def test_losses_without_denoising(forward):
     with torch.no_grad():
-        losses = forward("no_denoising", pictures())
+        losses = forward("no_denoising", padded_images())
     recorded = RECORDED["variants"]["no_denoising"]
     assert values(losses) == pytest.approx(recorded["losses"], rel=1e-5)
 
@@ -123,8 +122,7 @@ def test_losses_with_denoising(trained):
 def test_gradients(trained):
     recorded, _, gradients, input_gradient = trained
     names = dict.fromkeys(recorded["param_grads"])
-    (dino,) = (family for family in FAMILIES if family.name == "DINO")
-    ours = convert(convert(names, RULES, prefix="backbone."), dino.rules)
+    ours = convert_keys(names, [("backbone.", FLASH_INTERN_IMAGE), ("", DINO)])
     for name, released in zip(ours, names, strict=True):
         expected, gradient = recorded["param_grads"][released], gradients[name]
         assert gradient.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-3), name

@@ -1,4 +1,4 @@
-"""What is wrong with the installed libraries: one line each, with the command that helps."""
+"""Problems of the installed libraries: one line each, with a command that solves it."""
 
 from importlib import metadata
 
@@ -123,5 +123,7 @@ def test_setuptools_without_pkg_resources(problems):
 
 
 def test_a_missing_host_is_named_with_its_requirement():
-    expected = "mmcv is not installed: pip install mmcv-lite==2.1.0"
-    assert _hosts.missing_host_message("mmcv") == expected
+    message = _hosts.missing_host_message("mmcv")
+    assert message.startswith("mmcv is not installed: pip install mmcv-lite==2.1.0")
+    assert "dcnv4_mm[mim]" in message
+    assert "dcnv4_mm[mmseg]" in _hosts.missing_host_message("mmseg")

@@ -26,8 +26,8 @@ from mmpretrain.registry import MODELS
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import convert, load_released, to_released
-from dcnv4_mm.checkpoints.families import CLASSIFIER
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.key_mappings import CLASSIFIER
+from dcnv4_mm.checkpoints.loading import match_state_dict
 
 pytestmark = pytest.mark.mmpretrain
 
@@ -93,7 +93,7 @@ def test_every_tensor_reaches_its_own_place(stem):
         )
         for index, (name, shape) in enumerate(manifest("classification", stem).items())
     }
-    filled, report = fit(model, {"model": numbered})
+    filled, report = match_state_dict(model, {"model": numbered})
     assert list(filled) == list(model.state_dict())
     assert all(bool((tensor == index).all()) for index, tensor in enumerate(filled.values()))
     assert report.fits

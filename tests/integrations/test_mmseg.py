@@ -15,7 +15,7 @@ SHAPE = (6, 8)
 
 @pytest.fixture
 def load(tmp_path):
-    """Function that writes a label map, loads it as the set of a picture of 6 x 8, and gives it."""
+    """Function that writes a label map, loads it as that of an image of 6 x 8, and returns it."""
     path = tmp_path / "labels.png"
 
     def run(labels, *, num_classes=3, reduce=True, mode=None):
@@ -28,7 +28,7 @@ def load(tmp_path):
             {"type": "dcnv4_mm.LoadSegAnnotations", "num_classes": num_classes}
         )
         results = {
-            "img_path": "picture.jpg",
+            "img_path": "image.jpg",
             "ori_shape": SHAPE,
             "seg_map_path": str(path),
             "reduce_zero_label": reduce,
@@ -68,28 +68,28 @@ def test_labels_out_of_range(load, reduce):
 
 
 def test_another_size(load):
-    with pytest.raises(ValueError, match=r"labels.png has 7 x 6 pixels, its picture .* 8 x 6"):
+    with pytest.raises(ValueError, match=r"labels.png has 7 x 6 .* 8 x 6 .*image.jpg"):
         load(labels_of(1)[:, :7].copy())
 
 
 def test_a_missing_file(load):
-    with pytest.raises(FileNotFoundError, match=r"labels.png does not exist.* of picture.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"labels.png .*image.jpg"):
         load(None)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n"])
 def test_a_damaged_file(load, content):
-    with pytest.raises(ValueError, match=r"labels.png is damaged or not a picture"):
+    with pytest.raises(ValueError, match=r"labels.png is damaged"):
         load(content)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(np.uint8, "RGB"), (np.uint16, None)])
 def test_more_than_eight_bits_or_channels(load, kind, mode):
-    with pytest.raises(ValueError, match="one channel of 8 bits"):
+    with pytest.raises(ValueError, match=r"labels\.png.*8 bits"):
         load(labels_of(1, 2).astype(kind), mode=mode)
 
 
-def test_a_bare_picture_has_no_labels():
+def test_an_image_alone_has_no_labels():
     """As mmseg's inferencers call a test pipeline."""
     loader = TRANSFORMS.build({"type": "dcnv4_mm.LoadSegAnnotations", "num_classes": 3})
     assert loader({"img": np.zeros((2, 2, 3))}).keys() == {"img"}

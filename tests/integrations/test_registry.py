@@ -1,6 +1,8 @@
 """Classes of this package as a config names them."""
 
 import importlib.util
+import sys
+from importlib.machinery import PathFinder
 
 import mmengine.registry
 import pytest
@@ -8,11 +10,12 @@ import torch
 from helpers import ROOT
 from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS, Registry, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from dcnv4_mm import backbones
 from dcnv4_mm.integrations import _hosts
 from dcnv4_mm.layers import LN2d
+from dcnv4_mm.registry import MODELS as DCNV4_MM_MODELS
 
 
 @pytest.mark.parametrize("scope", ["mmengine", "mmdet", "mmseg"])
@@ -83,7 +86,7 @@ def test_a_prefix_of_nothing_names_those_that_there_are(tmp_path):
     torch.save({"state_dict": {"neck.weight": torch.zeros(1)}}, path)
     init_cfg = {"type": "Pretrained", "checkpoint": str(path), "prefix": "img_backbone"}
     config = {"type": "dcnv4_mm.FlashInternImage", "arch": "nano", "init_cfg": init_cfg}
-    with pytest.raises(ValueError, match=r"begins with 'img_backbone\.'; the first parts are neck"):
+    with pytest.raises(ValueError, match=rf"{path}.*'img_backbone\.'.*neck"):
         MODELS.build(config).init_weights()
 
 
@@ -167,3 +170,16 @@ def test_test_time_augmentation_of_an_inherited_config_is_the_hosts(host, config
     assert kind.__module__.startswith(f"{host}.")
     model = look_up(MODELS, child.tta_model.get("_scope_"), child.tta_model.type)
     assert model.__module__.startswith(f"{host}.")
+
+
+def test_a_missing_host_of_an_inherited_config_is_named_with_its_extra(monkeypatch):
+    for name in ("mmseg", "mmseg.registry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    # Found nowhere, as where it is not installed.
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    monkeypatch.setattr(DefaultScope, "_instance_dict", {})
+    init_default_scope("mmseg")
+    with pytest.raises(ImportError, match=r"mmseg.*dcnv4_mm\[mmseg\]"):
+        DCNV4_MM_MODELS.get("UPerHead")

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 pytest.importorskip("mmcv.ops", reason="mmcv is not installed")
 
 from mmcv.ops import MultiScaleDeformableAttention, multi_scale_deform_attn
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from dcnv4_mm.integrations import _mmcv, is_swapped, swap_deformable_attention
@@ -270,3 +273,30 @@ def test_one_line_of_a_config_holds_for_testing(tmp_path):
     assert not is_swapped(runner.model)
     runner.test()
     assert is_swapped(runner.model)
+
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("host", "config", "key"),
+    [
+        ("mmdet", "dino-4scale_flash-internimage-nano_1xb2-9e_mini-coco.py", "model"),
+        ("mmseg", "mask2former_flash-internimage-nano_1xb4-300it_mini-ade20k.py", "decode_head"),
+    ],
+)
+def test_our_models_use_our_operator_unless_one_key_says_otherwise(host, config, key):
+    pytest.importorskip(host, reason=f"{host} is not installed")
+    config = Config.fromfile(CONFIGS / config)
+    init_default_scope(host)
+    # mmdet changes what it is given.
+    ours = MODELS.build(copy.deepcopy(config.model))
+    part = config.model if key == "model" else config.model[key]
+    part.swap_attention = False
+    theirs = MODELS.build(config.model)
+    kinds = [type(m) for m in theirs.modules() if isinstance(m, MultiScaleDeformableAttention)]
+    assert set(kinds) == {MultiScaleDeformableAttention}
+    assert sum(isinstance(m, _mmcv.DeformableAttention) for m in ours.modules()) == len(kinds)
+    assert not is_swapped(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())

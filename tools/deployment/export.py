@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-    from dcnv4_mm.export.wrappers import Part
+    from dcnv4_mm.export.wrappers import ExportWrapper
 
 SUFFIXES = {"export": ".pt2", "aotinductor": ".pt2", "onnx": ".onnx", "onnx-custom": ".onnx"}
 # Runs a file without its folder on the import path: modules there are named after libraries.
@@ -93,13 +93,13 @@ def libraries(kind: str) -> list[Path]:
     return [folder / f"libdcnv4_mm_{name}.so" for name in LIBRARIES[kind]]
 
 
-def build(args: argparse.Namespace) -> "Part":
+def build(args: argparse.Namespace) -> "ExportWrapper":
     """The part of the model that is exported, with the checkpoint's weights."""
     from mmengine.registry import MODELS, init_default_scope
 
     from dcnv4_mm.checkpoints import load_released
     from dcnv4_mm.checkpoints.files import read_file
-    from dcnv4_mm.export.wrappers import part_of
+    from dcnv4_mm.export.wrappers import wrap_for_export
 
     cfg = load_config(args)
     host = cfg.get("default_scope", "mmdet")
@@ -110,12 +110,12 @@ def build(args: argparse.Namespace) -> "Part":
     except (ValueError, OSError) as error:
         stop(f"{args.checkpoint}: {error}")
     try:
-        return part_of(model, host).eval()
+        return wrap_for_export(model, host).eval()
     except ValueError as error:
         stop(str(error))
 
 
-def record(part: "Part", size: Sequence[int]) -> "ExportedProgram":
+def record(part: "ExportWrapper", size: Sequence[int]) -> "ExportedProgram":
     """The graph, with free batch and image size."""
     import torch
 
@@ -172,7 +172,7 @@ def run_apart(
     return torch.load(outputs, weights_only=True)
 
 
-def compare(part: "Part", args: argparse.Namespace, path: str, folder: str) -> bool:
+def compare(part: "ExportWrapper", args: argparse.Namespace, path: str, folder: str) -> bool:
     """Prints the errors of the written file at three sizes; whether all are within tolerance.
 
     Where rounding can change the order of outputs, a quarter of their numbers may differ by more.

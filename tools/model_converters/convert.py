@@ -49,28 +49,24 @@ def select_weights(checkpoint, entry: str | None) -> tuple[str, dict]:
 
 def rename(weights: dict, *, to_released: bool) -> dict:
     """Renames a state dict with a FlashInternImage in it; stops if there is none."""
-    from dcnv4_mm.checkpoints import convert
-    from dcnv4_mm.checkpoints.families import find_families
-    from dcnv4_mm.checkpoints.flash_intern_image import RULES
+    from dcnv4_mm.checkpoints.key_mappings import (
+        FLASH_INTERN_IMAGE,
+        convert_keys,
+        find_key_mappings,
+    )
 
-    ours, released = "patch_embed.norm1.weight", "patch_embed.norm1.1.weight"
-    mark, other = (ours, released) if to_released else (released, ours)
-    prefixes = [name.removesuffix(mark) for name in weights if name.endswith(mark)]
-    if not prefixes:
+    if not FLASH_INTERN_IMAGE.find_prefixes(weights, released=not to_released):
         spelling, option = (
             ("this project's", "leave out") if to_released else ("the original's", "did you mean")
         )
-        converted = " (it is converted already)" if any(n.endswith(other) for n in weights) else ""
+        other = FLASH_INTERN_IMAGE.find_prefixes(weights, released=to_released)
+        converted = " (it is converted already)" if other else ""
         stop(
             f"the file holds no FlashInternImage in {spelling} names{converted}; {option} "
             "--to-released?"
         )
-    families = find_families(weights, released=not to_released)
-    steps = [*((RULES, prefix) for prefix in prefixes), *((f.rules, "") for f in families)]
-    for rules, prefix in steps:
-        used = [rule.inverse() for rule in rules] if to_released else rules
-        weights = convert(weights, used, prefix=prefix)
-    return weights
+    mappings = find_key_mappings(weights, released=not to_released)
+    return convert_keys(weights, mappings, to_released=to_released)
 
 
 def leave_out(weights: dict) -> tuple[dict, dict]:

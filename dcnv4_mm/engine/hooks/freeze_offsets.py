@@ -1,4 +1,4 @@
-"""A hook that trains DCNv4 without its offsets, to see what they are worth."""
+"""A hook that trains DCNv4 without its offsets, for ablations."""
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -14,9 +14,9 @@ __all__ = ["FreezeOffsetsHook", "freeze_offsets"]
 
 @HOOKS.register_module()
 class FreezeOffsetsHook(Hook):
-    """Keeps all offsets of all DCNv4 layers at zero while the model trains.
+    """Keeps the offsets of all DCNv4 layers at zero in training.
 
-    Every layer then samples a regular grid, as a convolution does; its masks still learn.
+    Every layer then samples a regular grid, as a convolution does; its masks are still trained.
 
     Raises:
         ValueError: The model has no DCNv4 layer.
@@ -26,22 +26,22 @@ class FreezeOffsetsHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Acts on the model as it is when training begins, loaded weights included."""
+        """Freezes the offsets when training begins, after weights are loaded."""
         layers = freeze_offsets(runner.model)
         print_log(f"The offsets of {layers} DCNv4 layers stay at zero", logger="current")
 
 
 def freeze_offsets(model: nn.Module) -> int:
-    """Sets all offsets in a model to zero, for good: their gradients are zero from then on.
+    """Sets all offsets in a model to zero, and their gradients from then on.
 
     Args:
         model: The model, changed in place.
 
     Returns:
-        Number of DCNv4 layers in it.
+        Number of DCNv4 layers in the model.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The model has no DCNv4 layer.
     """
     layers = [module for module in model.modules() if isinstance(module, DCNv4)]
     if not layers:

@@ -1,4 +1,4 @@
-"""A debugging hook that stops at the first loss that is not finite, and says where it arose."""
+"""A debugging hook that stops training at a non-finite loss and reports where it arose."""
 
 import json
 from collections.abc import Iterator
@@ -19,27 +19,28 @@ __all__ = ["NonFiniteHook"]
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Stops training when a loss is infinite or not a number, before it reaches the weights.
+    """Stops training when a loss is NaN or infinite, before it reaches the weights.
 
-    A file ``non_finite_iter_N_rank_R.json`` in the run's folder names the iteration, the losses,
-    the images, and the first module with such a number in its output. With the hook each module's
-    output is looked at, and the processor waits for the device once per step: for debugging.
+    A file ``non_finite_iter_N_rank_R.json`` in the log folder names the iteration, the losses, the
+    images, and the first module with a non-finite output. The hook checks the output of every
+    module and synchronizes with the device once per step, so it is meant for debugging.
 
     Raises:
-        FloatingPointError: While training, when a loss is not finite; the message has all of it.
+        FloatingPointError: In training, when a loss is not finite; the message has the same content
+            as the file.
 
     Note:
-        A module may rightly put out an infinite number, as a mask: read the name with care.
-        What happens outside of modules, as in a head's loss, is named by the module around it.
+        A module may return infinite values on purpose, for example a mask. Operations outside
+        modules, as in a head's loss, are attributed to the enclosing module.
 
     Example:
         >>> custom_hooks = [dict(type="dcnv4_mm.NonFiniteHook")]
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Begins to look at the outputs of all modules."""
+        """Registers forward hooks on all modules."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        # Modules in the order of execution, and whether all of their output was finite.
+        # Modules in the order of execution, and whether their output was finite.
         self._seen: list[tuple[str, Tensor]] = []
 
         def check(module: nn.Module, arguments: Any, losses: Any) -> None:
@@ -53,18 +54,18 @@ class NonFiniteHook(Hook):
         self._handles.append(model.register_forward_hook(check))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Forgets the step before."""
+        """Clears the outputs of the previous step."""
         self._seen.clear()
         self._batch = data_batch
 
     def after_train(self, runner: Runner) -> None:
-        """Leaves the model as it was."""
+        """Removes the forward hooks."""
         for handle in self._handles:
             handle.remove()
 
     def _note(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         if module.training:
-            # Not waiting for the device.
+            # Without synchronizing with the device.
             finite = [tensor.detach().isfinite().all() for tensor in _tensors(output)]
             self._seen += [(name, flag) for flag in finite]
 
@@ -91,7 +92,7 @@ class NonFiniteHook(Hook):
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """All tensors of floating point in nested containers."""
+    """All floating-point tensors in nested containers."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output
@@ -103,7 +104,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _images(batch: Any) -> list[str]:
-    """What the data samples of a batch call their images."""
+    """Paths or ids of the images of a batch."""
     if isinstance(batch, (list, tuple)):
         return [name for part in batch for name in _images(part)]
     if isinstance(batch, dict):

@@ -1,4 +1,4 @@
-"""A checkpoint hook that a fault at any moment leaves with a checkpoint to go on from."""
+"""A checkpoint hook that keeps a resumable checkpoint through crashes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from dcnv4_mm.engine.atomic_writes import find_complete_checkpoint
 from dcnv4_mm.engine.mmengine_io import install
-from dcnv4_mm.engine.saving import find_whole_checkpoint
 from dcnv4_mm.registry import HOOKS
 
 __all__ = ["SafeCheckpointHook"]
@@ -17,20 +17,20 @@ __all__ = ["SafeCheckpointHook"]
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook``, which removes old checkpoints only when the new one is there.
+    """mmengine's ``CheckpointHook`` with atomic writes and checked resuming.
 
-    A run that resumes from its latest checkpoint takes the latest that can be read, and logs which
-    ones it skipped. Files are written whole or not at all, as by anything in this package.
+    It removes old checkpoints only after the new one is written. A run that resumes from its latest
+    checkpoint takes the latest that is readable, and logs those that it skipped.
 
-    A ``save_best`` metric that the evaluator does not give is reported once, with the metrics that
-    there are; training goes on without a best checkpoint of it.
+    A ``save_best`` metric that the evaluator does not return is reported once, with the available
+    metrics; training continues without a best checkpoint for it.
 
     Args:
-        *args: As of mmengine's hook.
-        **kwargs: As of mmengine's hook.
+        *args: Those of mmengine's ``CheckpointHook``.
+        **kwargs: Those of mmengine's ``CheckpointHook``.
 
     Raises:
-        ValueError: When a run resumes: there are checkpoints, and none can be read; or it is of
+        ValueError: On resuming, if none of the checkpoints is readable, or the checkpoint has
             another optimizer.
 
     Example:
@@ -42,15 +42,15 @@ class SafeCheckpointHook(CheckpointHook):
         self._reported: set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
-        """Makes writes atomic, and chooses the checkpoint to resume from, for all processes."""
+        """Makes writes atomic, and selects the checkpoint to resume from, for all processes."""
         install()
-        # With a path, or none wanted, there is nothing to choose.
+        # A path is given, or the run does not resume.
         if not runner._resume or runner._load_from is not None:
             return
         chosen: list[str | ValueError | None] = [None]
         if is_main_process():
             try:
-                chosen = [find_whole_checkpoint(runner.work_dir, self.filename_tmpl.format("*"))]
+                chosen = [find_complete_checkpoint(runner.work_dir, self.filename_tmpl.format("*"))]
             except ValueError as error:
                 chosen = [error]
         broadcast_object_list(chosen)
@@ -59,7 +59,7 @@ class SafeCheckpointHook(CheckpointHook):
         runner._load_from = chosen[0]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Says which settings of the optimizer a resumed run uses; refuses another optimizer's."""
+        """Logs the optimizer settings of a resumed run; refuses another optimizer's."""
         own = getattr(runner.optim_wrapper, "param_groups", None)
         saved = checkpoint.get("optimizer", {}).get("param_groups")
         if not runner._resume or not own or not saved:
@@ -78,27 +78,27 @@ class SafeCheckpointHook(CheckpointHook):
         ]
         if changed:
             runner.logger.warning(
-                "The run goes on with the checkpoint's optimizer settings, not with the config's: "
-                f"{', '.join(changed)}. To use the config's, start from it with load_from"
+                "The run continues with the checkpoint's optimizer settings, not the config's: "
+                f"{', '.join(changed)}. To use the config's, start with load_from instead"
             )
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Saves a checkpoint if it is time to."""
+        """Saves a checkpoint at the interval."""
         with self._removing_later():
             super().after_train_epoch(runner)
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Saves a checkpoint if it is time to."""
+        """Saves a checkpoint at the interval."""
         with self._removing_later():
             super().after_train_iter(runner, *args, **kwargs)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Saves the best checkpoint if it is a better one."""
+        """Saves the best checkpoint if the metric has improved."""
         absent = [key for key in self._best_keys() if key not in metrics] if metrics else []
         if new := [key for key in absent if key not in self._reported]:
             self._reported.update(new)
             runner.logger.warning(
-                f"save_best: the evaluator gives no {', '.join(new)}, so no best checkpoint is "
+                f"save_best: the evaluator returns no {', '.join(new)}, so no best checkpoint is "
                 f"kept for it; set default_hooks.checkpoint.save_best to one of: "
                 f"{', '.join(metrics)}"
             )
@@ -107,14 +107,14 @@ class SafeCheckpointHook(CheckpointHook):
             super().after_val_epoch(runner, {**metrics, **dict.fromkeys(absent)})
 
     def _best_keys(self) -> list[str]:
-        """The metrics that ``save_best`` names; "auto" stands for the first that there is."""
+        """The metrics of ``save_best``, without "auto", which means the first one."""
         keys = getattr(self, "key_indicators", None) or []
         return [key for key in keys if key != "auto"]
 
     @contextmanager
     def _removing_later(self) -> Iterator[None]:
-        """Puts off what mmengine does first: removing the checkpoints that the new one replaces."""
-        # Outside of training there is none.
+        """Defers the removal of old checkpoints, which mmengine does before it writes."""
+        # There is none outside training.
         backend = getattr(self, "file_backend", None)
         if backend is None:
             yield
@@ -131,12 +131,12 @@ class SafeCheckpointHook(CheckpointHook):
                 backend.remove(path)
 
 
-# What torch and schedulers keep in a parameter group beside the optimizer's settings.
+# Keys of a parameter group that are not settings of the optimizer.
 _BOOKKEEPING = {"params", "param_names", "param_name", "initial_lr", "lr_scale"}
 
 
 def _setting(groups: list[dict], key: str) -> Any:
-    """A setting of the first group; the learning rate before any schedule, the highest of all."""
+    """A setting of the first group; for the learning rate the highest initial one."""
     if key == "lr":
         return max(float(group.get("initial_lr", group["lr"])) for group in groups)
     return groups[0][key]

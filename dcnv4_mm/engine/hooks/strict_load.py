@@ -1,4 +1,4 @@
-"""A hook that lets a checkpoint reach the model whole or not at all."""
+"""A hook that loads a checkpoint completely or not at all."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from dcnv4_mm.checkpoints.loading import fit
+from dcnv4_mm.checkpoints.loading import match_state_dict
 from dcnv4_mm.engine.mmengine_io import install
 from dcnv4_mm.registry import HOOKS
 
@@ -17,13 +17,13 @@ __all__ = ["StrictLoadHook"]
 class StrictLoadHook(Hook):
     """Converts a released checkpoint that a runner loads, and refuses one that does not fit.
 
-    Without it mmengine loads what happens to fit, warns in the log, and goes on. It acts on
-    ``load_from``, on ``resume`` and on the checkpoint argument of ``test.py``; what was converted
-    is logged. A backbone's ``init_cfg`` is checked without it.
+    Without it mmengine loads the tensors that fit, warns in the log, and continues. It acts on
+    ``load_from``, on ``resume`` and on the checkpoint argument of ``test.py``, and logs a report. A
+    backbone's ``init_cfg`` is strict without it.
 
     Args:
-        allow: Beginnings of names that need not fit and then stay as they are. To start from a
-            detector that knows other classes:
+        allow: Key prefixes that need not fit; the model keeps its values there. To start from a
+            detector for other classes:
             ``["roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits."]``.
 
     Raises:
@@ -41,16 +41,16 @@ class StrictLoadHook(Hook):
         self.allow = allow
 
     def before_run(self, runner: Runner) -> None:
-        """Makes mmengine read checkpoints safely and write them atomically from here on."""
+        """Makes mmengine read checkpoints safely and write them atomically."""
         install()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Replaces the checkpoint's weights by ones with exactly the model's names."""
+        """Converts the checkpoint's state dict to one with exactly the model's keys."""
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         try:
-            weights, report = fit(model, checkpoint, allow=self.allow)
+            weights, report = match_state_dict(model, checkpoint, allow=self.allow)
         except ValueError as error:
             file = runner._load_from or "the checkpoint"
             raise ValueError(

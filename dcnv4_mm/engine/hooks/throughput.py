@@ -1,4 +1,4 @@
-"""A hook that logs how fast a model trains, with how much memory, and on which kernels."""
+"""A hook that logs training throughput, peak memory, and the kernels in use."""
 
 import resource
 from typing import Any
@@ -16,18 +16,17 @@ __all__ = ["ThroughputHook"]
 
 @HOOKS.register_module()
 class ThroughputHook(Hook):
-    """Logs the kernels in use when training begins, then speed and memory with every log line.
+    """Logs the kernels in use when training begins, and throughput and memory in every log line.
 
-    ``images_per_s`` counts the images of all processes, waiting for data included. ``peak_gb`` is
-    the most that this process took so far, of the GPU's memory or else of the machine's, in 10^9
-    bytes.
+    ``images_per_s`` counts the images of all processes, including the time to load data.
+    ``peak_gb`` is the peak memory of this process so far in 10^9 bytes, on the GPU if there is one.
 
     Example:
         >>> custom_hooks = [dict(type="dcnv4_mm.ThroughputHook")]
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Logs which kernels serve each operator on the model's device."""
+        """Logs the kernels of each operator on the model's device."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         for op, serving in backend_info().items():
             runner.logger.info(f"{op} on {device}: {serving[device]}")
@@ -35,7 +34,7 @@ class ThroughputHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Hands the figures of a step to mmengine's log, by the time that its own hook took."""
+        """Adds the values to mmengine's log, from the step time that its own hook has measured."""
         hub = runner.message_hub
         images = runner.train_dataloader.batch_sampler.batch_size * get_world_size()
         hub.update_scalar("train/images_per_s", images / hub.get_scalar("train/time").current())

@@ -1,9 +1,9 @@
-"""OpenMMLab without a compiled mmcv: serves ``mmcv._ext``, the module that mmcv-lite lacks.
+"""OpenMMLab without a compiled mmcv: provides ``mmcv._ext``, which mmcv-lite does not have.
 
-mmcv-lite is one wheel for every torch and Python, with all of mmcv but the compiled operators.
-:func:`install` lets Python find those here, on the kernels of torchvision and of this package, and
-never takes the place of a module that mmcv has. Detectors and segmentors call the operators of
-``_operators.py``; any other exists too, and raises when it is called.
+mmcv-lite is one wheel for every torch and Python with all of mmcv but the compiled operators.
+:func:`install` adds an import finder that provides them, on the kernels of torchvision and of this
+package, and never replaces a compiled module of mmcv. Detectors and segmentors call the operators
+of ``_operators.py``; every other operator exists too, and raises when it is called.
 """
 
 import sys
@@ -36,7 +36,7 @@ class _Finder:
         return spec_from_loader(name, self, origin=__name__) if name == _NAME else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves it to Python."""
+        """Uses Python's default."""
 
     def exec_module(self, module: ModuleType) -> None:
         problem = torchvision_problem()
@@ -53,13 +53,13 @@ _FINDER = _Finder()
 
 
 def install() -> bool:
-    """Serves ``mmcv._ext`` from here unless mmcv has its own; imports nothing yet.
+    """Provides ``mmcv._ext`` unless mmcv has its own; imports nothing yet.
 
-    Call it before ``mmcv.ops`` is imported, which the OpenMMLab libraries do themselves. A second
-    call changes nothing.
+    Call it before ``mmcv.ops`` is imported, which the OpenMMLab libraries do on their own import.
+    It is idempotent.
 
     Returns:
-        Whether this package serves ``mmcv._ext``: False if mmcv is compiled, or not installed.
+        Whether this package provides ``mmcv._ext``: False if mmcv is compiled, or not installed.
 
     Example:
         >>> install()  # doctest: +SKIP
@@ -77,9 +77,9 @@ def install() -> bool:
 
 
 def serving() -> str:
-    """Says which mmcv serves the operators, or why none does.
+    """Which mmcv provides the operators, or why none does.
 
-    Imports torchvision, and mmcv's compiled operators where there are some.
+    Imports torchvision, and mmcv's compiled operators if there are any.
     """
     if find_spec("mmcv") is None:
         return missing_host_message("mmcv")
@@ -94,7 +94,7 @@ def serving() -> str:
 
 
 def _missing_operator(name: str) -> Callable[..., NoReturn]:
-    """Stands for an operator that is not here; ``mmcv.ops`` looks all of them up when imported."""
+    """Replaces a missing operator; ``mmcv.ops`` looks up all operators on import."""
     if name.startswith("_"):
         raise AttributeError(f"module {_NAME!r} has no attribute {name!r}")
 

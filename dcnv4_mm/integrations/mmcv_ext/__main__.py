@@ -1,4 +1,4 @@
-"""Runs a program, or a tool of a host, with the operators that mmcv-lite lacks.
+"""Runs a program, or a tool of a host, with the operators that mmcv-lite does not have.
 
 python -m dcnv4_mm.integrations.mmcv_ext SCRIPT.py [ARGUMENT ...]
 python -m dcnv4_mm.integrations.mmcv_ext mmdet confusion_matrix [ARGUMENT ...]
@@ -13,7 +13,7 @@ from dcnv4_mm.integrations import install
 
 
 def find_script(arguments: list[str]) -> Path:
-    """Path of the program that begins the arguments, which it is taken from; stops without one."""
+    """Removes the program from the arguments and returns its path; exits if there is none."""
     script = Path(arguments.pop(0)) if arguments else Path()
     if script.suffix == ".py" and script.is_file():
         return script
@@ -31,6 +31,6 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     script = find_script(arguments)
     install()
-    # As Python starts a program.
+    # As when Python runs the program itself.
     sys.argv, sys.path[0] = [str(script), *arguments], str(script.resolve().parent)
     runpy.run_path(str(script), run_name="__main__")

@@ -45,7 +45,7 @@ def deform_conv_backward_input(
     )
     grad_x.copy_(gradients[0])
     grad_offset.copy_(gradients[2])
-    # mmcv asks for the weight's gradient next, with the same buffer: torchvision has made it too.
+    # mmcv requests the weight's gradient next, with the same buffer; torchvision has computed it.
     columns.resize_(weight.shape).copy_(gradients[1])
 
 
@@ -122,10 +122,10 @@ def modulated_deform_conv_backward(
 
 
 def _first_of_larger(tensor: Tensor, sides: tuple[int, int]) -> Tensor:
-    """What mmcv reads of offsets or mask (N, C, H, W) that are larger than the output.
+    """The elements that mmcv reads of offsets or mask (N, C, H, W) larger than the output.
 
-    It takes the first C * H * W numbers of an image, whatever place they belong to. DyHead calls it
-    so, and its released weights were trained with it.
+    It reads the first C * H * W elements of an image, whatever their location. DyHead calls it this
+    way, and its released weights were trained with it.
     """
     if tensor.shape[2:] == sides:
         return tensor
@@ -175,7 +175,7 @@ def _geometry_v2(
 def _deform_conv_tensors(
     x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """torchvision's tensors in one dtype; it takes dummies for the two that may be absent."""
+    """torchvision's arguments in one dtype, with placeholders for absent mask and bias."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     mask = x.new_zeros(len(x), 1) if mask is None else mask
     bias = x.new_zeros(len(weight)) if bias is None else bias

@@ -18,7 +18,7 @@ from dcnv4_mm.ops.functional import ms_deform_attn
 
 __all__ = ["OPERATORS"]
 
-# The least that mmcv's focal losses take a logarithm of, in float64 too.
+# The smallest argument of the logarithm in mmcv's focal losses, also in float64.
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -145,7 +145,7 @@ def _check_pool_mode(pool_mode: int) -> None:
 
 def _check_rois(rois: Tensor, batch: int, aligned: bool) -> None:
     """Raises where mmcv does, and where it would read beyond the batch."""
-    # On CUDA neither this nor mmcv looks: that would wait for the device.
+    # On CUDA neither this nor mmcv checks it, which would synchronize with the device.
     if aligned and not (rois[:, 3:] >= rois[:, 1:3]).all():
         raise ValueError("roi_align: expected boxes with x2 >= x1 and y2 >= y1")
     if not ((rois[:, 0] >= 0) & (rois[:, 0] < batch)).all():
@@ -257,7 +257,7 @@ def _focal_targets(
 
 
 def _as_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a function as mmcv's compiled ones run: autocast and autograd see nothing of it."""
+    """Runs a function without autocast and autograd, as mmcv's compiled functions run."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["box_iou_rotated", "nms_rotated"]
 
-# Pairs of boxes that are intersected at once, of about 2 kB each, and numbers of distances.
+# Pairs of boxes per chunk, of about 2 kB each, and elements of a chunk of distances.
 _PAIRS_AT_ONCE = 1 << 16
 _DISTANCES_AT_ONCE = 1 << 22
 
@@ -87,7 +87,7 @@ def _overlaps(boxes1: Tensor, boxes2: Tensor, mode_flag: int) -> Tensor:
 
 
 def _intersections(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Areas (P,) that pairs of boxes share.
+    """Intersection areas (P,) of pairs of boxes.
 
     The corners of the shared polygon are corners of one box inside the other, and crossings of
     edges. Some come twice, which adds nothing to the area.
@@ -105,7 +105,7 @@ def _intersections(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     points = points - (points * valid.unsqueeze(2)).sum(dim=1, keepdim=True) / count.unsqueeze(2)
     angles = torch.atan2(points[..., 1], points[..., 0]).masked_fill(~valid, torch.inf)
     order = angles.argsort(dim=1)
-    # What is no corner follows at the end, and becomes the first corner again.
+    # Points that are no corner come last, and are replaced by the first corner.
     order = torch.where(valid.gather(1, order), order, order[:, :1])
     points = points.gather(1, order.unsqueeze(2).expand(-1, -1, 2))
     area = _cross(points, points.roll(-1, dims=1)).sum(dim=1).abs() / 2
@@ -125,7 +125,7 @@ def _inside(points: Tensor, centers: Tensor, boxes: Tensor) -> Tensor:
     """Whether points (P, 4, 2) lie in a box, or on its border."""
     cos, sin = boxes[:, 4:].cos(), boxes[:, 4:].sin()
     x, y = (points - centers.unsqueeze(1)).unbind(2)
-    # Rounding must not move a corner that both boxes have out of either.
+    # Rounding must not move a common corner out of either box.
     half = boxes[:, 2:4].abs() / 2 + 1e-9 * boxes[:, 2:4].abs().sum(dim=1, keepdim=True)
     return ((x * cos + y * sin).abs() <= half[:, :1]) & ((y * cos - x * sin).abs() <= half[:, 1:])
 
