@@ -206,6 +206,9 @@ def test_any_alignment(start, backend):
     wide = torch.cat([problem.value, problem.value], dim=-1)
     value = wide[..., start : start + problem.value.shape[-1]]
     check(problem._replace(value=value), backend)
+    # Heads an odd number of channels apart.
+    apart = torch.nn.functional.pad(problem.value, (0, 1))[..., :-1]
+    check(problem._replace(value=apart), backend)
 
 
 def test_expanded_tensors(backend):
