@@ -283,7 +283,9 @@ def test_loads_are_as_wide_as_the_alignment_allows_on_host(operator, start, chan
     value = wide[..., start : start + problem.value.shape[-1]]
     moved = problem._replace(value=value)
     (launch,) = launches_of(operator, "sm_90", lambda: forward(moved))
-    assert 0.79 <= used_threads(problem, launch) * 8 / channels <= 1
+    # A thread of the 3x3 kernel has two of the widest vectors, where groups are wide enough.
+    vectors = 2 if operator == "dcnv4" and channels == 8 else 1
+    assert 0.79 <= used_threads(problem, launch) * 8 / (channels * vectors) <= 1
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 9, 10, 64, 641, 2**16 + 1, 2**31 - 1])
