@@ -111,8 +111,14 @@ def test_stride_and_kernel_size(kernel_size, remove_center, dtype, backend):
 
 
 def test_more_points_than_a_block_holds(backend):
+    # Few outputs of an image that is not owned as a whole by a small device's blocks.
     problem = make_problem(
-        batch=1, size=(4, 3), kernel_size=(21, 17), padding=(10, 8), dtype=torch.float32
+        batch=1,
+        size=(24, 24),
+        kernel_size=(21, 17),
+        stride=(2, 4),
+        padding=(0, 0),
+        dtype=torch.float32,
     )
     check_against_reference(problem, backend.run)
 
@@ -123,12 +129,15 @@ def test_16_bit_gradients(dtype, backend):
     check_against_reference(make_problem(size=(12, 13), groups=5, dtype=dtype), backend.run)
 
 
-def test_positions_are_rounded_as_in_the_reference(backend):
-    # At whole coordinates the derivative jumps: one rounding less, as in a fused multiply-add,
-    # and some points are on the other side.
-    problem = make_problem(kernel_size=(1, 1), padding=(4, 4), offset_scale=0.7, size=(12, 12))
-    # -4 + 10 * 0.7 is 3, but less if the product is not rounded.
-    problem.offset_mask[:, 0, 0, :2] = 10.0
+@pytest.mark.parametrize(("kernel_size", "offset"), [((1, 1), 10.0), ((3, 3), 11.0)])
+def test_positions_are_rounded_as_in_the_reference(kernel_size, offset, backend):
+    # At whole coordinates the derivative jumps: one rounding less, as in a fused multiply-add, or
+    # another order, and some points are on the other side.
+    problem = make_problem(kernel_size=kernel_size, padding=(4, 4), offset_scale=0.7, size=(12, 12))
+    # -4 + 10 * 0.7 is 3, but less if the product is not rounded; -3 + (11 - 1) * 0.7 is 4, but
+    # less if the sum is not made first.
+    offsets = 2 * kernel_size[0] * kernel_size[1]
+    problem.offset_mask[:, :5, :5, :offsets] = offset
     check_against_reference(problem, backend.run)
 
 

@@ -93,10 +93,11 @@ def test_encoder_in_a_batch(dtypes, packed, backend):
     check(problem, backend)
 
 
-@pairwise(backend=BACKENDS, packed=PACKED)
-def test_more_points_than_fit_into_shared_memory(packed, backend):
-    sizes = dict(batch=1, queries=2, heads=1, points=350, width=4)
-    check(make_problem(**sizes, dtypes=DTYPES[1], packed=packed), backend)
+@pairwise(backend=BACKENDS, dtypes=[DTYPES[0], DTYPES[1]], packed=PACKED)
+def test_more_points_than_fit_into_shared_memory(dtypes, packed, backend):
+    check(
+        make_problem(batch=1, queries=3, points=350, dtypes=dtypes, packed=packed, width=4), backend
+    )
 
 
 @pairwise(backend=BACKENDS, dtypes=DTYPES)
