@@ -93,7 +93,8 @@ def test_the_demo_draws_it(options, tmp_path, drawn):
     arguments = ["--ground-truth"]
     if drawn == "predictions":
         model = MODELS.build(Config.fromfile(SMALL).model)
-        save_checkpoint(dict(state_dict=model.state_dict()), str(checkpoint))
+        content = dict(state_dict=model.state_dict(), meta=dict(mmengine_version="0.10.7"))
+        save_checkpoint(content, str(checkpoint))
         arguments = [checkpoint, "--score=0"]
     tool = ROOT / "tools" / "visualization" / "bev_demo.py"
     pairs = [f"{key}={value}" for key, value in options.items()]
