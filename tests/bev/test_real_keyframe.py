@@ -104,4 +104,4 @@ def test_the_demo_draws_it(options, tmp_path, drawn):
     count = int(result.stdout.strip().split()[-2])
     assert count == (65 if drawn == "objects" else 300)
     # Three images of 96 x 240 beside each other, twice, and a square map.
-    assert cv2.imread(str(img)).shape == (192, 3 * 240 + 192, 3)
+    assert cv2.imread(str(img)).shape[1] > 4 * 640
