@@ -160,8 +160,8 @@ def wrapped_for_testing(steps):
 
 
 def translate_hooks(cfg):
-    # This project's own hook concerns the loading of checkpoints alone.
-    hooks = [h for h in cfg.custom_hooks if h.type != "dcnv4_mm.StrictLoadHook"]
+    # This project's own hooks check checkpoints and data, and change nothing.
+    hooks = [h for h in cfg.custom_hooks if not h.type.startswith("dcnv4_mm.")]
     averaging = next((h for h in hooks if h.type == "EMAHook"), None)
     if averaging is not None:
         # The original that averages has no check of the classes.

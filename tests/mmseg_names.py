@@ -145,8 +145,8 @@ def translate_runtime(cfg):
     hook = CheckpointHook(**checkpoint)
     assert cfg.test_evaluator == cfg.val_evaluator
     (metric,) = cfg.val_evaluator.iou_metrics
-    # This project's own hook concerns the loading of checkpoints alone.
-    types = [h.type for h in cfg.custom_hooks if h.type != "dcnv4_mm.StrictLoadHook"]
+    # This project's own hooks check checkpoints and data, and change nothing.
+    types = [h.type for h in cfg.custom_hooks if not h.type.startswith("dcnv4_mm.")]
     norms = json.dumps([cfg.model.decode_head, cfg.model.get("auxiliary_head")])
     return {
         "hooks.custom": types,

@@ -143,4 +143,4 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=3))
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook"), dict(type="dcnv4_mm.CheckDataHook")]

@@ -25,7 +25,8 @@ custom_hooks = [
     dict(
         type="dcnv4_mm.StrictLoadHook",
         allow=["pts_bbox_head.cls_branches.", "fcos3d_bbox_head."],
-    )
+    ),
+    dict(type="dcnv4_mm.CheckDataHook"),
 ]
 
 train_pipeline = [

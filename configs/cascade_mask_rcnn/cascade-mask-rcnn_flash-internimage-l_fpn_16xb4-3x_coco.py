@@ -50,6 +50,7 @@ custom_hooks = [
     ),
     dict(type="NumClassCheckHook"),
     dict(type="dcnv4_mm.StrictLoadHook"),
+    dict(type="dcnv4_mm.CheckDataHook"),
 ]
 # 16 GPUs x 4 images
 auto_scale_lr = dict(base_batch_size=64)

@@ -16,7 +16,10 @@ layer_decay_rate = 0.9
 model = dict(head=dict(num_classes=len(classes)), train_cfg=None)
 data_preprocessor = dict(num_classes=len(classes))
 # The last layer is initialized anew; averaged weights would lag behind in so few steps.
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook", allow=["head.head."])]
+custom_hooks = [
+    dict(type="dcnv4_mm.StrictLoadHook", allow=["head.head."]),
+    dict(type="dcnv4_mm.CheckDataHook"),
+]
 
 loader = dict(
     batch_size=batch_size,

@@ -83,5 +83,6 @@ default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best="accuracy/top1"
 custom_hooks = [
     dict(type="mmpretrain.EMAHook", momentum=1e-4, update_buffers=True, priority="ABOVE_NORMAL"),
     dict(type="dcnv4_mm.StrictLoadHook"),
+    dict(type="dcnv4_mm.CheckDataHook"),
 ]
 randomness = dict(seed=0)

@@ -24,6 +24,7 @@ custom_hooks = [
         type="dcnv4_mm.StrictLoadHook",
         allow=["bbox_head.cls_branches.", "dn_query_generator.label_embedding."],
     ),
+    dict(type="dcnv4_mm.CheckDataHook"),
 ]
 
 train_pipeline = [

@@ -8,4 +8,4 @@ model = dict(
     # convnext-base-dcnv4_32xb128-300e_in1k-224 here.
     backbone=dict(type="dcnv4_mm.DCNv4ConvNeXt"),
 )
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook"), dict(type="dcnv4_mm.CheckDataHook")]

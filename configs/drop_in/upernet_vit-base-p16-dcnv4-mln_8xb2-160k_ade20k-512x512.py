@@ -24,4 +24,4 @@ model = dict(
         ),
     ),
 )
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook"), dict(type="dcnv4_mm.CheckDataHook")]

@@ -6,4 +6,8 @@ model = dict(
     _scope_="mmpretrain",
     backbone=dict(type="dcnv4_mm.DCNv4VisionTransformer"),
 )
-custom_hooks = [*_base_.custom_hooks, dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type="dcnv4_mm.StrictLoadHook"),
+    dict(type="dcnv4_mm.CheckDataHook"),
+]

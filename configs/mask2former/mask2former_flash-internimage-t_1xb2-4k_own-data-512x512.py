@@ -31,7 +31,10 @@ model = dict(
     ),
 )
 # The last layer is initialized anew, since ADE20K has other classes.
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook", allow=["decode_head.cls_embed."])]
+custom_hooks = [
+    dict(type="dcnv4_mm.StrictLoadHook", allow=["decode_head.cls_embed."]),
+    dict(type="dcnv4_mm.CheckDataHook"),
+]
 
 load_labels = dict(
     type="dcnv4_mm.LoadSegAnnotations",

@@ -62,4 +62,4 @@ param_scheduler = [
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
 # A checkpoint fits completely, released files included, or is refused.
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook"), dict(type="dcnv4_mm.CheckDataHook")]

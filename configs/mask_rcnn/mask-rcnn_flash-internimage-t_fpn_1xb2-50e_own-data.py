@@ -28,6 +28,7 @@ custom_hooks = [
         type="dcnv4_mm.StrictLoadHook",
         allow=["roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits."],
     ),
+    dict(type="dcnv4_mm.CheckDataHook"),
 ]
 
 train_pipeline = [

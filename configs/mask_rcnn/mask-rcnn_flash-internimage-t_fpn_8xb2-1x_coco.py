@@ -41,4 +41,8 @@ test_evaluator = dict(classwise=True)
 # With class-wise results "auto" would follow the first class.
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best="coco/bbox_mAP"))
 # The second: a checkpoint fits completely, released files included, or is refused.
-custom_hooks = [dict(type="NumClassCheckHook"), dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [
+    dict(type="NumClassCheckHook"),
+    dict(type="dcnv4_mm.StrictLoadHook"),
+    dict(type="dcnv4_mm.CheckDataHook"),
+]

@@ -4,5 +4,6 @@ _base_ = "fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells.py"
 custom_hooks = [
     dict(type="NumClassCheckHook"),
     dict(type="dcnv4_mm.StrictLoadHook"),
+    dict(type="dcnv4_mm.CheckDataHook"),
     dict(type="dcnv4_mm.FreezeOffsetsHook"),
 ]

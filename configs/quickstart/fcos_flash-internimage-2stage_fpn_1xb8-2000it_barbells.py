@@ -125,6 +125,10 @@ default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)
-custom_hooks = [dict(type="NumClassCheckHook"), dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [
+    dict(type="NumClassCheckHook"),
+    dict(type="dcnv4_mm.StrictLoadHook"),
+    dict(type="dcnv4_mm.CheckDataHook"),
+]
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=8)

@@ -49,5 +49,5 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(max_keep_ckpts=1))
 # The average of so few steps would be that of the beginning.
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook"), dict(type="dcnv4_mm.CheckDataHook")]
 auto_scale_lr = dict(base_batch_size=32)

@@ -30,7 +30,8 @@ custom_hooks = [
     dict(
         type="dcnv4_mm.StrictLoadHook",
         allow=["decode_head.conv_seg.", "auxiliary_head.conv_seg."],
-    )
+    ),
+    dict(type="dcnv4_mm.CheckDataHook"),
 ]
 
 load_labels = dict(

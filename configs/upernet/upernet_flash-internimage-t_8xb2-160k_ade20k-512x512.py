@@ -57,5 +57,5 @@ param_scheduler = [
 ]
 default_hooks = dict(checkpoint=dict(interval=1000, max_keep_ckpts=1, save_best="mIoU"))
 # A checkpoint fits completely, released files included, or is refused.
-custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook")]
+custom_hooks = [dict(type="dcnv4_mm.StrictLoadHook"), dict(type="dcnv4_mm.CheckDataHook")]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -19,6 +19,7 @@ from mmdet3d.evaluation.metrics import NuScenesMetric
 from mmdet3d.registry import DATASETS, METRICS
 from mmdet3d.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.dataset import ConcatDataset
 from mmengine.fileio import load as mmengine_load
 from mmengine.structures import InstanceData
 from nuscenes import NuScenes
@@ -459,6 +460,21 @@ def test_a_part_keeps_the_frames_of_the_whole(nuscenes_root, indices, serialize)
     subset = whole.get_subset([tokens.index(token) for token in chosen])
     for found in (frames_of(part), frames_of(subset)):
         assert found == {token: expected[token] for token in chosen}
+
+
+def test_a_concatenation_keeps_the_frames(nuscenes_root, monkeypatch):
+    """Of parts of one file and of another file, through the samples that a loader gets."""
+    settings = {"frames": (-1, 0, 1), "pipeline": [], "test_mode": True}
+    expected = {}
+    for split in ("train", "val"):
+        expected |= frames_of(dataset(nuscenes_root, split, **settings))
+    parts = [dataset(nuscenes_root, indices=part, **settings) for part in ([4, 0], [3, 1, 2])]
+    joined = ConcatDataset([parts[0], dataset(nuscenes_root, "val", **settings), parts[1]])
+    take = type(parts[0])
+    monkeypatch.setattr(take, "_frame", lambda _, current, info, augmentation: info["token"])
+    found = {sample["token"]: sample["frames"] for sample in map(joined.__getitem__, range(11))}
+    assert len(joined) == len(found) == 11
+    assert found == {token: expected[token] for token in found}
 
 
 @pytest.mark.parametrize("content", [{"infos": [], "metadata": {}}, []])

@@ -1,4 +1,4 @@
-"""The generated mini ADE20K set and the check of a folder with ADE20K."""
+"""The generated mini ADE20K dataset."""
 
 import subprocess
 import sys
@@ -15,8 +15,7 @@ SPLITS = {"training": 10, "validation": 3}
 
 
 def run(tool, *arguments):
-    folder = "dev/generators" if tool.startswith("mini") else "tools/analysis_tools"
-    command = [sys.executable, ROOT / folder / tool, *map(str, arguments)]
+    command = [sys.executable, ROOT / "dev" / "generators" / tool, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -94,49 +93,7 @@ def test_a_finished_set_is_kept_and_another_refused(written):
     assert "at least 2" in run("mini_ade20k.py", written, "--num-val", 1).stderr
 
 
-def test_check_of_a_whole_set(written):
-    result = run("check_ade20k.py", written, "--labels")
-    assert result.returncode == 0, result.stderr
-    assert "every picture with its label map" in result.stdout
-
-
-def problem(folder, *options):
-    result = run("check_ade20k.py", folder, *options)
-    assert result.returncode == 1
-    return result.stderr
-
-
-def test_check_names_what_is_missing_and_the_command(copy, tmp_path):
-    (copy / "annotations" / "validation" / "ADE_val_00000002.png").unlink()
-    message = problem(copy)
-    assert "lacks the label maps of 1 of 3 pictures, such as ADE_val_00000002.png" in message
-    assert "curl -LO" in message
-    assert f"{tmp_path / 'none' / 'images' / 'training'} is missing" in problem(tmp_path / "none")
-
-
-def test_check_counts_the_real_set(copy):
-    (copy / "mini_ade20k.json").unlink()
-    assert "holds 10 pictures instead of 20210" in problem(copy)
-
-
-def test_check_reads_labels_on_request(copy):
-    folder = copy / "annotations" / "training"
-    Image.fromarray(np.full((4, 5), 151, np.uint8)).save(folder / "ADE_train_00000001.png")
-    size = Image.open(copy / "images" / "training" / "ADE_train_00000002.jpg").size
-    Image.new("L", size, 151).save(folder / "ADE_train_00000002.png")
-    Image.new("RGB", size).save(folder / "ADE_train_00000003.png")
-    (folder / "ADE_train_00000004.png").write_bytes(b"no picture")
-    assert run("check_ade20k.py", copy).returncode == 0
-    lines = problem(copy, "--labels").splitlines()
-    assert len(lines) == 4
-    assert "ADE_train_00000001.png has 5 x 4 pixels" in lines[0]
-    assert "ADE_train_00000002.png has the labels [151], expected are 0 to 150" in lines[1]
-    assert "ADE_train_00000003.png has pixels of the kind 'RGB'" in lines[2]
-    assert "ADE_train_00000004.png or its picture is damaged" in lines[3]
-
-
-@pytest.mark.parametrize("tool", ["mini_ade20k.py", "check_ade20k.py"])
-def test_help(tool):
-    result = run(tool, "-h")
+def test_help():
+    result = run("mini_ade20k.py", "-h")
     assert result.returncode == 0, result.stderr
     assert "usage: " in result.stdout

@@ -14,10 +14,11 @@ PROGRAMS = {p.name: p for folder in ("tools", "dev") for p in (ROOT / folder).rg
 
 @dataclass
 class Result:
-    """What a tool left: its output and, if it stopped with a message, that message."""
+    """The output of a tool, and the message or status with which it stopped, if it failed."""
 
     stdout: str
-    message: str | None
+    stderr: str
+    message: str | int | None
 
 
 @pytest.fixture
@@ -36,6 +37,6 @@ def run_tool(monkeypatch, capsys):
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as error:
             message = error.code if error.code else None
-        return Result(capsys.readouterr().out, message)
+        return Result(*capsys.readouterr(), message)
 
     return run

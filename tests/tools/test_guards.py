@@ -58,5 +58,5 @@ def test_our_configs_have_the_guards_themselves(path):
     """With the hosts' own tools nothing adds them."""
     cfg = Config.fromfile(path)
     types = {hook["type"].rsplit(".", 1)[-1] for hook in cfg.custom_hooks}
-    assert "StrictLoadHook" in types
+    assert {"StrictLoadHook", "CheckDataHook"} <= types
     assert ("NumClassCheckHook" in types) == (cfg.default_scope == "mmdet")

@@ -58,8 +58,8 @@ def data(tmp_path_factory):
         *("trials.py", "export.py"),
         *("analyze_logs.py", "benchmark.py", "browse_dataset.py", "get_flops.py"),
         *("print_config.py", "publish_checkpoint.py"),
-        *("mini_coco.py", "check_coco.py"),
-        *("mini_imagenet.py", "check_imagenet.py"),
+        *("mini_coco.py", "check_dataset.py"),
+        *("mini_imagenet.py"),
     ],
 )
 def test_help(tool, tmp_path):

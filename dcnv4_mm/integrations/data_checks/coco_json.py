@@ -43,13 +43,24 @@ def find_faults(content: Any, file: str) -> list[Fault]:
     if absent:
         what = f"has no list {' and no list '.join(repr(key) for key in absent)}"
         return [Fault(file, what, fatal=True)]
-    return [Fault(file, what, scope, fatal) for what, scope, fatal in _find(content)]
+    try:
+        return [Fault(file, what, scope, fatal) for what, scope, fatal in _find(content)]
+    except (AttributeError, TypeError) as error:
+        what = f"an entry or a field has another type than in COCO's format: {error}"
+        return [Fault(file, what, fatal=True)]
 
 
 def _find(content: dict) -> Iterator[tuple[str, str, bool]]:
     images, categories = content["images"], content["categories"]
     # A file without objects, such as COCO's test-dev, has none.
     annotations = content.get("annotations", [])
+    if wrong := [image for image in images if not isinstance(image.get("file_name", ""), str)]:
+        yield (
+            _counted(wrong, "image whose file_name is not a str", lambda i: repr(_short(i))),
+            "all",
+            True,
+        )
+        return
     for number, category in enumerate(categories):
         for field in ("id", "name"):
             if field not in category:

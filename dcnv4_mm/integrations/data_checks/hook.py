@@ -6,20 +6,39 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 
 from dcnv4_mm.integrations.data_checks import recording
 from dcnv4_mm.integrations.data_checks.faults import DataError, Fault, format_table
+from dcnv4_mm.integrations.data_checks.label_maps import LabelCount
 from dcnv4_mm.integrations.data_checks.splits import Split, check_classes, find_splits
 from dcnv4_mm.registry import HOOKS
 
-__all__ = ["CheckDataHook"]
+__all__ = ["HOSTS", "CheckDataHook", "find_faults"]
 
-_HOSTS = {
+HOSTS = {
     "mmdet": "detection",
     "mmseg": "segmentation",
     "mmpretrain": "classification",
     "mmdet3d": "bev",
 }
+
+
+def find_faults(model: nn.Module, splits: list[Split], host: str) -> list[Fault]:
+    """Finds what does not fit between a model, its datasets and its metrics.
+
+    Args:
+        model: The model that the runner has built.
+        splits: The runner's splits.
+        host: Name of the module with the host's checks.
+    """
+    checks = import_module(f"dcnv4_mm.integrations.data_checks.{host}")
+    faults: list[Fault] = check_classes(splits)
+    for split in splits:
+        faults += checks.check(model, split)
+    if host == "classification":
+        faults += checks.check_folders(splits)
+    return faults
 
 
 @HOOKS.register_module()
@@ -47,41 +66,35 @@ class CheckDataHook(Hook):
 
     def __init__(self, label_maps: int = 100) -> None:
         self.label_maps = label_maps
-        self._labels: Any = None
+        self._labels: LabelCount | None = None
         # The runner builds its data sets later.
         recording.install()
 
     def before_run(self, runner: Runner) -> None:
         """Checks all splits that the run uses."""
         scope = DefaultScope.get_current_instance()
-        host = _HOSTS.get(scope.scope_name if scope else "")
+        host = HOSTS.get(scope.scope_name if scope else "")
         splits = [split for split in find_splits(runner) if split.datasets]
         if host is None or not splits:
             return
-        checks = import_module(f"dcnv4_mm.integrations.data_checks.{host}")
-        faults: list[Fault] = check_classes(splits)
-        for split in splits:
-            faults += checks.check(runner.model, split)
-        if host == "classification":
-            faults += checks.check_folders(splits)
-        if faults:
+        if faults := find_faults(runner.model, splits, host):
             raise DataError(
                 f"the data do not fit together; check_data = False at the top level of the config "
                 f"turns this check off:\n{format_table(faults)}"
             )
         if host == "segmentation":
-            self._labels = self._begin_counting(checks, splits)
+            self._labels = self._begin_counting(splits)
 
-    def _begin_counting(self, checks: Any, splits: list[Split]) -> Any:
+    def _begin_counting(self, splits: list[Split]) -> LabelCount | None:
         train = next((split for split in splits if split.name == "train"), None)
         if train is None:
             return None
         # Small sets: each map twice.
         maps = min(self.label_maps, 2 * sum(map(len, train.datasets)))
-        return checks.LabelCount(tuple(train.datasets[0].metainfo["classes"]), maps)
+        return LabelCount(tuple(train.datasets[0].metainfo["classes"]), maps)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Looks at the label maps of the first batches."""
+        """Counts the labels in the label maps of the first batches."""
         labels = self._labels
         if labels is None or not labels.add(data_batch["data_samples"]):
             return

@@ -12,7 +12,14 @@ from mmengine.dataset import BaseDataset
 from dcnv4_mm.integrations.data_checks.coco_json import find_faults
 from dcnv4_mm.integrations.data_checks.faults import DataError, Fault, compare_names, format_table
 
-__all__ = ["AnnotationFile", "annotation_file", "fingerprint", "install", "is_plain_coco"]
+__all__ = [
+    "AnnotationFile",
+    "annotation_file",
+    "fingerprint",
+    "install",
+    "is_coco",
+    "is_plain_coco",
+]
 
 _ATTRIBUTE = "_dcnv4_mm_annotation_file"
 
@@ -46,6 +53,15 @@ def install() -> None:
     # Data sets with a reader of their own stay as they are.
     if CocoDataset.COCOAPI is COCO:
         CocoDataset.COCOAPI = _read
+
+
+def is_coco(dataset: Any) -> bool:
+    """Whether a dataset is one of mmdet's that reads COCO's format."""
+    if find_spec("mmdet") is None:
+        return False
+    from mmdet.datasets import CocoDataset
+
+    return isinstance(dataset, CocoDataset)
 
 
 def is_plain_coco(dataset: Any) -> bool:

@@ -1,8 +1,5 @@
 """Checks data sets of mmseg: classes of heads, loaders and data sets, and label maps."""
 
-from typing import Any
-
-import torch
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from torch import nn
@@ -10,9 +7,7 @@ from torch import nn
 from dcnv4_mm.integrations.data_checks.faults import Fault
 from dcnv4_mm.integrations.data_checks.splits import Split, check_heads, transforms
 
-__all__ = ["LabelCount", "check"]
-
-_IGNORED = 255
+__all__ = ["check"]
 
 
 def check(model: nn.Module, split: Split) -> list[Fault]:
@@ -65,43 +60,3 @@ def _check_loaders(split: Split, dataset: BaseSegDataset) -> list[Fault]:
             )
             faults.append(Fault(split.where, what))
     return faults
-
-
-class LabelCount:
-    """Counts the labels in the first label maps of a training.
-
-    Args:
-        classes: Names of the classes.
-        maps: Number of label maps to look at.
-    """
-
-    def __init__(self, classes: tuple[str, ...], maps: int) -> None:
-        self.classes, self.left = classes, maps
-        self.pixels = torch.zeros(_IGNORED + 1, dtype=torch.int64)
-
-    def add(self, samples: list[Any]) -> bool:
-        """Counts a batch's maps; returns whether these were the last ones to look at."""
-        for sample in samples if isinstance(samples, list) else ():
-            if "gt_sem_seg" not in sample:
-                continue
-            labels = sample.gt_sem_seg.data.flatten().to("cpu", torch.int64)
-            self.pixels += torch.bincount(labels, minlength=_IGNORED + 1)
-        self.left -= len(samples)
-        return self.left <= 0
-
-    def occurring(self) -> list[str]:
-        """Names of the classes that occurred."""
-        return [name for label, name in enumerate(self.classes) if self.pixels[label]]
-
-    def fault(self) -> str | None:
-        """Why nothing can be learned from the maps, and what helps."""
-        occurring = self.occurring()
-        if len(occurring) > 1 or (occurring and len(self.classes) == 1):
-            return None
-        ignored = 100 * float(self.pixels[_IGNORED]) / max(int(self.pixels.sum()), 1)
-        seen = f"only the class {occurring[0]!r}" if occurring else "no class at all"
-        return (
-            f"the first label maps of the training show {seen}; {ignored:.1f} % of the pixels are "
-            "ignored. 255 is ignored: write 1 where an object is, or 0 / 255 maps train nothing. "
-            "With reduce_zero_label=True label 0 is ignored too, and 1 is the first class"
-        )

@@ -10,7 +10,7 @@ from torch import nn
 
 from dcnv4_mm.integrations.data_checks.faults import Fault, compare_names
 
-__all__ = ["Split", "check_classes", "check_heads", "find_splits", "transforms"]
+__all__ = ["Split", "check_classes", "check_heads", "find_splits", "plain_datasets", "transforms"]
 
 
 @dataclass
@@ -40,7 +40,7 @@ def find_splits(runner: Runner) -> list[Split]:
         loop = getattr(runner, f"_{name}_loop", None)
         if isinstance(loop, BaseLoop):
             metrics = getattr(getattr(loop, "evaluator", None), "metrics", [])
-            datasets = list(_plain(loop.dataloader.dataset))
+            datasets = list(plain_datasets(loop.dataloader.dataset))
             for dataset in datasets:
                 # Those with lazy_init have loaded nothing yet.
                 dataset.full_init()
@@ -48,12 +48,13 @@ def find_splits(runner: Runner) -> list[Split]:
     return found
 
 
-def _plain(dataset: Any) -> Iterator[BaseDataset]:
+def plain_datasets(dataset: Any) -> Iterator[BaseDataset]:
+    """The datasets inside of wrappers such as ``ConcatDataset``."""
     if hasattr(dataset, "datasets"):
         for inner in dataset.datasets:
-            yield from _plain(inner)
+            yield from plain_datasets(inner)
     elif hasattr(dataset, "dataset"):
-        yield from _plain(dataset.dataset)
+        yield from plain_datasets(dataset.dataset)
     elif isinstance(dataset, BaseDataset):
         yield dataset
 

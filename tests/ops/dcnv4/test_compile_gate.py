@@ -1,6 +1,6 @@
 """What can be known of the CUDA library without a GPU: it is built for one architecture.
 
-Hazard 12 of the original operator: its build needs a GPU.
+Defect 12 of the original operator (docs/migration.md): its build needs a GPU.
 """
 
 import os

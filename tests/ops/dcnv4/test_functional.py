@@ -150,7 +150,7 @@ def test_flops_are_counted():
     assert counter.get_total_flops() == 2 * 8 * samples
 
 
-# The original's defects, by their number in its analysis.
+# The original's defects, by their number in docs/migration.md.
 
 
 def test_defect_1_images_of_a_batch_are_independent():

@@ -2,13 +2,14 @@
 
 import math
 import random
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from helpers import generator, load_arrays, load_json, normal
 
-from dcnv4_mm.ops.flash_deform_attn.layout import pack, read_spatial_shapes
+from dcnv4_mm.ops.flash_deform_attn.layout import pack, read_spatial_shapes, unpack
 from dcnv4_mm.ops.flash_deform_attn.reference import (
     flash_deform_attn_backward_reference,
     flash_deform_attn_forward_reference,
@@ -60,12 +61,16 @@ class Problem(NamedTuple):
             weights=self.weights.to(points_dtype),
         )
 
+    def on(self, device):
+        names = ("grad_output", "value", "locations", "weights")
+        return self._replace(**{name: getattr(self, name).to(device) for name in names})
+
     @property
     def name(self):
         return "flash_deform_attn" if self.packed else "ms_deform_attn"
 
     def inputs(self):
-        """Tensors and geometry of the raw forward."""
+        """Arguments of the raw forward."""
         if self.packed:
             points = pack(self.locations, self.weights)
             return self.value, points, self.level_sizes, self.weights.shape[-1]
@@ -126,29 +131,16 @@ def random_problem(seed):
     return problem.to(*choose.choice(DTYPES))
 
 
-def run_with(problem, forward, backward, deterministic=False):
-    """Output, then the gradients of value and points."""
-    inputs = problem.inputs()
-    flags = deterministic, True, True
-    return forward(*inputs), *backward(problem.grad_output, *inputs, *flags)
-
-
-def run_kernels(problem, deterministic=False):
-    operators = torch.ops.dcnv4_mm
-    return run_with(
-        problem,
-        getattr(operators, f"{problem.name}_forward"),
-        getattr(operators, f"{problem.name}_backward"),
-        deterministic,
-    )
-
-
 def run_reference(problem):
     if problem.packed:
-        functions = flash_deform_attn_forward_reference, flash_deform_attn_backward_reference
+        forward, backward = (
+            flash_deform_attn_forward_reference,
+            flash_deform_attn_backward_reference,
+        )
     else:
-        functions = ms_deform_attn_forward_reference, ms_deform_attn_backward_reference
-    return run_with(problem, *functions)
+        forward, backward = ms_deform_attn_forward_reference, ms_deform_attn_backward_reference
+    inputs = problem.inputs()
+    return forward(*inputs), *backward(problem.grad_output, *inputs, False, True, True)
 
 
 def split_logits(results, problem):
@@ -194,35 +186,63 @@ def rounding_of_one_sum(problem):
     return unit * math.sqrt(4 * levels * points)
 
 
-def check_against_reference(problem, run=run_kernels, one_sum=False):
-    """Checks the results of ``run``; ``one_sum`` allows for the roundings of one long sum."""
-    value_dtype, points_dtype = problem.value.dtype, problem.weights.dtype
+class Expected(NamedTuple):
+    """A problem with what its results are compared with, for several kernels."""
+
+    problem: Problem
+    exact: tuple[torch.Tensor, ...]
+    usual: tuple[torch.Tensor, ...]  # by the reference in the problem's dtypes
+    scales: list[float]
+
+
+def expect(problem):
     exact_problem = problem.to(*DTYPES[0])
-    kernels = run(problem)
-    assert all(result.is_contiguous() for result in kernels)
     exact = split_logits(run_reference(exact_problem), problem)
-    results = zip(
+    usual = split_logits(run_reference(problem), problem)
+    return Expected(problem, exact, usual, scales(exact_problem, exact))
+
+
+@cache
+def random_case(seed):
+    return expect(random_problem(seed))
+
+
+def check_against_reference(case, *runs, one_sum=False):
+    """Checks the results of ``run(problem)``; ``one_sum`` allows for a long sum's roundings."""
+    case = case if isinstance(case, Expected) else expect(case)
+    for run in runs:
+        check_results(case, run(case.problem), one_sum)
+
+
+def check_results(case, results, one_sum):
+    problem = case.problem
+    value_dtype, points_dtype = problem.value.dtype, problem.weights.dtype
+    assert all(result.is_contiguous() for result in results)
+    sums = {"grad_value": rounding_of_sums(problem)}
+    if one_sum:
+        sums["output"] = rounding_of_one_sum(problem)
+    for name, dtype, kernel, same_dtype, expected, scale in zip(
         ("output", "grad_value", "grad_locations", "grad_weights"),
         (value_dtype, value_dtype, points_dtype, points_dtype),
-        split_logits(kernels, problem),
-        split_logits(run_reference(problem), problem),
-        exact,
-        scales(exact_problem, exact),
+        split_logits(results, problem),
+        case.usual,
+        case.exact,
+        case.scales,
         strict=True,
-    )
-    for name, dtype, kernel, same_dtype, expected, scale in results:
+    ):
         assert kernel.dtype == dtype
         assert kernel.shape == expected.shape
         error, usual = (
             (result.double() - expected).abs().max().item() / scale
             for result in (kernel, same_dtype)
         )
-        budget = 2 * usual + FLOOR[dtype]
-        if name == "grad_value":
-            budget += rounding_of_sums(problem)
-        if name == "output" and one_sum:
-            budget += rounding_of_one_sum(problem)
-        assert error <= budget, name
+        assert error <= 2 * usual + FLOOR[dtype] + sums.get(name, 0.0), name
+
+
+def golden_problem(case, dtype):
+    value, points, grad_output = (tensor.to(dtype) for tensor in golden_inputs(case))
+    locations, logits = unpack(points, len(case["shapes"]), case["P"])
+    return Problem(True, grad_output, value, locations, logits, read_spatial_shapes(case["shapes"]))
 
 
 def golden_inputs(case):

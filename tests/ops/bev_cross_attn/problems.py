@@ -2,10 +2,11 @@
 
 import math
 import random
+from functools import cache
 from typing import NamedTuple
 
 import torch
-from flash_deform_attn_problems import DTYPES, FLOOR, IDS
+from ops.flash_deform_attn.problems import DTYPES, FLOOR, IDS
 
 from dcnv4_mm.ops.bev_cross_attn.reference import (
     bev_cross_attn_backward_reference,
@@ -37,8 +38,16 @@ class Problem(NamedTuple):
             references=self.references.to(wide),
         )
 
+    def on(self, device):
+        tensors = {k: v.to(device) for k, v in self._asdict().items() if torch.is_tensor(v)}
+        return self._replace(**tensors)
+
+    @property
+    def name(self):
+        return "bev_cross_attn"
+
     def inputs(self):
-        """Tensors and geometry of the raw forward."""
+        """Arguments of the raw forward."""
         return self[1:]
 
     def points(self):
@@ -108,21 +117,9 @@ def random_problem(seed):
     return problem.to(*choose.choice(DTYPES))
 
 
-def run_with(problem, forward, backward, deterministic=False):
-    """Output, then the gradients of value and points."""
-    inputs = problem.inputs()
-    flags = deterministic, True, True
-    return forward(*inputs), *backward(problem.grad_output, *inputs, *flags)
-
-
-def run_kernels(problem, deterministic=False):
-    operators = torch.ops.dcnv4_mm
-    forward, backward = operators.bev_cross_attn_forward, operators.bev_cross_attn_backward
-    return run_with(problem, forward, backward, deterministic)
-
-
 def run_reference(problem):
-    return run_with(problem, bev_cross_attn_forward_reference, bev_cross_attn_backward_reference)
+    gradients = bev_cross_attn_backward_reference(*problem, False, True, True)
+    return bev_cross_attn_forward_reference(*problem.inputs()), *gradients
 
 
 def split_logits(results):
@@ -161,25 +158,52 @@ def rounding_of_sums(problem):
     }
 
 
-def check_against_reference(problem, *runs):
-    """A kernel may err twice as much as the reference in the same dtype, plus a floor."""
-    value_dtype, points_dtype = problem.value.dtype, problem.offsets_logits.dtype
+class Expected(NamedTuple):
+    """A problem with what its results are compared with, for several kernels."""
+
+    problem: Problem
+    exact: tuple[torch.Tensor, ...]
+    usual: tuple[torch.Tensor, ...]  # by the reference in the problem's dtypes
+    scales: list[float]
+
+
+def expect(problem):
     exact_problem = problem.to(*DTYPES[0])
     exact = split_logits(run_reference(exact_problem))
-    same_dtype = split_logits(run_reference(problem))
-    names = ("output", "grad_value", "grad_offsets", "grad_logits")
-    dtypes = (value_dtype, value_dtype, points_dtype, points_dtype)
-    sums, largest = rounding_of_sums(problem), scales(exact_problem, exact)
-    for run in runs or (run_kernels,):
-        results = run(problem)
-        assert all(result.is_contiguous() for result in results)
-        for name, dtype, kernel, usual, expected, scale in zip(
-            names, dtypes, split_logits(results), same_dtype, exact, largest, strict=True
-        ):
-            assert kernel.dtype == dtype
-            assert kernel.shape == expected.shape
-            error, usual_error = (
-                (result.double() - expected).abs().max().item() / scale
-                for result in (kernel, usual)
-            )
-            assert error <= 2 * usual_error + FLOOR[dtype] + sums.get(name, 0.0), name
+    usual = split_logits(run_reference(problem))
+    return Expected(problem, exact, usual, scales(exact_problem, exact))
+
+
+@cache
+def random_case(seed):
+    return expect(random_problem(seed))
+
+
+def check_against_reference(case, *runs):
+    """A kernel may err twice as much as the reference in the same dtype, plus a floor."""
+    case = case if isinstance(case, Expected) else expect(case)
+    for run in runs:
+        check_results(case, run(case.problem))
+
+
+def check_results(case, results):
+    problem = case.problem
+    value_dtype, points_dtype = problem.value.dtype, problem.offsets_logits.dtype
+    sums = rounding_of_sums(problem)
+    assert all(result.is_contiguous() for result in results)
+    for name, dtype, kernel, same_dtype, expected, scale in zip(
+        ("output", "grad_value", "grad_offsets", "grad_logits"),
+        (value_dtype, value_dtype, points_dtype, points_dtype),
+        split_logits(results),
+        case.usual,
+        case.exact,
+        case.scales,
+        strict=True,
+    ):
+        assert kernel.dtype == dtype
+        assert kernel.shape == expected.shape
+        error, usual = (
+            (result.double() - expected).abs().max().item() / scale
+            for result in (kernel, same_dtype)
+        )
+        assert error <= 2 * usual + FLOOR[dtype] + sums.get(name, 0.0), name

@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,17 @@ class Problem(NamedTuple):
     def to(self, dtype):
         tensors = {name: getattr(self, name).to(dtype) for name in Problem._fields[:3]}
         return self._replace(**tensors)
+
+    def on(self, device):
+        return Problem(*(tensor.to(device) for tensor in self[:3]), *self[3:])
+
+    @property
+    def name(self):
+        return "dcnv4"
+
+    def inputs(self):
+        """Arguments of the raw forward."""
+        return self[1:]
 
 
 def make_problem(
@@ -135,18 +147,35 @@ def relative_error(actual, expected):
     return (actual.double() - expected).abs().max().item() / scale
 
 
-def check_against_reference(problem, run):
-    """Compares ``run(problem)`` with float64; ``run`` returns what ``run_reference`` does."""
+class Expected(NamedTuple):
+    """A problem with what its results are compared with, for several kernels."""
+
+    problem: Problem
+    exact: tuple[torch.Tensor, ...]
+    usual: tuple[torch.Tensor, ...]  # by the reference in the problem's dtype
+
+
+def expect(problem):
+    return Expected(problem, run_reference(problem.to(torch.float64)), run_reference(problem))
+
+
+@cache
+def random_case(seed):
+    return expect(random_problem(seed))
+
+
+def check_against_reference(case, *runs):
+    """Compares each ``run(problem)`` with float64; ``run`` returns what ``run_reference`` does."""
+    problem, exact, usual = case if isinstance(case, Expected) else expect(case)
+    for run in runs:
+        check_results(problem, run(problem), exact, usual)
+
+
+def check_results(problem, results, exact, usual):
     dtype = problem.value.dtype
-    exact = run_reference(problem.to(torch.float64))
-    reference = run_reference(problem)
     used = 3 * problem.groups * num_points(problem.kernel_size, problem.remove_center)
     for name, kernel, same_dtype, expected in zip(
-        ("output", "grad_value", "grad_offset_mask"),
-        run(problem),
-        reference,
-        exact,
-        strict=True,
+        ("output", "grad_value", "grad_offset_mask"), results, usual, exact, strict=True
     ):
         assert kernel.dtype == dtype
         assert kernel.shape == expected.shape
