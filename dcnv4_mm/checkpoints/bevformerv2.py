@@ -11,11 +11,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-__all__ = ["convert_boxes", "convert_released_boxes", "restore_boxes"]
+__all__ = ["convert_boxes", "convert_released_boxes", "mark_boxes", "restore_boxes"]
 
 _TAG = "box_convention"
 _CONVENTION = "mmdet3d 1.x"
+# Entries of `meta` that mmengine or this package write, and mmcv 1.x does not.
+_OWN = (_TAG, "mmengine_version", "dataset_meta", "experiment_name")
 _LAST_LAYER = re.compile(r"(.+\.)?pts_bbox_head\.reg_branches\.\d+\.4\.(weight|bias)")
+_MISSING = "it has no keys pts_bbox_head.reg_branches.<layer>.4.weight"
 # Index of each element of the box code in the other convention, and its sign: log w and log l are
 # exchanged; the new sin yaw is -cos of the old one, the new cos yaw -sin.
 _INDEX = (0, 1, 3, 2, 4, 5, 7, 6, 8, 9)
@@ -43,20 +46,54 @@ def convert_boxes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def convert_released_boxes(checkpoint: Any) -> Any:
     """Converts the boxes of a released BEVFormerV2; returns any other checkpoint unchanged.
 
-    A released file is recognised by the ``mmcv_version`` in its ``meta``, which mmcv 1.x writes and
-    mmengine does not. A bare state dict counts as converted.
+    The ``meta`` of a file says which it is: mmcv 1.x writes ``mmcv_version``, mmengine writes
+    ``mmengine_version``, and :func:`convert_boxes` and :func:`mark_boxes` leave a mark.
 
     Args:
         checkpoint: The content of a file.
 
     Returns:
         The result of :func:`convert_boxes`, or ``checkpoint`` itself.
+
+    Raises:
+        ValueError: It is a BEVFormerV2, and its ``meta`` says neither.
     """
     if not isinstance(checkpoint, Mapping):
         return checkpoint
-    meta, weights = checkpoint.get("meta"), checkpoint.get("state_dict")
-    released = isinstance(meta, Mapping) and "mmcv_version" in meta and _TAG not in meta
-    return convert_boxes(checkpoint) if released and _is_bevformerv2(weights) else checkpoint
+    weights = checkpoint.get("state_dict", checkpoint)
+    if not _is_bevformerv2(weights):
+        return checkpoint
+    meta = checkpoint.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    if any(key in meta for key in _OWN):
+        return checkpoint
+    if "mmcv_version" in meta:
+        return convert_boxes(checkpoint)
+    raise ValueError(
+        "a BEVFormerV2 checkpoint without mmcv_version or mmengine_version in its `meta`: its "
+        "boxes may be those of mmdet3d 0.x or 1.x. Say which with tools/model_converters/"
+        "convert_bev_boxes.py: FILE OUT for one of the original project, FILE OUT --mark for one "
+        "of this package; or with convert_boxes or mark_boxes of dcnv4_mm.checkpoints.bevformerv2"
+    )
+
+
+def mark_boxes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes in ``meta`` that the boxes are those of mmdet3d 1.x already.
+
+    Args:
+        checkpoint: The content of a file of this package, or its bare state dict.
+
+    Returns:
+        A new checkpoint with the same weights as ``state_dict``.
+
+    Raises:
+        ValueError: It holds no weights of a BEVFormerV2.
+    """
+    weights = checkpoint.get("state_dict", checkpoint)
+    if not _is_bevformerv2(weights):
+        raise ValueError(f"the checkpoint must hold a BEVFormerV2; {_MISSING}")
+    rest = checkpoint if weights is not checkpoint else {"state_dict": checkpoint}
+    return {**rest, "meta": {**(rest.get("meta") or {}), _TAG: _CONVENTION}}
 
 
 def restore_boxes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,10 +116,7 @@ def _exchange(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Converts the weights; both directions are the same."""
     weights = checkpoint.get("state_dict")
     if not _is_bevformerv2(weights):
-        raise ValueError(
-            "the checkpoint must hold a BEVFormerV2 as `state_dict`, with the keys "
-            "pts_bbox_head.reg_branches.<layer>.4.weight; it has none"
-        )
+        raise ValueError(f"the checkpoint must hold a BEVFormerV2 as `state_dict`; {_MISSING}")
     return {
         key: _exchange_elements(tensor) if _LAST_LAYER.fullmatch(key) else tensor
         for key, tensor in weights.items()

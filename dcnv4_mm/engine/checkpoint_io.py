@@ -47,12 +47,16 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     """
     checkpoint = read_file(filename, map_location)
     try:
-        return convert_released_boxes(_restored(checkpoint))
+        restored = _restored(checkpoint)
     # An object's description in a file can be wrong in any way.
     except Exception as error:
         raise ValueError(
             f"{filename} holds a log or score that cannot be read: {error!r}"
         ) from error
+    try:
+        return convert_released_boxes(restored)
+    except ValueError as error:
+        raise ValueError(f"{filename}: {error}") from error
 
 
 def load_from_http(filename: str, map_location: Any = None) -> Any:

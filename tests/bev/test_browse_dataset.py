@@ -28,8 +28,8 @@ def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     for index in range(2):
         img = cv2.imread(str(tmp_path / "browsed" / f"{index:05}.jpg"))
-        # Two rows of cameras 96 pixels high, and the map beside them.
-        assert img.shape[0] == 192
-        # Cars, of another colour than the rings of the map.
-        above = img[:, -192:].astype(int)
+        # Three cameras of 640 pixels in a row, and the bird's-eye view beside them.
+        assert img.shape[1] > 4 * 640
+        # Objects, of another colour than the rings.
+        above = img[:640, -600:].astype(int)
         assert (above.max(-1) - above.min(-1)).max() > 100

@@ -30,7 +30,13 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     model = MODELS.build(get_config(f"dcnv4_mm::bevformerv2/{NAME}.py").model)
     path = tmp_path_factory.mktemp("weights") / "epoch_1.pth"
-    torch.save({"state_dict": model.state_dict(), "meta": {"score": np.float64(0.5)}}, path)
+    torch.save(
+        {
+            "state_dict": model.state_dict(),
+            "meta": {"mmengine_version": "0.10.7", "score": np.float64(0.5)},
+        },
+        path,
+    )
     return path
 
 

@@ -1,12 +1,21 @@
 """Box conventions of released BEVFormerV2 checkpoints."""
 
 import math
+import runpy
+import sys
 
 import pytest
 import torch
+from helpers import ROOT
 
-from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, convert_released_boxes, restore_boxes
+from dcnv4_mm.checkpoints.bevformerv2 import (
+    convert_boxes,
+    convert_released_boxes,
+    mark_boxes,
+    restore_boxes,
+)
 
+TOOL = ROOT / "tools" / "model_converters" / "convert_bev_boxes.py"
 NAMES = [f"pts_bbox_head.reg_branches.{i}.4.{p}" for i in range(6) for p in ("weight", "bias")]
 
 
@@ -84,8 +93,9 @@ def test_other_files_are_refused(content):
     [
         ({"mmcv_version": "1.5.0"}, True),
         ({"mmengine_version": "0.10.7"}, False),
+        # Of a file that publish_checkpoint.py has stripped.
+        ({"dataset_meta": {}}, False),
         ({"mmcv_version": "1.5.0", "box_convention": "mmdet3d 1.x"}, False),
-        ({}, False),
     ],
 )
 def test_only_released_files_are_converted_on_loading(meta, converts):
@@ -97,6 +107,33 @@ def test_only_released_files_are_converted_on_loading(meta, converts):
     expected = convert_boxes(released)["state_dict"]
     assert all(torch.equal(once["state_dict"][key], expected[key]) for key in expected)
     assert convert_released_boxes(once) is once
+
+
+@pytest.mark.parametrize("meta", [None, {}, {"epoch": 24}])
+def test_a_file_that_says_neither_is_refused_with_both_choices(meta):
+    """D2: loaded as it is, a released one would predict wrong boxes without a word."""
+    unknown = checkpoint()
+    unknown["meta"] = meta
+    for content in (unknown, unknown["state_dict"]):
+        with pytest.raises(ValueError, match=r"convert_bev_boxes\.py: FILE OUT .* --mark"):
+            convert_released_boxes(content)
+        marked = mark_boxes(content)
+        assert convert_released_boxes(marked) is marked
+        assert marked["state_dict"] is unknown["state_dict"]
+
+
+@pytest.mark.parametrize("options", [[], ["--to-released"], ["--mark"]])
+def test_the_tool(tmp_path, monkeypatch, options):
+    path, target = tmp_path / "in.pth", tmp_path / "out.pth"
+    torch.save(checkpoint(), path)
+    monkeypatch.setattr(sys, "argv", ["convert_bev_boxes.py", str(path), str(target), *options])
+    runpy.run_path(str(TOOL), run_name="__main__")
+    written = torch.load(target, weights_only=True)
+    change = {"--mark": mark_boxes, "--to-released": restore_boxes}.get("".join(options))
+    expected = (change or convert_boxes)(checkpoint())
+    assert written["meta"] == expected["meta"]
+    for key, tensor in expected["state_dict"].items():
+        assert torch.equal(written["state_dict"][key], tensor), key
 
 
 @pytest.mark.parametrize("content", [None, [1], {"meta": {"mmcv_version": "1.5.0"}}])

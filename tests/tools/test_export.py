@@ -42,7 +42,8 @@ def write(folder, config):
         # DINO's level_embed is otherwise what was in memory.
         if any(part in name for part in ("offset_mask", "sampling_offsets", "level_embed")):
             torch.nn.init.normal_(parameter, std=0.05)
-    torch.save({"state_dict": model.state_dict()}, folder / "model.pth")
+    meta = {"mmengine_version": "0.10.7"}
+    torch.save({"meta": meta, "state_dict": model.state_dict()}, folder / "model.pth")
 
 
 @pytest.fixture

@@ -26,10 +26,11 @@ def main() -> None:
     args = parse_args()
     import torch
 
+    from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
     from dcnv4_mm.checkpoints.files import read_file
 
     try:
-        checkpoint = read_file(args.source)
+        checkpoint = convert_released_boxes(read_file(args.source))
         # Where weights are averaged, mmengine saves the averages under this name.
         _, weights = select_weights(checkpoint, "state_dict")
         if wrong := [k for k, v in weights.items() if not isinstance(v, torch.Tensor)]:
