@@ -34,7 +34,7 @@ GPU_ARGUMENTS ?=
 DRY := $(filter-out cuda,$(GPU_DEVICE))
 ON_GPU := PYTHONPATH=$(CURDIR)
 # Benchmarks of `make bench` and `make gpu-models`, a few minutes each: make gpu-models STAGES=layers.
-OPERATORS := dcnv4 dcnv4_memory dcnv3 flash_deform_attn bev_cross_attn operator_share
+OPERATORS := dcnv4 dcnv4_memory host_time dcnv3 flash_deform_attn bev_cross_attn operator_share
 STAGES ?= layers ablation backbones detectors training scaling processes
 RUN := benchmarks/run.py
 # Makes them quick.

@@ -116,6 +116,7 @@ OURS = (
     *("FlashInternImage", "eager"),
 )
 IN_IMAGES = ("backbones", "detectors")
+IN_MICROSECONDS = ("host_time",)
 
 
 def read_tables(folder: Path) -> list[tuple[Path, list[Row]]]:
@@ -214,6 +215,8 @@ def _table(benchmark: str, rows: list[Row]) -> str:
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     names.sort(key=lambda name: OURS.index(name) if name in OURS else len(OURS))
     unit = "images/s" if benchmark in IN_IMAGES else "ms"
+    if benchmark in IN_MICROSECONDS:
+        unit = "microseconds"
     if not any(row["milliseconds"] for row in rows):
         unit = "MiB"
     lines = [
@@ -244,6 +247,8 @@ def _cell(benchmark: str, row: Row, ours: Row | None) -> str:
     if row["reason"]:
         return "n/a"
     text = row["images_per_second"] if benchmark in IN_IMAGES else _figure(row)
+    if benchmark in IN_MICROSECONDS:
+        text = f"{1e3 * float(text):.1f}"
     if ours is None or row is ours or ours["reason"]:
         return text
     # The median over the turns is better than the ratio of the medians.

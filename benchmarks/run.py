@@ -29,6 +29,7 @@ BENCHMARKS = {
     "dcnv4": ("ops.dcnv4", "run", "dcnv4", "DCNv4 and other formulations"),
     "dcnv4_modes": ("ops.dcnv4", "run_modes", "dcnv4", "its CUDA kernels in every mode"),
     "dcnv4_memory": ("ops.dcnv4", "run_memory", "dcnv4", "its peak memory"),
+    "host_time": ("ops.dcnv4", "run_host_time", "dcnv4", "its calls on a few elements"),
     "dcnv3": ("ops.dcnv3", "run", "dcnv4", "DCNv3 and grid_sample"),
     "flash_deform_attn": ("ops.flash_deform_attn", "run", "ms_deform_attn", "of DINO"),
     "bev_cross_attn": ("ops.bev_cross_attn", "run", "bev_cross_attn", "of BEVFormerV2"),
@@ -45,7 +46,7 @@ BENCHMARKS = {
     "processes": ("models.processes", "run", "dcnv4", "a step of several processes"),
     "convergence": ("models.convergence", "run", "dcnv4", "how fast networks learn"),
 }
-CPU_ONLY = ("bev_encoder", "operator_share", "drop_in", "export")
+CPU_ONLY = ("host_time", "bev_encoder", "operator_share", "drop_in", "export")
 GPU_ONLY = ("dcnv4_modes",)
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 

@@ -75,7 +75,7 @@ LANES = {
 }
 TESTS = ("tests/ops", "tests/layers", "tests/backbones")
 # What computes for other devices and instruction sets, and compiles, does not depend on torch.
-SAME = ("on_host", "compile_gate", "every_instruction_set")
+SAME = ("on_host", "compile_gate")
 SELECTION = ("-k", " and ".join(f"not {name}" for name in SAME), "-m", "not slow and not export")
 
 

@@ -16,25 +16,28 @@
 
 constexpr int kThreads = 256;
 constexpr int kLoads = 1024;
-constexpr int kTableVectors = 1024;  // 16 KB: stays in L1
+constexpr unsigned kTableVectors = 1024;  // 16 KB: stays in L1
 
-// Every thread loads 16-byte vectors from a small table; `run` neighbouring lanes read neighbouring
-// vectors, the runs of a warp lie apart. A wavefront of L1 carries 128 bytes of at most 4 lines.
-__global__ void gather(const uint4* __restrict__ table, uint4* out, int run) {
-  const unsigned lane = threadIdx.x % run, group = threadIdx.x / run;
+// Every thread loads 16-byte vectors from a small table; `kRun` neighbouring lanes read
+// neighbouring vectors, the runs of a warp lie apart. A wavefront of L1 carries 128 bytes of at
+// most 4 lines. All sizes are powers of two known to the compiler: a division would be slower than
+// the load.
+template <unsigned kRun>
+__global__ void gather(const uint4* __restrict__ table, uint4* out) {
+  const unsigned lane = threadIdx.x % kRun, group = threadIdx.x / kRun;
   unsigned state = group * 747796405u + blockIdx.x * 2891336453u + 1;
   uint4 sum = make_uint4(0, 0, 0, 0);
 #pragma unroll 8
   for (int i = 0; i < kLoads; ++i) {
     state = state * 1664525u + 1013904223u;
-    const unsigned row = (state >> 12) % (kTableVectors / run);
-    const uint4 vector = __ldg(table + row * run + lane);
+    const unsigned start = (state >> 12) & (kTableVectors - kRun);
+    const uint4 vector = __ldg(table + start + lane);
     sum.x ^= vector.x, sum.y ^= vector.y, sum.z ^= vector.z, sum.w ^= vector.w;
   }
   out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 
-// Adds of 4-byte numbers in L2, `overlap` blocks to the same addresses.
+// Additions of 4-byte elements in L2, `overlap` blocks to the same addresses.
 __global__ void add_scalars(float* out, int64_t size, int overlap) {
   const int64_t start = int64_t(blockIdx.x / overlap) * blockDim.x + threadIdx.x;
   for (int64_t i = start; i < size; i += int64_t(gridDim.x / overlap) * blockDim.x) {
@@ -74,6 +77,11 @@ double seconds(Launch launch) {
   return best * 1e-3;
 }
 
+void print_gather(int run, int blocks, double time) {
+  const double bytes = 16.0 * kLoads * kThreads * blocks;
+  std::printf("gather_%d_bytes %.1f GB/s\n", 16 * run, bytes / time * 1e-9);
+}
+
 int main() {
   cudaDeviceProp device;
   CHECK(cudaGetDeviceProperties(&device, 0));
@@ -88,23 +96,22 @@ int main() {
   const double copy =
       seconds([&] { CHECK(cudaMemcpyAsync(second, first, bytes, cudaMemcpyDeviceToDevice)); });
   std::printf("copy %.1f GB/s\n", 2 * bytes / copy * 1e-9);
-  for (int run : {8, 4, 2, 1}) {
-    const double time = seconds([&] {
-      gather<<<blocks, kThreads>>>(static_cast<uint4*>(first), static_cast<uint4*>(second), run);
-    });
-    std::printf("gather_%d_bytes %.1f GB/s\n", 16 * run,
-                16.0 * kLoads * kThreads * blocks / time * 1e-9);
-  }
-  const int64_t numbers = bytes / 4 / 8;
+  const auto* table = static_cast<const uint4*>(first);
+  auto* sums = static_cast<uint4*>(second);
+  print_gather(8, blocks, seconds([&] { gather<8><<<blocks, kThreads>>>(table, sums); }));
+  print_gather(4, blocks, seconds([&] { gather<4><<<blocks, kThreads>>>(table, sums); }));
+  print_gather(2, blocks, seconds([&] { gather<2><<<blocks, kThreads>>>(table, sums); }));
+  print_gather(1, blocks, seconds([&] { gather<1><<<blocks, kThreads>>>(table, sums); }));
+  const int64_t elements = bytes / 4 / 8;
   for (int overlap : {1, 16}) {
     const double scalar = seconds(
-        [&] { add_scalars<<<blocks, kThreads>>>(static_cast<float*>(first), numbers, overlap); });
-    std::printf("add_f32_overlap_%d %.1f Gadd/s\n", overlap, 1e-9 * overlap * numbers / scalar);
+        [&] { add_scalars<<<blocks, kThreads>>>(static_cast<float*>(first), elements, overlap); });
+    std::printf("add_f32_overlap_%d %.1f Gadd/s\n", overlap, 1e-9 * overlap * elements / scalar);
     if (device.major < 9) continue;
     const double vector = seconds([&] {
-      add_vectors<<<blocks, kThreads>>>(static_cast<float4*>(first), numbers / 4, overlap);
+      add_vectors<<<blocks, kThreads>>>(static_cast<float4*>(first), elements / 4, overlap);
     });
-    std::printf("add_v4_f32_overlap_%d %.1f Gadd/s\n", overlap, 1e-9 * overlap * numbers / vector);
+    std::printf("add_v4_f32_overlap_%d %.1f Gadd/s\n", overlap, 1e-9 * overlap * elements / vector);
   }
   return 0;
 }

@@ -9,6 +9,7 @@ time. ``--device cpu`` is a dry run without a GPU, whose figures mean nothing.
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +18,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Stages 1 to 4 of the backbones, a small batch, and wide groups.
-HEADLINE = ("64x56x56x4x16", "64x28x28x8x16", "64x14x14x16x16", "64x7x7x32x16", "1x56x56x4x16")
+# Stages 1 to 4 of FlashInternImage-T, in a batch and alone; the paper's, a detector's; wide groups.
+HEADLINE = (
+    *("64x56x56x4x16", "64x28x28x8x16", "64x14x14x16x16", "64x7x7x32x16"),
+    *("1x56x56x4x16", "1x28x28x8x16", "1x14x14x16x16", "1x7x7x32x16"),
+    *("64x56x56x8x16", "1x200x320x8x16", "2x100x168x8x16", "64x56x56x4x32", "64x28x28x4x64"),
+)
+SMOKE = "recorded_results or stream or graph or width"
+# What a profiler reports of the kernels.
+COUNTERS = (
+    *("ncu", "--csv", "--target-processes", "all", "--kernel-name", "regex:dcnv4|forward|backward"),
+    *("--launch-count", "24", "--section", "SpeedOfLight", "--section", "Occupancy"),
+    *("--section", "MemoryWorkloadAnalysis", "--section", "WarpStateStats"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +42,16 @@ class Step:
         seconds: Its limit.
         command: Arguments of Python.
         variables: Environment variables.
+        tool: A program that runs Python, and its arguments.
+        gpu_only: Whether a dry run leaves it out.
     """
 
     name: str
     seconds: int
     command: tuple[str, ...]
     variables: tuple[tuple[str, str], ...] = ()
+    tool: tuple[str, ...] = ()
+    gpu_only: bool = False
 
 
 def steps(device: str, out: Path) -> list[Step]:
@@ -48,26 +64,30 @@ def steps(device: str, out: Path) -> list[Step]:
     where = ("--device", device, "--out", str(out))
     quick = ("--turns", "10") if cuda else ("--turns", "1", "--seconds", "0", "--tiny")
     cases = ("--cases", *(HEADLINE if cuda else ("1x7x7x4x16",)))
+    counted = ("--device", device, "--out", str(out / "counted"), "--turns", "1")
+    counted += ("--cases", "64x28x28x8x16", "--dtypes", "float16")
     built = (("DCNV4_MM_NO_CUDA", "1"),)
     if cuda:
         built = (("DCNV4_MM_REQUIRE_CUDA", "1"), ("DCNV4_MM_CUDA_ARCHS", _arch()))
+    models = ("--seconds", "2", "--dtypes", "float16", "--sizes", "t")
+    golden = (*tests, "-k", "recorded_results")
+    sanitize = ("compute-sanitizer", "--error-exitcode", "1", "--tool")
     listed = [
-        Step("build", 150, ("setup.py", "--quiet", "build_ext", "--inplace"), built),
-        Step("env", 60, ("-m", "dcnv4_mm.env")),
-        Step("smoke", 90, (*tests, "-k", "recorded_results or stream or graph")),
-        Step("headline", 150, (*run, "dcnv4_modes", *where, *quick, *cases)),
-        Step("tests", 170, (*tests, *side_by_side)),
-        Step("memcheck", 60, (*tests, "-k", "recorded_results"), _uncached()),
-        Step("racecheck", 60, (*tests, "-k", "recorded_results"), _uncached()),
-        Step("peers", 120, (*run, "dcnv4", *where, *quick, *cases)),
-        Step("attention", 90, (*run, "flash_deform_attn", *where, *quick)),
-        Step("bev", 60, (*run, "bev_cross_attn", *where, *quick)),
+        Step("build", 120, ("setup.py", "--quiet", "build_ext", "--inplace"), built),
+        Step("env", 40, ("-m", "dcnv4_mm.env")),
+        Step("smoke", 60, (*tests, "-k", SMOKE), gpu_only=True),
+        Step("headline", 120, (*run, "dcnv4_modes", *where, *quick, *cases)),
+        Step("tests", 150, (*tests, *side_by_side)),
+        Step("memcheck", 45, golden, _uncached(), (*sanitize, "memcheck"), gpu_only=True),
+        Step("racecheck", 45, golden, _uncached(), (*sanitize, "racecheck"), gpu_only=True),
+        Step("counters", 45, (*run, "dcnv4_modes", *counted), (), COUNTERS, gpu_only=True),
+        Step("peers", 90, (*run, "dcnv4", *where, *quick, *cases)),
+        Step("attention", 60, (*run, "flash_deform_attn", *where, *quick)),
+        Step("bev", 45, (*run, "bev_cross_attn", *where, *quick)),
+        Step("models", 90, (*run, "layers", "backbones", *where, *models), gpu_only=True),
         Step("bench", 300, (*run, "dcnv4_modes", *where, *quick, *(() if cuda else cases))),
     ]
-    # These need a GPU, or repeat what the tests of a dry run do.
-    return (
-        listed if cuda else [s for s in listed if s.name not in ("memcheck", "racecheck", "smoke")]
-    )
+    return [step for step in listed if cuda or not step.gpu_only]
 
 
 def _arch() -> str:
@@ -83,25 +103,28 @@ def _uncached() -> tuple[tuple[str, str], ...]:
 
 def run(step: Step, seconds: float, out: Path) -> str:
     """Runs a step, its output going to a log in ``out``; returns how it ended."""
-    command = [sys.executable, *step.command]
-    if step.name.endswith("check"):
-        command = ["compute-sanitizer", "--tool", step.name, "--error-exitcode", "1", *command]
+    command = [*step.tool, sys.executable, *step.command]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with (out / f"{step.name}.log").open("w") as log:
         try:
-            ended = subprocess.run(
+            process = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env=variables | dict(step.variables),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                timeout=seconds,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            return f"cut after {seconds:.0f} s"
         except FileNotFoundError:
             return f"{command[0]} is not installed"
-    return "ok" if ended.returncode == 0 else f"FAILED with status {ended.returncode}"
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            # With what it has started, which would slow the next step.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"cut after {seconds:.0f} s"
+    return "ok" if status == 0 else f"FAILED with status {status}"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """DCNv4 against other formulations of it, on a CPU and on a GPU; its modes; its memory."""
 
 import itertools
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -322,3 +323,54 @@ def run_memory(table: Table, settings: Settings) -> None:
             if not table.has(**row):
                 used = (held + peak_bytes(call, settings.device)) / (held + returned)
                 table.add(**row, ratio=used, target="<= 1.2")
+
+
+class _Empty(torch.autograd.Function):
+    """Does what every autograd.Function of two inputs must do, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, offset_mask: Tensor) -> Tensor:
+        ctx.save_for_backward(value, offset_mask)
+        return torch.empty_like(value)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        value, offset_mask = ctx.saved_tensors
+        return torch.empty_like(value), torch.empty_like(offset_mask)
+
+
+def run_host_time(table: Table, settings: Settings) -> None:
+    """CPU time of calls on a few elements, against operators that compute nothing."""
+    case = Case(height=2, width=2, groups=1, channels=4)
+    *inputs, grad = make_inputs(case, torch.float32)
+    raw = partial(torch.ops.dcnv4_mm.dcnv4_forward, *inputs, *KERNEL, case.groups, 1.0, False)
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+
+    def train(function: Callable[..., Tensor]) -> None:
+        torch.autograd.grad(function(*leaves), leaves, grad)
+
+    function = partial(dcnv4, groups=case.groups)
+    calls: dict[str, dict[str, Call]] = {
+        "forward": {
+            OURS: partial(function, *inputs),
+            "raw operator": partial(raw, False),
+            "torch.empty_like": partial(torch.empty_like, inputs[0]),
+        },
+        "forward+backward": {
+            OURS: partial(train, function),
+            "empty autograd.Function": partial(train, _Empty.apply),
+        },
+    }
+    for measured, some in calls.items():
+        with torch.set_grad_enabled(measured != "forward"):
+            compare(
+                table,
+                settings,
+                case=case,
+                measured=measured,
+                dtype="float32",
+                builders={
+                    name: partial(Implementation, calls=[call]) for name, call in some.items()
+                },
+                clock=time.process_time,
+            )

@@ -16,6 +16,9 @@ class_names = [
 point_cloud_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 data_root = "data/nuscenes/"
 frames = (0,)
+# Backbone and neck start from mmdet's FCOS, trained on COCO, as the original's do from another FCOS
+# (docs/bev.md names the original's file).
+fcos = "https://download.openmmlab.com/mmdetection/v2.0/fcos/fcos_r50_caffe_fpn_gn-head_mstrain_640-800_2x_coco/fcos_r50_caffe_fpn_gn-head_mstrain_640-800_2x_coco-d92ceeea.pth"
 
 model = dict(
     type="dcnv4_mm.BEVFormerV2",
@@ -35,6 +38,7 @@ model = dict(
         norm_cfg=dict(type="SyncBN"),
         norm_eval=False,
         style="caffe",
+        init_cfg=dict(type="Pretrained", checkpoint=fcos, prefix="backbone."),
     ),
     img_neck=dict(
         type="mmdet.FPN",
@@ -44,6 +48,7 @@ model = dict(
         add_extra_convs="on_output",
         num_outs=5,
         relu_before_extra_convs=True,
+        init_cfg=dict(type="Pretrained", checkpoint=fcos, prefix="neck."),
     ),
     pts_bbox_head=dict(
         type="dcnv4_mm.BEVFormerV2Head",

@@ -1,6 +1,7 @@
 # The paper's setting, as far as it is published: COCO weights, 24 epochs, 8 seconds of past and
-# future, read here as 4 each way in steps of 2 (8 each way would leave 80 % of the samples with a
-# frame missing). Drop path and the backbone's rate are unpublished: those of COCO and of R50.
+# future, read here as 4 each way in steps of 2 (8 each way, as in the bi9 config, leaves 80 % of
+# the samples with a frame missing). Drop path and the backbone's learning rate are unpublished:
+# those of COCO and of R50.
 _base_ = "../_base_/bevformerv2_r50_fpn_nus-3d.py"
 
 frames = (-8, -4, 0, 4, 8)
@@ -20,7 +21,11 @@ model = dict(
             checkpoint="https://huggingface.co/OpenGVLab/DCNv4/resolve/main/mask_rcnn_flash_internimage_s_fpn_3x_coco.pth",
         ),
     ),
-    img_neck=dict(in_channels=[160, 320, 640]),
+    # The necks of Mask R-CNN differ in widths: this one starts at random, by mmdet's own rule.
+    img_neck=dict(
+        in_channels=[160, 320, 640],
+        init_cfg=dict(_delete_=True, type="Xavier", layer="Conv2d", distribution="uniform"),
+    ),
     pts_bbox_head=dict(fusion=dict(num_frames=len(frames), inter_channels=512)),
 )
 train_dataloader = dict(dataset=dict(frames=frames))

@@ -1,5 +1,5 @@
-# A small model that learns the ten keyframes of one synthetic scene by heart, on two processor
-# cores (make trial-bev). It trains on the scene that mmdet3d's metric evaluates, that of mini_val.
+# A small model that overfits the ten keyframes of one synthetic scene, on two CPU cores (make
+# trial-bev). It trains on the scene that mmdet3d's metric evaluates, that of mini_val.
 _base_ = "../_base_/bevformerv2_r50_fpn_nus-3d.py"
 
 channels = 48
@@ -10,8 +10,14 @@ batch_norm = dict(type="BN")
 layers = dict(num_layers=2, num_heads=4, feedforward_channels=128, dropout=0.0)
 model = dict(
     data_preprocessor=dict(std=[58.0, 58.0, 58.0]),
-    img_backbone=dict(depth=18, base_channels=16, style="pytorch", norm_cfg=batch_norm),
-    img_neck=dict(in_channels=[32, 64, 128], out_channels=channels),
+    img_backbone=dict(
+        depth=18, base_channels=16, style="pytorch", norm_cfg=batch_norm, init_cfg=None
+    ),
+    img_neck=dict(
+        in_channels=[32, 64, 128],
+        out_channels=channels,
+        init_cfg=dict(_delete_=True, type="Xavier", layer="Conv2d", distribution="uniform"),
+    ),
     pts_bbox_head=dict(
         bev_shape=(32, 32),
         point_cloud_range=point_cloud_range,

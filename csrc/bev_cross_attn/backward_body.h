@@ -25,11 +25,12 @@ DCNV4_MM_DEVICE RealOf<Storage> backward_point(const Params& p, const Geometry& 
   PointGrad<Real> sum{};
   for (int32_t camera = 0; camera < p.cameras; ++camera) {
     if (!is_hit(p, pair, camera)) continue;
-    const auto point = locate_point<Storage>(p, geometry, t.level_points, pair, camera, k, weight);
+    const Origin origin = origin_of(geometry, t.level_points, k);
+    const auto point =
+        locate_point<Storage>(p, origin.level, origin.number, pair, camera, k, weight);
     if (!point.inside) continue;
-    const auto corners =
-        corners_of(place_of(geometry.levels, t.level_points, k, point),
-                   image_of<Storage>(p, pair, camera), static_cast<int32_t>(p.value_pitches.row));
+    const auto corners = corners_of(place_of(origin.level, point),
+                                    image_of<Storage>(p, pair, camera), pixel_bytes<Storage>(p));
     const auto grad = differentiate(
         point, corner_dots<Storage, vector>(corners, grad_output_of<Storage>(p, pair), t.vectors));
     sum.x += grad.x;
@@ -112,11 +113,12 @@ DCNV4_MM_DEVICE void backward_points_block(const Params& p, const Geometry& geom
 
 // The gradient of value with atomic additions to `sums` [B, N, S, G, D], which is zero before. The
 // forward's way back: each thread spreads one vector of the output's gradient.
-template <typename Storage, int vector, typename Team>
+template <typename Storage, int unit, int units, typename Team>
 DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Geometry& geometry,
                                                  const Tiling& t, uint32_t block,
                                                  RealOf<Storage>* sums, Team& team) {
   using Real = RealOf<Storage>;
+  constexpr int channels = unit * units;
   const Tile tile = tile_of(p, t, block);
   const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
   const Samples<Real> samples = samples_in<Real>(team.shared(), t.pairs, t.points);
@@ -127,35 +129,26 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Geometry
     if (!is_tile_hit(p, t.queries, tile, camera, team)) continue;
     for (int32_t first = 0; first < points; first += t.points) {
       team.phase([&](int32_t thread) {
-        locate_tile<Storage>(p, geometry, t, tile, camera, samples.shares, thread, first, points,
-                             [&](int32_t slot, const Place& place, const Point<Real>& point) {
-                               samples.places[slot] = place;
-                               samples.weights[slot] = adding_weights(point);
-                             });
+        locate_own<Storage>(p, geometry, t, tile, camera, samples.shares,
+                            item_of<channels>(t, tile, thread), first, points,
+                            [&](int32_t slot, const Place& place, const Point<Real>& point) {
+                              samples.places[slot] = place;
+                              samples.weights[slot] = adding_weights(point);
+                            });
       });
       team.phase([&](int32_t thread) {
-        const Item item = item_of<vector>(t, tile, thread);
+        const Item item = item_of<channels>(t, tile, thread);
         if (!item.exists) return;
         const Pair pair = pair_of(t.queries, tile, item.pair_index);
         if (!is_hit(p, pair, camera)) return;
-        Real grad[vector];
-        read<vector>(grad_output_of<Storage>(p, pair) + item.channel, grad);
+        const auto [channel, step] = units_in<unit, units>(t, tile, item);
+        Real grad[channels];
+        read_units<unit, units>(grad_output_of<Storage>(p, pair) + channel, step, grad);
         Real* image = sums + (pair.image * p.cameras + camera) * p.pixels * pitch +
-                      pair.head * p.channels + item.channel;
-        const int32_t slot = item.pair_index * sample_stride(t.points);
-        const int32_t count = smaller(t.points, points - first);
-        for (int32_t k = 0; k < count; ++k) {
-          const Place place = samples.places[slot + k];
-          if (place.pixel == kOutside) continue;
-          const auto corners = corners_of(place, image, pitch);
-          const Weights<Real> weights = samples.weights[slot + k];
-          for (int c = 0; c < 4; ++c) {
-            if ((c & 1 && !(place.pixel & 1)) || (c & 2 && !place.down)) continue;
-            Real weighted[vector];
-            for (int i = 0; i < vector; ++i) weighted[i] = weights.corner[c] * grad[i];
-            atomic_add<vector>(corners.corner[c], weighted);
-          }
-        }
+                      pair.head * p.channels + channel;
+        spread_samples<unit, units>(samples, item.pair_index * sample_stride(t.points),
+                                    smaller(t.points, points - first), grad, image,
+                                    pitch * sizeof(Real), step);
       });
     }
   }

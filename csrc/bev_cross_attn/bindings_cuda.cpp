@@ -39,10 +39,9 @@ void backward_value_atomic(const Params& p, const Tensor& grad_value_in, const D
 struct CudaKernels {
   static constexpr DeviceType kDevice = DeviceType::CUDA;
 
-  // The kernels multiply with 32-bit distances of pixels.
   static Tensor readable_value(const Tensor& value) {
-    return value.stride(2) <= kMaxSize ? bev_cross_attn::readable_value(value)
-                                       : torch::stable::contiguous(value);
+    return value.stride(2) <= flash_deform_attn::kMostPitch ? bev_cross_attn::readable_value(value)
+                                                            : torch::stable::contiguous(value);
   }
 
   static void forward(const Params& p, const Tensor& value) {

@@ -10,51 +10,51 @@
 namespace dcnv4_mm::bev_cross_attn {
 namespace {
 
-// `vector` channels per thread.
-template <typename Storage, int vector, typename Team>
+// `channels` per thread: one or two vectors.
+template <typename Storage, int channels, typename Team>
 DCNV4_MM_DEVICE void forward_block(const Params& p, const Geometry& geometry, const Tiling& t,
                                    uint32_t block, Team& team) {
   using Real = RealOf<Storage>;
+  constexpr int width = load_width<Storage>(channels), vectors = channels / width;
   const Tile tile = tile_of(p, t, block);
   const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
   const Samples<Real> samples = samples_in<Real>(team.shared(), t.pairs, t.points);
-  typename Team::template PerThread<Sums<Real, vector>> all_sums(team);
+  typename Team::template PerThread<AllSums<Real, width, vectors>> all_sums(team);
 
   prepare_weights<Storage>(p, t.queries, tile, samples.shares, team);
   for (int32_t camera = 0; camera < p.cameras; ++camera) {
     if (!is_tile_hit(p, t.queries, tile, camera, team)) continue;
     for (int32_t first = 0; first < points; first += t.points) {
       team.phase([&](int32_t thread) {
-        locate_tile<Storage>(p, geometry, t, tile, camera, samples.shares, thread, first, points,
-                             [&](int32_t slot, const Place& place, const Point<Real>& point) {
-                               samples.places[slot] = place;
-                               samples.weights[slot] = reading_weights(point);
-                             });
+        locate_own<Storage>(p, geometry, t, tile, camera, samples.shares,
+                            item_of<channels>(t, tile, thread), first, points,
+                            [&](int32_t slot, const Place& place, const Point<Real>& point) {
+                              samples.places[slot] = place;
+                              samples.weights[slot] = reading_weights(point);
+                            });
       });
       team.phase([&](int32_t thread) {
-        const Item item = item_of<vector>(t, tile, thread);
+        const Item item = item_of<channels>(t, tile, thread);
         if (!item.exists) return;
         const Pair pair = pair_of(t.queries, tile, item.pair_index);
         if (!is_hit(p, pair, camera)) return;
-        const Storage* image = image_of<Storage>(p, pair, camera) + item.channel;
-        const int32_t slot = item.pair_index * sample_stride(t.points);
-        const int32_t count = smaller(t.points, points - first);
-#pragma unroll 4
-        for (int32_t k = 0; k < count; ++k) {
-          const Place place = samples.places[slot + k];
-          if (place.pixel == kOutside) continue;
-          const auto corners = corners_of(place, image, static_cast<int32_t>(p.value_pitches.row));
-          add_sample<Storage>(corners, samples.weights[slot + k], &all_sums[thread]);
-        }
+        const auto [channel, step] = units_in<width, vectors>(t, tile, item);
+        add_samples<Storage, width, vectors>(
+            samples, item.pair_index * sample_stride(t.points), smaller(t.points, points - first),
+            image_of<Storage>(p, pair, camera) + channel, pixel_bytes<Storage>(p), step,
+            all_sums[thread].vector);
       });
     }
   }
-  team.phase([&](int32_t thread) {
-    const Item item = item_of<vector>(t, tile, thread);
+  last_phase(team, [&](int32_t thread) {
+    const Item item = item_of<channels>(t, tile, thread);
     if (!item.exists) return;
+    const auto [channel, step] = units_in<width, vectors>(t, tile, item);
     const int64_t row = row_of(p, pair_of(t.queries, tile, item.pair_index));
-    Storage* output = static_cast<Storage*>(p.output) + row * p.channels;
-    write<vector>(output + item.channel, all_sums[thread].channel);
+    Storage* output = static_cast<Storage*>(p.output) + row * p.channels + channel;
+    for (int v = 0; v < vectors; ++v) {
+      write<width>(output + v * step, all_sums[thread].vector[v].channel);
+    }
   });
 }
 

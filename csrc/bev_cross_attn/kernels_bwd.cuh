@@ -32,13 +32,14 @@ __global__ void __launch_bounds__(256, 2)
   backward_value_owned_block<Storage>(params, geometry, ownership, blockIdx.x, team);
 }
 
-template <typename Storage, int vector>
+template <typename Storage, int unit, int units>
 __global__ void __launch_bounds__(256, 4)
     backward_value_atomic_kernel(const __grid_constant__ Params params,
                                  const __grid_constant__ Geometry geometry,
                                  const __grid_constant__ Tiling tiling, RealOf<Storage>* sums) {
   DeviceTeam team;
-  backward_value_atomic_block<Storage, vector>(params, geometry, tiling, blockIdx.x, sums, team);
+  backward_value_atomic_block<Storage, unit, units>(params, geometry, tiling, blockIdx.x, sums,
+                                                    team);
 }
 
 // Allows a kernel all the shared memory that a block can have; asked for once per device.
@@ -75,9 +76,11 @@ void backward_value_owned(const Params& params, const Device& device, cudaStream
 template <typename Storage>
 void backward_value_atomic(const Params& params, void* sums, const Device& device,
                            cudaStream_t stream) {
-  with_vector<kWidestLoad / int(sizeof(Storage))>(vector_channels(params), [&](auto vector) {
-    const Tiling tiling = choose_tiling(params, vector, device.limits);
-    launch_kernel(backward_value_atomic_kernel<Storage, vector>, tiling, stream, params,
+  const Spread spread =
+      choose_spread(params.channels, params.dtype, vector_channels(params), device.limits);
+  with_spread<Storage>(spread, [&](auto unit, auto units) {
+    const Tiling tiling = choose_tiling(params, unit * units, device.limits);
+    launch_kernel(backward_value_atomic_kernel<Storage, unit, units>, tiling, stream, params,
                   geometry_of(params), tiling, static_cast<RealOf<Storage>*>(sums));
   });
 }

@@ -11,6 +11,7 @@ namespace dcnv4_mm::bev_cross_attn {
 using flash_deform_attn::LevelTable;
 using flash_deform_attn::Ownership;
 using flash_deform_attn::Tiling;
+using flash_deform_attn::with_forward_channels;
 
 // What the kernels know of levels and pillars.
 struct Geometry {

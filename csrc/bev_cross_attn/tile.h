@@ -7,15 +7,19 @@
 namespace dcnv4_mm::bev_cross_attn {
 namespace {
 
+using flash_deform_attn::add_samples;
+using flash_deform_attn::AllSums;
 using flash_deform_attn::corners_of;
 using flash_deform_attn::grad_output_of;
 using flash_deform_attn::Item;
 using flash_deform_attn::item_of;
 using flash_deform_attn::kOutside;
 using flash_deform_attn::kShareParts;
+using flash_deform_attn::load_width;
 using flash_deform_attn::offset_of;
 using flash_deform_attn::Pair;
 using flash_deform_attn::pair_of;
+using flash_deform_attn::pixel_bytes;
 using flash_deform_attn::Place;
 using flash_deform_attn::place_of;
 using flash_deform_attn::read_number;
@@ -24,9 +28,11 @@ using flash_deform_attn::sample_stride;
 using flash_deform_attn::Samples;
 using flash_deform_attn::samples_in;
 using flash_deform_attn::Share;
+using flash_deform_attn::spread_samples;
 using flash_deform_attn::sum_exponentials;
 using flash_deform_attn::Tile;
 using flash_deform_attn::tile_of;
+using flash_deform_attn::units_in;
 using flash_deform_attn::write_number;
 
 DCNV4_MM_DEVICE int64_t offset_of(const CameraPitches& pitches, const Pair& pair, int32_t camera) {
@@ -65,7 +71,7 @@ DCNV4_MM_DEVICE void prepare_weights(const Params& p, const Divisor& queries, co
   team.phase([&](int32_t thread) {
     for (int32_t i = thread; i < tile.count; i += team.threads()) {
       const int32_t hits = count_hits(p, pair_of(queries, tile, i));
-      shares[i * kShareParts].sum *= RealOf<Storage>(hits > 0 ? hits : 1);
+      shares[i * kShareParts].sum /= RealOf<Storage>(hits > 0 ? hits : 1);
     }
   });
 }
@@ -75,19 +81,28 @@ template <typename Storage>
 DCNV4_MM_DEVICE RealOf<Storage> weight_of(const Params& p, const Pair& pair,
                                           const Share<RealOf<Storage>>& share, int32_t k) {
   const int64_t logits = offset_of(pair, p.weight_pitches);
-  return std::exp(read_number<Storage>(p, p.weights, logits + k) - share.largest) / share.sum;
+  return std::exp(read_number<Storage>(p, p.weights, logits + k) - share.largest) * share.sum;
+}
+
+// The level of the point `k`, and its number in a pillar.
+struct Origin {
+  const LevelTable::Entry& level;
+  int32_t number;
+};
+
+DCNV4_MM_DEVICE Origin origin_of(const Geometry& geometry, const Divisor& level_points, int32_t k) {
+  const LevelTable::Entry& level = geometry.levels.entries[divide_off(&k, level_points)];
+  divide_off(&k, geometry.pillar);
+  return {level, k};
 }
 
 // The point `k` of a pair in a camera.
 template <typename Storage>
-DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const Geometry& geometry,
-                                                    const Divisor& level_points, const Pair& pair,
+DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const LevelTable::Entry& level,
+                                                    int32_t number, const Pair& pair,
                                                     int32_t camera, int32_t k,
                                                     RealOf<Storage> weight) {
   using Real = RealOf<Storage>;
-  int32_t number = k;
-  const LevelTable::Entry& level = geometry.levels.entries[divide_off(&number, level_points)];
-  divide_off(&number, geometry.pillar);
   const Real* reference = static_cast<const Real*>(p.references) +
                           offset_of(p.reference_pitches, pair, camera) + 2 * number;
   const int64_t offset = offset_of(pair, p.location_pitches) + 2 * k;
@@ -118,10 +133,31 @@ DCNV4_MM_DEVICE void locate_tile(const Params& p, const Geometry& geometry, cons
     const Pair pair = pair_of(launch.queries, tile, index);
     if (first + k >= end || !is_hit(p, pair, camera)) continue;
     const auto weight = weight_of<Storage>(p, pair, shares[index * kShareParts], first + k);
+    const Origin origin = origin_of(geometry, launch.level_points, first + k);
     const auto point =
-        locate_point<Storage>(p, geometry, launch.level_points, pair, camera, first + k, weight);
-    store(index * sample_stride(launch.points) + k,
-          place_of(geometry.levels, launch.level_points, first + k, point), point);
+        locate_point<Storage>(p, origin.level, origin.number, pair, camera, first + k, weight);
+    store(index * sample_stride(launch.points) + k, place_of(origin.level, point), point);
+  }
+}
+
+// Locates the points [first, end) of a thread's pair, those that are not another thread's, if a
+// camera sees it.
+template <typename Storage, typename Store>
+DCNV4_MM_DEVICE void locate_own(const Params& p, const Geometry& geometry, const Tiling& t,
+                                const Tile& tile, int32_t camera,
+                                const Share<RealOf<Storage>>* shares, const Item& item,
+                                int32_t first, int32_t end, Store store) {
+  if (item.pair_index >= tile.count) return;
+  const Pair pair = pair_of(t.queries, tile, item.pair_index);
+  if (!is_hit(p, pair, camera)) return;
+  const Share<RealOf<Storage>> share = shares[item.pair_index * kShareParts];
+  const int32_t count = smaller(t.points, end - first);
+  for (int32_t k = item.lane; k < count; k += t.tile_vectors.value) {
+    const Origin origin = origin_of(geometry, t.level_points, first + k);
+    const auto weight = weight_of<Storage>(p, pair, share, first + k);
+    const auto point =
+        locate_point<Storage>(p, origin.level, origin.number, pair, camera, first + k, weight);
+    store(item.pair_index * sample_stride(t.points) + k, place_of(origin.level, point), point);
   }
 }
 

@@ -22,6 +22,19 @@ DCNV4_MM_HOST_DEVICE float to_real(int32_t number) { return static_cast<float>(n
 DCNV4_MM_HOST_DEVICE double to_real(int64_t number) { return static_cast<double>(number); }
 #endif
 
+// The largest integer that is not above a coordinate.
+#if defined(__CUDA_ARCH__)
+DCNV4_MM_HOST_DEVICE int32_t floor_index(float coordinate) { return __float2int_rd(coordinate); }
+DCNV4_MM_HOST_DEVICE int64_t floor_index(double coordinate) { return __double2int_rd(coordinate); }
+#else
+// floor() is a library call on machines without the instruction; truncation never is.
+template <typename Real>
+DCNV4_MM_HOST_DEVICE auto floor_index(Real coordinate) {
+  const auto first = truncate(coordinate);
+  return coordinate < to_real(first) ? first - 1 : first;
+}
+#endif
+
 // The two pixels around a coordinate along one axis, with their weights and the derivatives of the
 // weights by the coordinate.
 //
@@ -49,21 +62,21 @@ DCNV4_MM_HOST_DEVICE auto is_inside(Real y, Real x, Real height, Real width) {
 template <typename Real>
 DCNV4_MM_HOST_DEVICE auto neighbours(Real coordinate, Real size) {
   const Real zero = Real{}, one = zero + 1, half = one / 2;
-  // floor() is a library call on machines without the instruction; truncation never is.
-  auto first = truncate(coordinate);
-  first = coordinate < to_real(first) ? first - 1 : first;
+  const auto first = floor_index(coordinate);
   const Real floor = to_real(first);
   const Real fraction = coordinate - floor;
   const auto below = floor < zero;
   const auto above = floor + one >= size;
+  const auto beyond = below | above;
   const Real weight_first = one - fraction;
+  const Real half_weight = half * (below ? fraction : weight_first);
 
-  Neighbours<Real, decltype(first)> result;
+  Neighbours<Real, decltype(truncate(coordinate))> result;
   const auto none = first - first;
   result.first = below ? none : first;
-  result.step = below | above ? none : none + 1;
-  result.weight_first = below ? half * fraction : above ? half * weight_first : weight_first;
-  result.weight_second = above ? half * weight_first : below ? half * fraction : fraction;
+  result.step = beyond ? none : none + 1;
+  result.weight_first = beyond ? half_weight : weight_first;
+  result.weight_second = beyond ? half_weight : fraction;
   result.slope_first = below ? half : above ? -half : -one;
   result.slope_second = above ? -half : below ? half : one;
   return result;

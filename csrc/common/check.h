@@ -23,12 +23,17 @@ void check(bool holds, const Parts&... parts) {
 // Every size, pitch product and index of the kernels then fits an int64, every coordinate an int32.
 constexpr int64_t kMaxSize = (int64_t(1) << 31) - 1;
 
-inline std::string shape_text(const Ints& shape) {
-  std::ostringstream text;
+// A shape that is written only if a check fails: checks cost no text otherwise.
+struct ShapeText {
+  const Ints* shape;
+};
+
+inline ShapeText shape_text(const Ints& shape) { return {&shape}; }
+
+inline std::ostream& operator<<(std::ostream& text, const ShapeText& shape) {
   text << "(";
-  for (size_t i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
-  text << ")";
-  return text.str();
+  for (size_t i = 0; i < shape.shape->size(); ++i) text << (i ? ", " : "") << (*shape.shape)[i];
+  return text << ")";
 }
 
 }  // namespace dcnv4_mm

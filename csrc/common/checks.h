@@ -16,8 +16,15 @@ inline Ints shape_of(const torch::stable::Tensor& tensor) {
   return shape;
 }
 
-inline std::string shape_text(const torch::stable::Tensor& tensor) {
-  return shape_text(shape_of(tensor));
+// As for Ints: written only if a check fails.
+struct TensorShapeText {
+  const torch::stable::Tensor* tensor;
+};
+
+inline TensorShapeText shape_text(const torch::stable::Tensor& tensor) { return {&tensor}; }
+
+inline std::ostream& operator<<(std::ostream& text, const TensorShapeText& shape) {
+  return text << shape_text(shape_of(*shape.tensor));
 }
 
 inline void check_tensor(const char* name, const torch::stable::Tensor& tensor, int64_t axes,

@@ -1,6 +1,7 @@
 // Which instruction set the CPU kernels of this process use.
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <string>
 
@@ -52,10 +53,12 @@ inline CpuIsa choose_cpu_isa() {
   return CpuIsa::kDefault;
 }
 
-// Chosen at the first call, once per process.
-inline CpuIsa cpu_isa() {
-  static const CpuIsa isa = choose_cpu_isa();
+// Chosen at the first call; tests change it afterwards.
+inline std::atomic<CpuIsa>& chosen_cpu_isa() {
+  static std::atomic<CpuIsa> isa{choose_cpu_isa()};
   return isa;
 }
+
+inline CpuIsa cpu_isa() { return chosen_cpu_isa().load(std::memory_order_relaxed); }
 
 }  // namespace dcnv4_mm

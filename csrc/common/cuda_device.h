@@ -29,7 +29,9 @@ Device device_at(int32_t index) {
     devices[index] = {index,
                       {attribute(cudaDevAttrMultiProcessorCount, index),
                        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index),
-                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index)}};
+                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+                       10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
+                           attribute(cudaDevAttrComputeCapabilityMinor, index)}};
   });
   return devices[index];
 }

@@ -8,6 +8,17 @@
 namespace dcnv4_mm {
 namespace {
 
+// A phase after which a block has no other: it needs no barrier.
+template <typename Team, typename Function>
+DCNV4_MM_DEVICE void last_phase(Team& team, Function function) {
+#if defined(__CUDA_ARCH__)
+  (void)team;
+  function(static_cast<int32_t>(threadIdx.x));
+#else
+  team.phase(function);
+#endif
+}
+
 // A point's geometry, and the factor of its sample.
 template <typename Real>
 struct Point {
@@ -104,6 +115,32 @@ DCNV4_MM_DEVICE Weights<RealOf<Storage>> corner_dots(const Corners<const Storage
     part = {};
   }
   return dots;
+}
+
+// The first channel of a thread whose units are apart, and their distance: `channel` is the first
+// one if they were adjacent, `lane` of `lanes` the thread's number in its item.
+struct Units {
+  int32_t channel, step;
+};
+
+template <int unit, int units>
+DCNV4_MM_DEVICE Units units_of(int32_t channel, int32_t lane, int32_t lanes) {
+  return {channel - (units - 1) * lane * unit, lanes * unit};
+}
+
+// Numbers of `units` units of `unit` channels each, `step` numbers apart.
+template <int unit, int units, typename Storage>
+DCNV4_MM_DEVICE void read_units(const Storage* address, int32_t step, RealOf<Storage>* numbers) {
+  for (int u = 0; u < units; ++u) read<unit>(address + u * step, numbers + u * unit);
+}
+
+template <int unit, int units, typename Real>
+DCNV4_MM_DEVICE void add_units(Real* address, int32_t step, Real weight, const Real* numbers) {
+  for (int u = 0; u < units; ++u) {
+    Real weighted[unit];
+    for (int i = 0; i < unit; ++i) weighted[i] = weight * numbers[u * unit + i];
+    atomic_add<unit>(address + u * step, weighted);
+  }
 }
 
 // Gradients by a point's coordinates, in pixels, and by its factor.

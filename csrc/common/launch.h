@@ -12,6 +12,7 @@ struct DeviceLimits {
   int32_t multiprocessors;
   int32_t shared_per_multiprocessor;
   int32_t shared_per_block;  // the most that a kernel can ask for
+  int32_t capability = 0;    // 90 for compute capability 9.0
 };
 
 struct Device {

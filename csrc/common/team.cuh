@@ -4,6 +4,17 @@
 #include <cstdint>
 
 namespace dcnv4_mm {
+
+// Blocks of 256 threads that fill half of a multiprocessor; the host does not need it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kHalfFull = 2;
+#elif defined(__CUDA_ARCH__) && \
+    ((__CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900) || __CUDA_ARCH__ >= 1100)
+constexpr int kHalfFull = 3;
+#else
+constexpr int kHalfFull = 4;
+#endif
+
 namespace {
 
 // Shared memory is as long as the launch says.

@@ -18,6 +18,23 @@
 
 namespace dcnv4_mm {
 
+// Keeps the compiler from taking a number or an address apart: from keeping its terms in registers,
+// and from 64-bit additions where one multiplication with a 64-bit sum does.
+template <typename Element>
+DCNV4_MM_DEVICE Element* whole(Element* address) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(address));
+#endif
+  return address;
+}
+
+DCNV4_MM_DEVICE uint32_t whole(uint32_t number) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+r"(number));
+#endif
+  return number;
+}
+
 // Bytes of the widest load of a thread.
 constexpr int kWidestLoad = 16;
 
@@ -138,28 +155,29 @@ DCNV4_MM_DEVICE uint32_t multiply_add_halves(uint32_t a, uint32_t b, uint32_t c)
 // Adds numbers to memory to which other threads add as well, in any order.
 template <int count>
 DCNV4_MM_DEVICE void atomic_add(float* address, const float* numbers) {
-#if __CUDA_ARCH__ >= 900
   const size_t global = __cvta_generic_to_global(address);
-  if constexpr (count % 4 == 0) {
-    for (int i = 0; i < count; i += 4) {
+#if __CUDA_ARCH__ >= 900
+  constexpr bool wide = count % 4 == 0;
+#else
+  constexpr bool wide = false;
+#endif
+  for (int i = 0; i < count; i += wide ? 4 : 1) {
+    if constexpr (wide) {
       asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global + 4 * i),
                    "f"(numbers[i]), "f"(numbers[i + 1]), "f"(numbers[i + 2]), "f"(numbers[i + 3])
                    : "memory");
+    } else {
+      asm volatile("red.global.add.f32 [%0], %1;" ::"l"(global + 4 * i), "f"(numbers[i])
+                   : "memory");
     }
-  } else if constexpr (count == 2) {
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(global), "f"(numbers[0]),
-                 "f"(numbers[1])
-                 : "memory");
-  } else {
-    atomicAdd(address, *numbers);
   }
-#else
-  for (int i = 0; i < count; ++i) atomicAdd(address + i, numbers[i]);
-#endif
 }
 template <int count>
 DCNV4_MM_DEVICE void atomic_add(double* address, const double* numbers) {
-  for (int i = 0; i < count; ++i) atomicAdd(address + i, numbers[i]);
+  const size_t global = __cvta_generic_to_global(address);
+  for (int i = 0; i < count; ++i) {
+    asm volatile("red.global.add.f64 [%0], %1;" ::"l"(global + 8 * i), "d"(numbers[i]) : "memory");
+  }
 }
 
 #else  // the host

@@ -1,7 +1,7 @@
 // The bodies of the backward kernels on the GPU: one for offset_mask, and two for value.
 #pragma once
 
-#include "dcnv4/tile.h"
+#include "dcnv4/window.h"
 
 namespace dcnv4_mm::dcnv4 {
 namespace {
@@ -17,17 +17,42 @@ DCNV4_MM_DEVICE Storage* result_row(const Params& p, int64_t image, int32_t row,
 template <typename Storage>
 DCNV4_MM_DEVICE void clear_padding(const Params& p, const Tiling& t, const Tile& tile,
                                    int32_t thread, int32_t threads) {
-  const int32_t used = static_cast<int32_t>(p.groups) * 3 * static_cast<int32_t>(p.points);
+  const int32_t used = t.groups * 3 * static_cast<int32_t>(p.points);
+  if (used == p.offset_mask_channels) return;
   const int32_t pixels = t.tile_height.value * t.tile_width.value;
-  for (int32_t pixel = 0; pixel < pixels; ++pixel) {
+  for (int32_t pixel = thread; pixel < pixels; pixel += threads) {
     int32_t column = pixel;
     const int32_t row = tile.row + divide_off(&column, t.tile_width);
     column += tile.column;
-    if (row >= p.out_height || column >= p.out_width) continue;
+    if (row >= t.out_height || column >= t.out_width) continue;
     Storage* result = result_row<Storage>(p, tile.image, row, column);
-    for (int32_t i = used + thread; i < p.offset_mask_channels; i += threads) {
-      write(result + i, RealOf<Storage>(0));
-    }
+    for (int32_t i = used; i < p.offset_mask_channels; ++i) write(result + i, RealOf<Storage>(0));
+  }
+}
+
+template <typename Storage>
+struct Located {
+  Point<RealOf<Storage>> point;
+  Corners<const Storage> corners;  // of no meaning where the point does not count
+};
+
+// The point `k` of a pair, and its pixels in an image that starts at `image`.
+template <int special, typename Storage>
+DCNV4_MM_DEVICE Located<Storage> locate_for_gradient(const Params& p, const Tiling& t,
+                                                     const Tile& tile, const Pair& pair, int32_t k,
+                                                     const Storage* image) {
+  if constexpr (special != 0) {
+    const Point<float> point = window_point<special>(
+        t.window, center_of(t.window, pair), numbers_of<special, Storage>(p, t, tile, pair), k);
+    return {point, corners_at(image, place_of(t.window, point))};
+  } else {
+    const Storage* source = pixel_at(static_cast<const Storage*>(p.offset_mask),
+                                     p.offset_mask_pitches, tile.image, pair.row, pair.column) +
+                            pair.group * 3 * p.points;
+    const auto point = locate_point<special>(p, t.kernel_rows, source, pair.row, pair.column, k);
+    const int32_t row_pixels = static_cast<int32_t>(p.value_pitches.row / p.value_pitches.pixel);
+    return {point, corners_of(place_of(point, row_pixels), image, p.value_pitches.pixel,
+                              p.value_pitches.row)};
   }
 }
 
@@ -39,27 +64,20 @@ DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t
   using Real = RealOf<Storage>;
   const Tile tile = tile_of(t, block);
   const int32_t points = point_count<special>(p);
-  const int32_t row_pixels = static_cast<int32_t>(p.value_pitches.row / p.value_pitches.pixel);
-  const Storage* value = static_cast<const Storage*>(p.value) + tile.image * p.value_pitches.image;
-  const Storage* offset_mask = static_cast<const Storage*>(p.offset_mask);
+  const Storage* value = image_of<Storage>(p, tile);
   const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
 
-  team.phase([&](int32_t thread) {
-    for (int32_t i = thread; i < pair_count(t) * points; i += team.threads()) {
+  last_phase(team, [&](int32_t thread) {
+    for (int32_t i = thread; i < pair_count(t) * points; i += t.threads) {
       const int32_t index = special ? i / special : divide(i, t.kernel_points);
       const int32_t k = i - index * points;
-      const Pair pair = pair_of(p, t, tile, index);
+      const Pair pair = pair_of(t, tile, index);
       if (!pair.exists) continue;
-      const int64_t group_row = static_cast<int64_t>(pair.group) * 3 * points;
-      const Storage* source =
-          pixel_at(offset_mask, p.offset_mask_pitches, tile.image, pair.row, pair.column);
-      const Point<Real> point =
-          locate_point<special>(p, t.kernel_rows, source + group_row, pair.row, pair.column, k);
+      const int32_t channel = pair.group * t.group_channels;
+      const auto [point, corners] =
+          locate_for_gradient<special>(p, t, tile, pair, k, value + channel);
       PointGrad<Real> grad{};
       if (point.inside) {
-        const int64_t channel = pair.group * p.group_channels;
-        const auto corners = corners_of(place_of(point, row_pixels), value + channel,
-                                        p.value_pitches.pixel, p.value_pitches.row);
         const Storage* output =
             pixel_at(grad_output, p.grad_output_pitches, tile.image, pair.row, pair.column);
         const auto dots = corner_dots<Storage, vector>(corners, output + channel, t.vectors);
@@ -67,45 +85,49 @@ DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t
         grad.x *= Real(p.offset_scale);
         grad.y *= Real(p.offset_scale);
       }
-      Storage* result = result_row<Storage>(p, tile.image, pair.row, pair.column) + group_row;
+      Storage* result = result_row<Storage>(p, tile.image, pair.row, pair.column) +
+                        static_cast<int64_t>(pair.group) * 3 * points;
       write(result + 2 * k, grad.x);
       write(result + 2 * k + 1, grad.y);
       write(result + 2 * points + k, grad.factor);
     }
-    if (tile.group == 0) clear_padding<Storage>(p, t, tile, thread, team.threads());
+    if (tile.group == 0) clear_padding<Storage>(p, t, tile, thread, t.threads);
   });
 }
 
 // The gradient of value with atomic additions to `sums` [N, H, W, G * D], which is zero before. The
-// forward's way back: each thread spreads one vector of the output's gradient.
-template <typename Storage, int vector, typename Team>
+// forward's way back: each thread spreads some channels of the output's gradient, as Spread says.
+template <typename Storage, int unit, int units, typename Team>
 DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Tiling& t, uint32_t block,
                                                  RealOf<Storage>* sums, Team& team) {
   using Real = RealOf<Storage>;
-  constexpr int special = 0;
   const Tile tile = tile_of(t, block);
-  const int32_t points = point_count<special>(p);
+  const int32_t points = point_count<0>(p), channels = t.groups * t.group_channels;
   const Samples<Real> samples =
       samples_in<Real>(team.shared(), pair_count(t) * sample_stride(t.points));
-  const int64_t channels = p.groups * p.group_channels;
 
   for (int32_t first = 0; first < points; first += t.points) {
     team.phase([&](int32_t thread) {
-      locate_tile<special, Storage>(
+      locate_tile<0, Storage>(
           p, t, tile, thread, first, [&](int32_t slot, const Point<Real>& point) {
             samples.places[slot] = place_of(point, static_cast<int32_t>(p.width));
             samples.weights[slot] = adding_weights(point);
           });
     });
     team.phase([&](int32_t thread) {
-      const Item item = item_of<vector>(p, t, tile, thread);
+      const Item item = item_of<unit * units>(t, tile, thread);
       if (!item.exists) return;
-      Real grad[vector];
-      read<vector>(pixel_at(static_cast<const Storage*>(p.grad_output), p.grad_output_pitches,
-                            tile.image, item.pair.row, item.pair.column) +
-                       item.channel,
-                   grad);
-      Real* image = sums + tile.image * p.height * p.width * channels + item.channel;
+      // The units of neighbouring threads are adjacent.
+      const int32_t lane = thread - item.pair_index * t.tile_vectors.value;
+      const int32_t lanes = smaller(t.tile_vectors.value, t.vectors - tile.vector);
+      const auto [channel, step] = units_of<unit, units>(item.channel, lane, lanes);
+      Real grad[unit * units];
+      read_units<unit, units>(
+          pixel_at(static_cast<const Storage*>(p.grad_output), p.grad_output_pitches, tile.image,
+                   item.pair.row, item.pair.column) +
+              channel,
+          step, grad);
+      Real* image = whole(sums + tile.image * p.height * p.width * channels + channel);
       const int32_t slot = item.pair_index * sample_stride(t.points);
       const int32_t count = smaller(t.points, points - first);
       for (int32_t k = 0; k < count; ++k) {
@@ -115,9 +137,7 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Tiling& 
         const Weights<Real> weights = samples.weights[slot + k];
         for (int c = 0; c < 4; ++c) {
           if ((c & 1 && !(place & 1)) || (c & 2 && !(place & 2))) continue;
-          Real weighted[vector];
-          for (int i = 0; i < vector; ++i) weighted[i] = weights.corner[c] * grad[i];
-          atomic_add<vector>(corners.corner[c], weighted);
+          add_units<unit, units>(corners.corner[c], step, weights.corner[c], grad);
         }
       }
     });

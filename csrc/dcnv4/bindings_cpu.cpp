@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "common/cpu_bindings.h"
 #include "dcnv4/cpu_choice.h"
@@ -37,6 +38,10 @@ Tensor forward(const Tensor& value_in, const Tensor& offset_mask_in, const Ints&
   return output;
 }
 
+int64_t segments_of(const Params& p) {
+  return (p.out_height * p.out_width + cpu::kSegmentPixels - 1) / cpu::kSegmentPixels;
+}
+
 // How grad_value is divided among threads: into units of one group in one band of rows of one
 // image. A unit has one owner, so that the order of its sums does not depend on the threads.
 struct Division {
@@ -57,12 +62,13 @@ Division divide(const Params& p, int64_t threads) {
   int64_t groups_per_slab = p.groups;
   if (element_bytes(p.dtype) == 2) {
     // 16-bit gradients are summed in float32 beside the result. Keep all threads' sums together
-    // near a tenth of the tensors, and one thread's in its L2 cache.
+    // near a tenth of the tensors. They need not fit into a cache: the points go through them row
+    // by row.
     const int64_t channels = p.groups * p.group_channels;
     const int64_t elements = 2 * p.height * p.width * channels +
                              p.out_height * p.out_width * (channels + 2 * p.offset_mask_channels);
     const int64_t budget =
-        std::clamp<int64_t>(2 * p.batch * elements / 10 / threads, 64 << 10, 1 << 20);
+        std::clamp<int64_t>(2 * p.batch * elements / 10 / threads, 64 << 10, 16 << 20);
     const int64_t row_bytes = sizeof(float) * p.width * p.group_channels;
     const int64_t rows = std::clamp<int64_t>(budget / row_bytes, 1, p.height);
     bands = std::max(bands, (p.height + rows - 1) / rows);
@@ -72,8 +78,25 @@ Division divide(const Params& p, int64_t threads) {
   return {(p.height + rows - 1) / rows, rows, groups_per_slab};
 }
 
+// The rows of all segments of output pixels, if there are enough bands for them to pay: most bands
+// then skip most segments, and the time does not grow with the number of bands.
+std::vector<cpu::SegmentRows> find_segments(const Params& p, int64_t bands,
+                                            const cpu::Kernels& kernels) {
+  std::vector<cpu::SegmentRows> segments;
+  if (bands < 3) return segments;
+  segments.resize(p.batch * segments_of(p));
+  const double nanoseconds = cpu::kSegmentPixels * p.groups * p.points;
+  torch::stable::parallel_for(0, segments.size(), worth_a_thread(nanoseconds),
+                              [&](int64_t begin, int64_t end) {
+                                const Scratch scratch = allocate(kernels.scratch_bytes(p));
+                                kernels.find_rows(p, begin, end, segments.data(), scratch.get());
+                              });
+  return segments;
+}
+
 // Computes the units [begin, end) of grad_value, in slabs as large as the division allows.
-void backward_value_units(const Params& p, const Division& division, int64_t begin, int64_t end,
+void backward_value_units(const Params& p, const Division& division,
+                          const std::vector<cpu::SegmentRows>& segments, int64_t begin, int64_t end,
                           const cpu::Kernels& kernels) {
   const Scratch scratch = allocate(kernels.scratch_bytes(p));
   Scratch sums;
@@ -87,6 +110,7 @@ void backward_value_units(const Params& p, const Division& division, int64_t beg
     const int64_t count = std::min({end - begin, p.groups - group, division.groups_per_slab});
     cpu::Slab slab;
     slab.image = begin / p.groups / division.bands;
+    slab.segments = segments.empty() ? nullptr : segments.data() + slab.image * segments_of(p);
     slab.row_begin = band * division.rows;
     slab.row_end = std::min(p.height, slab.row_begin + division.rows);
     slab.group_begin = group;
@@ -99,11 +123,13 @@ void backward_value_units(const Params& p, const Division& division, int64_t beg
 void backward_value(const Params& p, const cpu::Kernels& kernels) {
   if (p.batch == 0) return;
   const Division division = divide(p, torch::stable::get_num_threads());
+  const std::vector<cpu::SegmentRows> segments = find_segments(p, division.bands, kernels);
   const int64_t units = p.batch * division.bands * p.groups;
   const double nanoseconds = p.out_height * p.out_width * item_nanoseconds(p) / division.bands;
-  torch::stable::parallel_for(
-      0, units, worth_a_thread(nanoseconds),
-      [&](int64_t begin, int64_t end) { backward_value_units(p, division, begin, end, kernels); });
+  torch::stable::parallel_for(0, units, worth_a_thread(nanoseconds),
+                              [&](int64_t begin, int64_t end) {
+                                backward_value_units(p, division, segments, begin, end, kernels);
+                              });
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_output_in, const Tensor& value_in,

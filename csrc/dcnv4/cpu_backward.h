@@ -61,6 +61,37 @@ void backward_offset_mask(const Params& p, int64_t begin, int64_t end, void* scr
   }
 }
 
+template <typename Storage>
+void find_rows(const Params& p, int64_t begin, int64_t end, SegmentRows* segments, void* scratch) {
+  using Real = RealOf<Storage>;
+  constexpr int lanes = kLanes<Real>;
+  const Block<Real> block(p, scratch);
+  const int64_t pixels = p.out_height * p.out_width;
+  const int64_t per_image = (pixels + kSegmentPixels - 1) / kSegmentPixels;
+  for (int64_t segment = begin; segment < end; ++segment) {
+    const int64_t first = segment % per_image * kSegmentPixels;
+    const int64_t last = first + kSegmentPixels < pixels ? first + kSegmentPixels : pixels;
+    const int64_t image = segment / per_image * pixels;
+    auto low = broadcast<lanes>(Real(p.height)), high = broadcast<lanes>(Real(-1));
+    Items item(p, image + first, 0, p.groups);
+    while (item.pixel < image + last) {
+      const int64_t count = read_block<Storage>(&item, p.points, image + last, block);
+      // Values behind the last point make the rows more at most, and NaN is never less.
+      for (int64_t i = 0; i < 2 * count; i += lanes) {
+        const auto xy = load<lanes>(block.xy + i);
+        low = xy < low ? xy : low;
+        high = xy > high ? xy : high;
+      }
+    }
+    SegmentRows rows{double(p.height), -1.0};
+    for (int lane = 1; lane < lanes; lane += 2) {
+      if (low[lane] < rows.low) rows.low = low[lane];
+      if (high[lane] > rows.high) rows.high = high[lane];
+    }
+    segments[segment] = rows;
+  }
+}
+
 // Whether any of the first `count` points of a block has a pixel in the rows of a slab.
 template <typename Real>
 DCNV4_MM_INLINE bool touches(const Block<Real>& block, int64_t count, const Slab& slab) {
@@ -78,18 +109,17 @@ DCNV4_MM_INLINE bool touches(const Block<Real>& block, int64_t count, const Slab
   return false;
 }
 
-// Adds all gradients of a slab to `sums`, which starts at its first row and group.
+// Adds the gradients of the output pixels [begin, end) that belong to a slab to `sums`, which
+// starts at the slab's first row and group.
 template <typename Storage>
 DCNV4_MM_INLINE void scatter_points(const Params& p, int64_t points, const Slab& slab,
-                                    int64_t pixel_pitch, RealOf<Storage>* sums, void* scratch) {
+                                    int64_t begin, int64_t end, int64_t pixel_pitch,
+                                    const Block<RealOf<Storage>>& block, RealOf<Storage>* sums) {
   using Real = RealOf<Storage>;
-  const Block<Real> block(p, scratch);
   const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
-  const int64_t image_pixels = p.out_height * p.out_width;
-  const int64_t end = (slab.image + 1) * image_pixels;
   const bool whole_image = slab.row_begin == 0 && slab.row_end == p.height;
 
-  Items item(p, slab.image * image_pixels, slab.group_begin, slab.group_end);
+  Items item(p, begin, slab.group_begin, slab.group_end);
   Items reader = item;
   while (item.pixel < end) {
     const int64_t count = read_block<Storage>(&reader, points, end, block);
@@ -112,13 +142,31 @@ DCNV4_MM_INLINE void scatter_points(const Params& p, int64_t points, const Slab&
   }
 }
 
+// Adds all gradients of a slab.
+template <typename Storage>
+DCNV4_MM_INLINE void scatter_segments(const Params& p, int64_t points, const Slab& slab,
+                                      int64_t pixel_pitch, RealOf<Storage>* sums, void* scratch) {
+  const Block<RealOf<Storage>> block(p, scratch);
+  const int64_t pixels = p.out_height * p.out_width;
+  const int64_t first = slab.image * pixels;
+  const int64_t length = slab.segments ? kSegmentPixels : pixels;
+  for (int64_t begin = 0; begin < pixels; begin += length) {
+    if (slab.segments) {
+      const SegmentRows& rows = slab.segments[begin / kSegmentPixels];
+      if (!(rows.high >= slab.row_begin - 1 && rows.low < slab.row_end)) continue;
+    }
+    const int64_t end = begin + length < pixels ? begin + length : pixels;
+    scatter_points<Storage>(p, points, slab, first + begin, first + end, pixel_pitch, block, sums);
+  }
+}
+
 template <typename Storage>
 DCNV4_MM_INLINE void scatter_slab(const Params& p, const Slab& slab, int64_t pixel_pitch,
                                   RealOf<Storage>* sums, void* scratch) {
   if (p.points == 9) {
-    scatter_points<Storage>(p, 9, slab, pixel_pitch, sums, scratch);
+    scatter_segments<Storage>(p, 9, slab, pixel_pitch, sums, scratch);
   } else {
-    scatter_points<Storage>(p, p.points, slab, pixel_pitch, sums, scratch);
+    scatter_segments<Storage>(p, p.points, slab, pixel_pitch, sums, scratch);
   }
 }
 

@@ -15,7 +15,7 @@ size_t scratch_bytes(const Params& params) {
 template <typename Storage>
 constexpr Kernels kernels_of() {
   return {scratch_bytes<Storage>, forward<Storage>, backward_offset_mask<Storage>,
-          backward_value<Storage>};
+          find_rows<Storage>, backward_value<Storage>};
 }
 
 constexpr KernelTable kernel_table() {

@@ -16,25 +16,56 @@ void with_instance(const Params& p, Function function) {
   constexpr int widest = kWidestLoad / int(sizeof(Storage));
   const int32_t vector = vector_channels(p);
   if constexpr (sizeof(Storage) < sizeof(double)) {
-    if (vector == widest && special_points(p) == 9) {
-      return function(Constant<widest>{}, Constant<9>{});
-    }
-    if (vector == widest && special_points(p) == 8) {
-      return function(Constant<widest>{}, Constant<8>{});
-    }
+    const int32_t special = vector == widest && has_window(p) ? special_points(p) : 0;
+    if (special == 9) return function(Constant<widest>{}, Constant<9>{});
+    if (special == 8) return function(Constant<widest>{}, Constant<8>{});
   }
   with_vector<widest>(vector, [&](auto channels) { function(channels, Constant<0>{}); });
 }
 
-// The same for the forward, with whether float16 corners are summed in float16 as the third.
+// Ways of the forward kernel, which can be added.
+enum ForwardWay : int {
+  kPlain = 0,
+  kFast = 1,   // float16 corners are summed in float16
+  kAlone = 2,  // a group has one thread: 3x3 points need not go through shared memory
+};
+
+template <int special, int way>
+Tiling choose_forward_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
+  constexpr Shared window = way & kAlone ? Shared::kNothing : Shared::kWindow;
+  return choose_tiling(p, vector, limits, special ? window : Shared::kSamples);
+}
+
+// The same for the forward, with the sum of its ways as the third. Two vectors of the full width
+// per thread halve the work of locating points and of addresses.
 template <typename Storage, typename Function>
 void with_forward_instance(const Params& p, bool fast, Function function) {
-  with_instance<Storage>(p, [&](auto vector, auto special) {
-    if constexpr (std::is_same_v<Storage, Half> && vector == 8) {
-      if (fast) return function(vector, special, std::true_type{});
+  constexpr int widest = kWidestLoad / int(sizeof(Storage));
+  const auto with_way = [&](auto vector, auto special, auto way) {
+    if constexpr (std::is_same_v<Storage, Half> && vector % widest == 0) {
+      if (fast) return function(vector, special, Constant<way | kFast>{});
     }
-    function(vector, special, std::false_type{});
-  });
+    function(vector, special, way);
+  };
+  const auto with_lanes = [&](auto special) {
+    const bool pairs = p.group_channels % (2 * widest) == 0;
+    if (!pairs || p.group_channels > kMostVectors * widest)
+      return with_way(Constant<widest>{}, special, Constant<kPlain>{});
+    if constexpr (sizeof(Storage) == sizeof(Half)) {
+      if (p.group_channels == 2 * widest) {
+        return with_way(Constant<2 * widest>{}, special, Constant<kAlone>{});
+      }
+    }
+    with_way(Constant<2 * widest>{}, special, Constant<kPlain>{});
+  };
+  const int32_t vector = vector_channels(p);
+  if constexpr (sizeof(Storage) < sizeof(double)) {
+    const int32_t special = vector == widest && has_window(p) ? special_points(p) : 0;
+    if (special == 9) return with_lanes(Constant<9>{});
+    if (special == 8) return with_lanes(Constant<8>{});
+  }
+  with_vector<widest>(
+      vector, [&](auto channels) { with_way(channels, Constant<0>{}, Constant<kPlain>{}); });
 }
 
 }  // namespace dcnv4_mm::dcnv4

@@ -10,21 +10,20 @@
 namespace dcnv4_mm::dcnv4::cuda {
 namespace {
 
-template <typename Storage, int vector, int special, bool fast>
-__global__ void __launch_bounds__(512, 2)
+template <typename Storage, int vector, int special, int way>
+__global__ void __launch_bounds__(256, kHalfFull)
     forward_kernel(const __grid_constant__ Params params, const __grid_constant__ Tiling tiling) {
   DeviceTeam team;
-  forward_block<Storage, vector, special, fast>(params, tiling, blockIdx.x, team);
+  forward_block<Storage, vector, special, way>(params, tiling, blockIdx.x, team);
 }
 
 }  // namespace
 
 template <typename Storage>
 void forward(const Params& params, bool fast, const Device& device, cudaStream_t stream) {
-  with_forward_instance<Storage>(params, fast, [&](auto vector, auto special, auto is_fast) {
-    const Tiling tiling = choose_tiling(params, vector, device.limits);
-    launch_kernel(forward_kernel<Storage, vector, special, is_fast>, tiling, stream, params,
-                  tiling);
+  with_forward_instance<Storage>(params, fast, [&](auto vector, auto special, auto way) {
+    const Tiling tiling = choose_forward_tiling<special, way>(params, vector, device.limits);
+    launch_kernel(forward_kernel<Storage, vector, special, way>, tiling, stream, params, tiling);
   });
 }
 

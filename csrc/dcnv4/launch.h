@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "common/launch.h"
+#include "common/spread.h"
 #include "common/vectorized.h"
 #include "dcnv4/params.h"
 
@@ -25,6 +25,7 @@ inline const char* why_too_large(const Params& p) {
   if (p.height * p.width >= (int64_t(1) << 30)) return "an image of 2^30 pixels";
   if (p.out_height * p.out_width >= (int64_t(1) << 30)) return "an output image of 2^30 pixels";
   if (p.groups * p.group_channels > limit) return "a pixel of 2^31 channels";
+  if (p.offset_mask_channels > limit) return "a pixel of 2^31 offsets and masks";
   return nullptr;
 }
 
@@ -59,11 +60,57 @@ inline int32_t special_points(const Params& p) {
   return p.kernel[0] == 3 && p.kernel[1] == 3 ? static_cast<int32_t>(p.points) : 0;
 }
 
+// What the code of the 3x3 kernels takes from a problem, in the types that it computes with. Of
+// pairs the first is for rows. Distances in value are in halves of vectors of the full width, those
+// in offset_mask in elements.
+struct Window {
+  float scale, size[2], dilation[2];
+  int32_t stride[2], start[2];  // the centre of a window is at output * stride + start
+  int32_t row_halves, pixel_halves;
+  uint32_t result_vectors, offset_row, offset_pixel;
+};
+
+inline Window window_of(const Params& p) {
+  const int32_t element = element_bytes(p.dtype);
+  Window w{};
+  w.scale = static_cast<float>(p.offset_scale);
+  w.row_halves = static_cast<int32_t>(p.value_pitches.row * element / (kWidestLoad / 2));
+  w.pixel_halves = static_cast<int32_t>(p.value_pitches.pixel * element / (kWidestLoad / 2));
+  w.result_vectors = static_cast<uint32_t>(p.groups * p.group_channels * element / kWidestLoad);
+  w.offset_row = static_cast<uint32_t>(p.offset_mask_pitches.row);
+  w.offset_pixel = static_cast<uint32_t>(p.offset_mask_pitches.pixel);
+  for (int i = 0; i < 2; ++i) {
+    w.size[i] = static_cast<float>(i == 0 ? p.height : p.width);
+    w.dilation[i] = static_cast<float>(p.dilation[i]);
+    w.stride[i] = static_cast<int32_t>(p.stride[i]);
+    w.start[i] = static_cast<int32_t>(p.dilation[i] - p.padding[i]);
+  }
+  return w;
+}
+
+// Whether a Window can hold a problem whose pixels are whole vectors apart: 32 bits, less two for
+// flags, suffice for all vectors of an image, and float32 for all rows and columns.
+inline bool has_window(const Params& p) {
+  constexpr int64_t pitches = int64_t(1) << 32, vectors = int64_t(1) << 30, side = 1 << 24;
+  const int32_t width = kWidestLoad / element_bytes(p.dtype);
+  const int64_t last = (p.height - 1) * p.value_pitches.row + p.width * p.value_pitches.pixel;
+  const int64_t output = p.out_height * p.out_width * p.groups * p.group_channels;
+  return last / width < vectors && output / width < vectors && p.height <= side &&
+         p.width <= side && p.offset_mask_pitches.row < pitches &&
+         p.offset_mask_pitches.pixel < pitches;
+}
+
 // A sample in shared memory: four weights, and a word for its place.
 inline int32_t sample_bytes(DType dtype) { return 4 * real_bytes(dtype) + 4; }
 
 // Samples of neighbouring items are an odd number of samples apart: no bank conflicts.
 DCNV4_MM_HOST_DEVICE int32_t sample_stride(int32_t points) { return points | 1; }
+
+// The samples of an item of the 3x3 kernels: first the weights, then the places. An odd number of
+// 16 bytes: no bank conflicts.
+DCNV4_MM_HOST_DEVICE constexpr int32_t window_samples_bytes(int32_t points) {
+  return (ceil_div(points * 20, 16) | 1) * 16;
+}
 
 // A block owns a tile of output pixels of one image, of some groups, and some vectors of channels
 // of each of them. An item is one vector of one group of one pixel; each has a thread.
@@ -73,10 +120,13 @@ struct Tiling {
   int32_t shared_bytes;
   int64_t blocks;
   int32_t vectors;  // of a group
+  // Sizes of the problem, in 32 bits.
+  int32_t out_height, out_width, groups, group_channels;
   // Divisors by the sizes of a tile and by the numbers of tiles.
   Divisor tile_height, tile_width, tile_groups, tile_vectors;
   Divisor tiles_down, tiles_across, group_slices, vector_slices;
   Divisor tile_points, kernel_points, kernel_rows;
+  Window window;
 };
 
 // How many groups a block takes: enough for a cache line per pixel, or up to twice that if they
@@ -91,6 +141,8 @@ inline int64_t choose_groups(int64_t groups, int64_t group_bytes) {
   return best;
 }
 
+constexpr int32_t kMostThreads = 256;
+
 struct TileSize {
   int32_t height, width;
 };
@@ -98,10 +150,9 @@ struct TileSize {
 // The tile of output pixels that uses most threads, and reads few pixels that other tiles read too.
 inline TileSize choose_tile(const Params& p, int32_t pixel_items, int32_t min_items,
                             int32_t max_pixels) {
-  constexpr int32_t max_items = 512;
   TileSize best{1, 1};
   double best_score = -1;
-  const int32_t most = std::max(1, std::min(max_pixels, max_items / pixel_items));
+  const int32_t most = std::max(1, std::min(max_pixels, kMostThreads / pixel_items));
   for (int32_t height = 1; height <= std::min<int64_t>({16, most, p.out_height}); ++height) {
     for (int32_t width = 1; width <= std::min<int64_t>({32, most / height, p.out_width}); ++width) {
       const int32_t items = height * width * pixel_items;
@@ -118,27 +169,44 @@ inline TileSize choose_tile(const Params& p, int32_t pixel_items, int32_t min_it
   return best_score < 0 ? TileSize{0, 0} : best;
 }
 
-// `vector` channels are loaded at once.
-inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
-  constexpr int32_t max_vectors = 256;
+// What the kernels keep in shared memory.
+enum class Shared {
+  kSamples,  // of each item, so many samples at a time as fit
+  kWindow,   // all samples of a 3x3 kernel
+  kNothing,
+};
+
+// Vectors of a group that a block can have.
+constexpr int32_t kMostVectors = 256;
+
+// A thread has `vector` channels.
+inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits& limits,
+                            Shared shared = Shared::kSamples) {
   const int64_t vectors = p.group_channels / vector;
-  const int64_t vector_slices = ceil_div<int64_t>(vectors, max_vectors);
+  const int64_t vector_slices = ceil_div<int64_t>(vectors, kMostVectors);
   const int64_t slice_vectors = ceil_div(vectors, vector_slices);
   int64_t groups = 1;
   if (vector_slices == 1) {
     groups = choose_groups(p.groups, p.group_channels * element_bytes(p.dtype));
-    groups = std::min<int64_t>(groups, max_vectors / slice_vectors);
+    groups = std::min<int64_t>(groups, kMostVectors / slice_vectors);
   }
-  const int32_t pixel_items = static_cast<int32_t>(groups * slice_vectors);
-
   // Several blocks are to fit into a multiprocessor, and to leave room for the L1 cache.
   const int32_t budget = std::min(kSharedByDefault, limits.shared_per_multiprocessor / 5);
   const int32_t sample = sample_bytes(p.dtype);
-  const int64_t most_points = budget / sample / groups - 1;
   Tiling t{};
-  t.points = static_cast<int32_t>(std::min<int64_t>(p.points, std::max<int64_t>(1, most_points)));
-  const int32_t pixel_bytes = static_cast<int32_t>(groups * sample_stride(t.points) * sample);
-  const int32_t max_pixels = std::max(1, budget / pixel_bytes);
+  t.points = static_cast<int32_t>(p.points);
+  if (shared == Shared::kWindow) {
+    groups = std::clamp<int64_t>(budget / window_samples_bytes(t.points), 1, groups);
+  } else if (shared == Shared::kSamples) {
+    const int64_t most_points = budget / sample / groups - 1;
+    t.points = static_cast<int32_t>(std::clamp<int64_t>(most_points, 1, p.points));
+  }
+  const int32_t pixel_items = static_cast<int32_t>(groups * slice_vectors);
+  const int32_t pair_bytes =
+      shared == Shared::kWindow ? window_samples_bytes(t.points) : sample_stride(t.points) * sample;
+  const int32_t pixel_bytes = static_cast<int32_t>(groups * pair_bytes);
+  const int32_t max_pixels =
+      shared == Shared::kNothing ? kMostThreads : std::max(1, budget / pixel_bytes);
 
   // Large blocks unless they leave multiprocessors idle; images smaller than these fill any tile.
   TileSize tile{0, 0};
@@ -162,9 +230,13 @@ inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits&
 
   const int32_t pixels = tile.height * tile.width;
   t.threads = round_up(pixels * pixel_items, kWarp);
-  t.shared_bytes = pixels * pixel_bytes;
+  t.shared_bytes = shared == Shared::kNothing ? 0 : pixels * pixel_bytes;
   t.blocks = blocks_of(tile);
   t.vectors = static_cast<int32_t>(vectors);
+  t.out_height = static_cast<int32_t>(p.out_height);
+  t.out_width = static_cast<int32_t>(p.out_width);
+  t.groups = static_cast<int32_t>(p.groups);
+  t.group_channels = static_cast<int32_t>(p.group_channels);
   t.tile_height = divisor_of(tile.height);
   t.tile_width = divisor_of(tile.width);
   t.tile_groups = divisor_of(groups);
@@ -176,6 +248,7 @@ inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits&
   t.tile_points = divisor_of(t.points);
   t.kernel_points = divisor_of(p.points);
   t.kernel_rows = divisor_of(p.kernel[0]);
+  t.window = window_of(p);
   return t;
 }
 
@@ -277,14 +350,35 @@ struct ValueLaunch {
   Ownership ownership;  // of kOwned
 };
 
-// A whole image of a slice of channels in shared memory is the fast way. Larger images are summed
-// with atomic additions, or where these are not wanted, in parts.
+// How a thread of the atomic kernel adds the channels of a group.
+inline Spread choose_spread(const Params& p, const DeviceLimits& limits) {
+  return choose_spread(p.group_channels, p.dtype, vector_channels(p), limits);
+}
+
+// Whether blocks that own whole images are faster than atomic additions.
+inline bool owning_wins(const Params& p, const Ownership& o, const DeviceLimits& limits) {
+  const double points = double(p.out_height) * double(p.out_width) * double(p.points);
+  const double warps = ceil_div(o.owners * static_cast<int32_t>(o.width.value), kWarp);
+  const double resident =
+      std::max(1, std::min(limits.shared_per_multiprocessor / o.shared_bytes, 1024 / o.threads));
+  const double additions =
+      4 * points * double(p.batch) * double(p.groups) * double(p.group_channels);
+  return owned_clocks(double(o.blocks), warps, points, resident, limits) <
+         atomic_clocks(additions, real_bytes(p.dtype), limits);
+}
+
+// Deterministic sums are owned: of whole images if these fit into shared memory, or of parts.
+// Otherwise images are owned where that is faster, which takes small images and many of them.
 inline ValueLaunch choose_value_launch(const Params& p, bool deterministic,
                                        const DeviceLimits& limits) {
   const int32_t quarter = limits.shared_per_multiprocessor / 4;
-  Ownership o = choose_ownership(p, std::min(quarter, limits.shared_per_block), limits);
-  if (o.ranges.value == 1) return {ValueMode::kOwned, o};
-  if (!deterministic) return {ValueMode::kAtomic, o};
+  const Ownership o = choose_ownership(p, std::min(quarter, limits.shared_per_block), limits);
+  const bool whole_images = o.ranges.value == 1;
+  if (!deterministic) {
+    const bool owned = whole_images && owning_wins(p, o, limits);
+    return {owned ? ValueMode::kOwned : ValueMode::kAtomic, o};
+  }
+  if (whole_images) return {ValueMode::kOwned, o};
   const int32_t half = limits.shared_per_multiprocessor / 2 - 1024;
   return {ValueMode::kOwned, choose_ownership(p, std::min(half, limits.shared_per_block), limits)};
 }

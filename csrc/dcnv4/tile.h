@@ -33,13 +33,13 @@ struct Pair {
   bool exists;
 };
 
-DCNV4_MM_DEVICE Pair pair_of(const Params& p, const Tiling& t, const Tile& tile, int32_t index) {
+DCNV4_MM_DEVICE Pair pair_of(const Tiling& t, const Tile& tile, int32_t index) {
   Pair pair;
   int32_t pixel = divide_off(&index, t.tile_groups);
   pair.group = tile.group + index;
   pair.row = tile.row + divide_off(&pixel, t.tile_width);
   pair.column = tile.column + pixel;
-  pair.exists = pair.row < p.out_height && pair.column < p.out_width && pair.group < p.groups;
+  pair.exists = pair.row < t.out_height && pair.column < t.out_width && pair.group < t.groups;
   return pair;
 }
 
@@ -51,17 +51,17 @@ DCNV4_MM_DEVICE int32_t pair_count(const Tiling& t) {
 struct Item {
   int32_t pair_index;
   Pair pair;
-  int64_t channel;  // the vector's first
+  int32_t channel;  // the vector's first
   bool exists;
 };
 
 template <int vector>
-DCNV4_MM_DEVICE Item item_of(const Params& p, const Tiling& t, const Tile& tile, int32_t thread) {
+DCNV4_MM_DEVICE Item item_of(const Tiling& t, const Tile& tile, int32_t thread) {
   Item item;
   item.pair_index = divide_off(&thread, t.tile_vectors);
-  item.pair = pair_of(p, t, tile, item.pair_index);
+  item.pair = pair_of(t, tile, item.pair_index);
   const int32_t index = tile.vector + thread;
-  item.channel = item.pair.group * p.group_channels + index * vector;
+  item.channel = item.pair.group * t.group_channels + index * vector;
   item.exists = item.pair_index < pair_count(t) && item.pair.exists && index < t.vectors;
   return item;
 }
@@ -82,7 +82,7 @@ DCNV4_MM_DEVICE void locate_tile(const Params& p, const Tiling& t, const Tile& t
   for (int32_t i = thread; i < pair_count(t) * step; i += t.threads) {
     const int32_t index = special ? i / special : divide(i, t.tile_points);
     const int32_t k = i - index * step;
-    const Pair pair = pair_of(p, t, tile, index);
+    const Pair pair = pair_of(t, tile, index);
     if (!pair.exists || first + k >= points) continue;
     const Storage* source =
         pixel_at(offset_mask, p.offset_mask_pitches, tile.image, pair.row, pair.column) +

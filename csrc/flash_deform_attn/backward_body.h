@@ -8,18 +8,16 @@ namespace {
 
 // Writes the gradients of the locations of a point, and returns that of its weight.
 template <typename Storage, int vector>
-DCNV4_MM_DEVICE RealOf<Storage> backward_point(const Params& p, const LevelTable& levels,
+DCNV4_MM_DEVICE RealOf<Storage> backward_point(const Params& p, const LevelTable::Entry& level,
                                                const Tiling& t, const Pair& pair, int32_t k,
                                                const Point<RealOf<Storage>>& point) {
   using Real = RealOf<Storage>;
   PointGrad<Real> grad{};
   if (point.inside) {
     const auto corners =
-        corners_of(place_of(levels, t.level_points, k, point), image_of<Storage>(p, pair),
-                   static_cast<int32_t>(p.value_pitches.row));
+        corners_of(place_of(level, point), image_of<Storage>(p, pair), pixel_bytes<Storage>(p));
     grad = differentiate(
         point, corner_dots<Storage, vector>(corners, grad_output_of<Storage>(p, pair), t.vectors));
-    const LevelTable::Entry& level = levels.entries[divide(k, t.level_points)];
     grad.x *= Real(level.width);
     grad.y *= Real(level.height);
   }
@@ -62,9 +60,10 @@ DCNV4_MM_DEVICE void backward_points_block(const Params& p, const LevelTable& le
           const int32_t index = divide_off(&k, t.tile_points);
           if (k >= count) continue;
           const Pair pair = pair_of(t.queries, tile, index);
-          const auto point = locate_point<Storage>(p, levels, t.level_points, pair,
-                                                   shares + index * kShareParts, first + k);
-          const Real grad = backward_point<Storage, vector>(p, levels, t, pair, first + k, point);
+          const LevelTable::Entry& level = levels.entries[divide(first + k, t.level_points)];
+          const auto point =
+              locate_point<Storage>(p, level, pair, shares + index * kShareParts, first + k);
+          const Real grad = backward_point<Storage, vector>(p, level, t, pair, first + k, point);
           if (p.softmax) {
             grads[i] = {point.factor, grad};
           } else {
@@ -108,11 +107,12 @@ DCNV4_MM_DEVICE void backward_points_block(const Params& p, const LevelTable& le
 
 // The gradient of value with atomic additions to `sums` [N, S, G, D], which is zero before. The
 // forward's way back: each thread spreads one vector of the output's gradient.
-template <typename Storage, int vector, typename Team>
+template <typename Storage, int unit, int units, typename Team>
 DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const LevelTable& levels,
                                                  const Tiling& t, uint32_t block,
                                                  RealOf<Storage>* sums, Team& team) {
   using Real = RealOf<Storage>;
+  constexpr int channels = unit * units;
   const Tile tile = tile_of(p, t, block);
   const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
   const Samples<Real> samples = samples_in<Real>(team.shared(), t.pairs, t.points);
@@ -121,33 +121,24 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const LevelTab
   sum_exponentials<Storage>(p, t.queries, tile, samples.shares, team);
   for (int32_t first = 0; first < points; first += t.points) {
     team.phase([&](int32_t thread) {
-      locate_tile<Storage>(p, levels, t, tile, samples.shares, thread, first, points,
-                           [&](int32_t slot, const Place& place, const Point<Real>& point) {
-                             samples.places[slot] = place;
-                             samples.weights[slot] = adding_weights(point);
-                           });
+      locate_own<Storage>(p, levels, t, tile, samples.shares, item_of<channels>(t, tile, thread),
+                          first, points,
+                          [&](int32_t slot, const Place& place, const Point<Real>& point) {
+                            samples.places[slot] = place;
+                            samples.weights[slot] = adding_weights(point);
+                          });
     });
     team.phase([&](int32_t thread) {
-      const Item item = item_of<vector>(t, tile, thread);
+      const Item item = item_of<channels>(t, tile, thread);
       if (!item.exists) return;
       const Pair pair = pair_of(t.queries, tile, item.pair_index);
-      Real grad[vector];
-      read<vector>(grad_output_of<Storage>(p, pair) + item.channel, grad);
-      Real* image = sums + pair.image * p.pixels * pitch + pair.head * p.channels + item.channel;
-      const int32_t slot = item.pair_index * sample_stride(t.points);
-      const int32_t count = smaller(t.points, points - first);
-      for (int32_t k = 0; k < count; ++k) {
-        const Place place = samples.places[slot + k];
-        if (place.pixel == kOutside) continue;
-        const auto corners = corners_of(place, image, pitch);
-        const Weights<Real> weights = samples.weights[slot + k];
-        for (int c = 0; c < 4; ++c) {
-          if ((c & 1 && !(place.pixel & 1)) || (c & 2 && !place.down)) continue;
-          Real weighted[vector];
-          for (int i = 0; i < vector; ++i) weighted[i] = weights.corner[c] * grad[i];
-          atomic_add<vector>(corners.corner[c], weighted);
-        }
-      }
+      const auto [channel, step] = units_in<unit, units>(t, tile, item);
+      Real grad[channels];
+      read_units<unit, units>(grad_output_of<Storage>(p, pair) + channel, step, grad);
+      Real* image = sums + pair.image * p.pixels * pitch + pair.head * p.channels + channel;
+      spread_samples<unit, units>(samples, item.pair_index * sample_stride(t.points),
+                                  smaller(t.points, points - first), grad, image,
+                                  pitch * sizeof(Real), step);
     });
   }
 }

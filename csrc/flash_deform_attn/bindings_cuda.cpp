@@ -40,9 +40,8 @@ void backward_value_atomic(const Params& p, const Tensor& grad_value_in, const D
 struct CudaKernels {
   static constexpr DeviceType kDevice = DeviceType::CUDA;
 
-  // The kernels multiply with 32-bit distances of pixels.
   static Tensor readable_value(const Tensor& value) {
-    return value.stride(1) <= kMaxSize ? readable(value, 3) : torch::stable::contiguous(value);
+    return value.stride(1) <= kMostPitch ? readable(value, 3) : torch::stable::contiguous(value);
   }
 
   static void forward(const Params& p, const Tensor& value) {

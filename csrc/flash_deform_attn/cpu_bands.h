@@ -10,9 +10,9 @@ namespace dcnv4_mm::flash_deform_attn {
 namespace {
 
 // Every band looks at all points of its unit: as few bands as keep the threads busy, and 16-bit
-// gradients' float32 sums in a cache.
+// gradients' float32 sums small beside the tensors.
 int64_t bands_per_unit(const Params& p, int64_t units) {
-  constexpr int64_t max_sum_bytes = 4 << 20;
+  constexpr int64_t max_sum_bytes = 16 << 20;
   const int64_t threads = torch::stable::get_num_threads();
   int64_t bands = 1;
   if (element_bytes(p.dtype) == 2) {

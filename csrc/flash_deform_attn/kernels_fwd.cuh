@@ -11,21 +11,21 @@
 namespace dcnv4_mm::flash_deform_attn::cuda {
 namespace {
 
-template <typename Storage, int vector>
+template <typename Storage, int channels>
 __global__ void __launch_bounds__(256, 4)
     forward_kernel(const __grid_constant__ Params params, const __grid_constant__ LevelTable levels,
                    const __grid_constant__ Tiling tiling) {
   DeviceTeam team;
-  forward_block<Storage, vector>(params, levels, tiling, blockIdx.x, team);
+  forward_block<Storage, channels>(params, levels, tiling, blockIdx.x, team);
 }
 
 }  // namespace
 
 template <typename Storage>
 void forward(const Params& params, const Device& device, cudaStream_t stream) {
-  with_vector<kWidestLoad / int(sizeof(Storage))>(vector_channels(params), [&](auto vector) {
-    const Tiling tiling = choose_tiling(params, vector, device.limits);
-    launch_kernel(forward_kernel<Storage, vector>, tiling, stream, params, level_table(params),
+  with_forward_channels<Storage>(params, vector_channels(params), [&](auto channels) {
+    const Tiling tiling = choose_tiling(params, channels, device.limits);
+    launch_kernel(forward_kernel<Storage, channels>, tiling, stream, params, level_table(params),
                   tiling);
   });
 }

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "common/launch.h"
+#include "common/spread.h"
 #include "common/vectorized.h"
 #include "flash_deform_attn/params.h"
 
@@ -32,13 +32,16 @@ inline LevelTable level_table(const Params& p) {
   return table;
 }
 
+// The kernels count in 32 bits how many bytes pixels are apart.
+constexpr int64_t kMostPitch = (int64_t(1) << 29) - 1;
+
 // Why the kernels cannot index a problem, or null.
 inline const char* why_too_large(const Params& p) {
   constexpr int64_t limit = int64_t(1) << 30;
   if (p.num_levels > kMaxLevels) return "more than 256 levels";
   if (p.num_points >= limit / p.num_levels) return "2^30 points of a query and head";
   if (p.queries >= limit / p.heads) return "2^30 queries and heads of an image";
-  if (p.channels >= limit / p.heads) return "2^30 channels of a pixel";
+  if (p.channels >= limit / 2 / p.heads) return "2^29 channels of a pixel";
   return nullptr;
 }
 
@@ -64,6 +67,28 @@ inline int32_t vector_channels(const Params& p) {
   };
   while (bytes > element && !fits()) bytes /= 2;
   return bytes / element;
+}
+
+// Channels of a vector in threads that have so many.
+template <typename Storage>
+DCNV4_MM_HOST_DEVICE constexpr int load_width(int channels) {
+  constexpr int widest = kWidestLoad / int(sizeof(Storage));
+  return channels < widest ? channels : widest;
+}
+
+// Calls function(channels of a thread of the forward) with a constant. Two vectors of the full
+// width halve the work for addresses, where four threads or more are left to locate a pair's
+// points.
+template <typename Storage, typename Function>
+void with_forward_channels(const Params& p, int32_t vector, Function function) {
+  constexpr int widest = kWidestLoad / int(sizeof(Storage));
+  if constexpr (sizeof(Storage) < sizeof(double)) {
+    if (vector == widest && p.channels % (2 * widest) == 0 && p.channels >= 8 * widest &&
+        p.channels <= 256 * widest) {
+      return function(Constant<2 * widest>{});
+    }
+  }
+  with_vector<widest>(vector, function);
 }
 
 // A sample in shared memory: four weights, and two words for its place.

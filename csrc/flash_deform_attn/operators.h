@@ -44,12 +44,8 @@ void check_beside(const char* name, const Tensor& tensor, const Tensor& value) {
 
 void check_shape(const char* name, const Tensor& tensor, const Ints& shape) {
   bool same = tensor.dim() == static_cast<int64_t>(shape.size());
-  std::ostringstream text;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    same = same && tensor.size(i) == shape[i];
-    text << (i ? ", " : "") << shape[i];
-  }
-  check(same, name, " must have the shape (", text.str(), "), got ", shape_text(tensor));
+  for (size_t i = 0; same && i < shape.size(); ++i) same = tensor.size(i) == shape[i];
+  check(same, name, " must have the shape ", shape_text(shape), ", got ", shape_text(tensor));
 }
 
 // Reads and checks value, and what `points` has in common with it.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "common/gpu_samples.h"
 #include "flash_deform_attn/launch.h"
@@ -85,7 +86,7 @@ DCNV4_MM_DEVICE void write_number(const Params& p, void* numbers, int64_t index,
 template <typename Real>
 struct Share {
   Real largest;
-  Real sum;  // of e^(logit - largest)
+  Real sum;  // of e^(logit - largest); in the end its inverse
 };
 
 // Sums the exponentials of the pairs of a tile, in `shares`: those of the pair with the index i are
@@ -124,25 +125,25 @@ DCNV4_MM_DEVICE void sum_exponentials(const Params& p, const Divisor& queries, c
       for (int part = 0; part < kShareParts; ++part) {
         all.sum += parts[part].sum * std::exp(parts[part].largest - all.largest);
       }
+      all.sum = 1 / all.sum;
       shares[i * kShareParts] = all;
     }
   });
 }
 
-// The point `k` of a pair.
+// The point `k` of a pair, on its level.
 template <typename Storage>
-DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const LevelTable& levels,
-                                                    const Divisor& level_points, const Pair& pair,
+DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const LevelTable::Entry& level,
+                                                    const Pair& pair,
                                                     const Share<RealOf<Storage>>* share,
                                                     int32_t k) {
   using Real = RealOf<Storage>;
-  const LevelTable::Entry& level = levels.entries[divide(k, level_points)];
   const Real height = Real(level.height), width = Real(level.width);
   const int64_t location = offset_of(pair, p.location_pitches) + 2 * k;
   const Real x = read_number<Storage>(p, p.locations, location) * width - Real(0.5);
   const Real y = read_number<Storage>(p, p.locations, location + 1) * height - Real(0.5);
   Real weight = read_number<Storage>(p, p.weights, offset_of(pair, p.weight_pitches) + k);
-  if (p.softmax) weight = std::exp(weight - share->largest) / share->sum;
+  if (p.softmax) weight = std::exp(weight - share->largest) * share->sum;
   return point_at(y, x, height, width, weight);
 }
 
@@ -155,24 +156,30 @@ struct alignas(8) Place {
 constexpr uint32_t kOutside = ~uint32_t(0);
 
 template <typename Real>
-DCNV4_MM_DEVICE Place place_of(const LevelTable& levels, const Divisor& level_points, int32_t k,
-                               const Point<Real>& point) {
+DCNV4_MM_DEVICE Place place_of(const LevelTable::Entry& level, const Point<Real>& point) {
   if (!point.inside) return {kOutside, 0};
-  const LevelTable::Entry& level = levels.entries[divide(k, level_points)];
   const int32_t row = static_cast<int32_t>(point.y.first);
   const int32_t pixel = level.start + row * level.width + static_cast<int32_t>(point.x.first);
   return {static_cast<uint32_t>(pixel) << 1 | static_cast<uint32_t>(point.x.step),
           point.y.step ? level.width : 0};
 }
 
-// `pitch` is the distance of pixels in elements.
+// `pitch` is the distance of pixels in bytes.
 template <typename Element>
-DCNV4_MM_DEVICE Corners<Element> corners_of(const Place& place, Element* image, int32_t pitch) {
-  // Multiplications of 32-bit numbers with a 64-bit product.
-  Element* first = image + static_cast<int64_t>(static_cast<int32_t>(place.pixel >> 1)) * pitch;
-  const int32_t right = place.pixel & 1 ? pitch : 0;
-  const int64_t down = static_cast<int64_t>(place.down) * pitch;
-  return {first, first + right, first + down, first + down + right};
+DCNV4_MM_DEVICE Corners<Element> corners_of(const Place& place, Element* image, uint32_t pitch) {
+  using Byte = std::conditional_t<std::is_const_v<Element>, const char, char>;
+  // Each a multiplication of 32-bit numbers with a 64-bit sum.
+  const auto at = [&](uint32_t pixel) {
+    return reinterpret_cast<Element*>(reinterpret_cast<Byte*>(image) +
+                                      static_cast<uint64_t>(pixel) * pitch);
+  };
+  const uint32_t first = place.pixel >> 1, right = place.pixel & 1, below = first + place.down;
+  return {at(first), at(first + right), at(below), at(below + right)};
+}
+
+template <typename Storage>
+DCNV4_MM_DEVICE uint32_t pixel_bytes(const Params& p) {
+  return static_cast<uint32_t>(p.value_pitches.row) * sizeof(Storage);
 }
 
 // Samples in a block's shared memory, and after them what the softmax needs.
@@ -201,17 +208,17 @@ DCNV4_MM_DEVICE void locate_tile(const Params& p, const LevelTable& levels, cons
     int32_t k = i;
     const int32_t index = divide_off(&k, launch.tile_points);
     if (first + k >= end) continue;
-    const auto point =
-        locate_point<Storage>(p, levels, launch.level_points, pair_of(launch.queries, tile, index),
-                              shares + index * kShareParts, first + k);
-    store(index * sample_stride(launch.points) + k,
-          place_of(levels, launch.level_points, first + k, point), point);
+    const LevelTable::Entry& level = levels.entries[divide(first + k, launch.level_points)];
+    const auto point = locate_point<Storage>(p, level, pair_of(launch.queries, tile, index),
+                                             shares + index * kShareParts, first + k);
+    store(index * sample_stride(launch.points) + k, place_of(level, point), point);
   }
 }
 
 // The vector of a thread, in the pair with the given index in the tile.
 struct Item {
   int32_t pair_index;
+  int32_t lane;     // the thread among those of the pair
   int32_t channel;  // the vector's first, of the pair's
   bool exists;
 };
@@ -220,9 +227,75 @@ template <int vector>
 DCNV4_MM_DEVICE Item item_of(const Tiling& t, const Tile& tile, int32_t thread) {
   Item item;
   item.pair_index = divide_off(&thread, t.tile_vectors);
+  item.lane = thread;
   item.channel = (tile.vector + thread) * vector;
   item.exists = item.pair_index < tile.count && tile.vector + thread < t.vectors;
   return item;
+}
+
+// Where a thread's units of channels are, in a pair.
+template <int unit, int units>
+DCNV4_MM_DEVICE Units units_in(const Tiling& t, const Tile& tile, const Item& item) {
+  const int32_t lanes = smaller(t.tile_vectors.value, t.vectors - tile.vector);
+  return units_of<unit, units>(item.channel, item.lane, lanes);
+}
+
+template <typename Real, int width, int vectors>
+struct AllSums {
+  Sums<Real, width> vector[vectors];
+};
+
+// Locates the points [first, end) of a thread's pair, those that are not another thread's.
+template <typename Storage, typename Store>
+DCNV4_MM_DEVICE void locate_own(const Params& p, const LevelTable& levels, const Tiling& t,
+                                const Tile& tile, const Share<RealOf<Storage>>* shares,
+                                const Item& item, int32_t first, int32_t end, Store store) {
+  if (item.pair_index >= tile.count) return;
+  const Pair pair = pair_of(t.queries, tile, item.pair_index);
+  const Share<RealOf<Storage>> share =
+      p.softmax ? shares[item.pair_index * kShareParts] : Share<RealOf<Storage>>{};
+  const int32_t count = smaller(t.points, end - first);
+  for (int32_t k = item.lane; k < count; k += t.tile_vectors.value) {
+    const LevelTable::Entry& level = levels.entries[divide(first + k, t.level_points)];
+    const auto point = locate_point<Storage>(p, level, pair, &share, first + k);
+    store(item.pair_index * sample_stride(t.points) + k, place_of(level, point), point);
+  }
+}
+
+// Adds `count` samples in shared memory, from the one at `slot` on. A thread has `vectors` vectors
+// of `width` channels, which are `step` channels apart, in an image that starts at `image`.
+template <typename Storage, int width, int vectors>
+DCNV4_MM_DEVICE void add_samples(const Samples<RealOf<Storage>>& samples, int32_t slot,
+                                 int32_t count, const Storage* image, uint32_t pitch, int32_t step,
+                                 Sums<RealOf<Storage>, width>* sums) {
+  const Storage* origins[vectors];
+  for (int v = 0; v < vectors; ++v) origins[v] = whole(image + v * step);
+#pragma unroll 4
+  for (int32_t k = 0; k < count; ++k) {
+    const Place place = samples.places[slot + k];
+    if (place.pixel == kOutside) continue;
+    const Weights<RealOf<Storage>> weights = samples.weights[slot + k];
+    for (int v = 0; v < vectors; ++v) {
+      add_sample<Storage>(corners_of(place, origins[v], pitch), weights, &sums[v]);
+    }
+  }
+}
+
+// The way back: adds the gradient of the output to the pixels of samples, as Spread says.
+template <int unit, int units, typename Real>
+DCNV4_MM_DEVICE void spread_samples(const Samples<Real>& samples, int32_t slot, int32_t count,
+                                    const Real* grad, Real* image, uint32_t pitch, int32_t step) {
+  image = whole(image);
+  for (int32_t k = 0; k < count; ++k) {
+    const Place place = samples.places[slot + k];
+    if (place.pixel == kOutside) continue;
+    const auto corners = corners_of(place, image, pitch);
+    const Weights<Real> weights = samples.weights[slot + k];
+    for (int c = 0; c < 4; ++c) {
+      if ((c & 1 && !(place.pixel & 1)) || (c & 2 && !place.down)) continue;
+      add_units<unit, units>(corners.corner[c], step, weights.corner[c], grad);
+    }
+  }
 }
 
 }  // namespace

@@ -9,21 +9,21 @@ __all__ = ["ARCHS", "DCNV3_ARCHS", "Arch", "read_arch"]
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """The numbers that tell one FlashInternImage, or InternImage, from another.
+    """Sizes and options of a FlashInternImage or InternImage.
 
     Attributes:
         channels: Channels after the stem; they double from stage to stage.
         depths: Blocks of the four stages.
         groups: Groups of the operator in the four stages.
-        offset_scale: See :class:`~dcnv4_mm.layers.DCNv4`.
+        offset_scale: Factor on the grid of sampling points and on the offsets.
         post_norm: Norms behind the branches (S, B, L), or in front of them and behind each
             stage (T).
-        dw_kernel_size: See :class:`~dcnv4_mm.layers.DCNv4` and ``DCNv3``.
+        dw_kernel_size: Size of the depthwise convolution before offsets and masks are predicted.
         dcn_output_bias: Whether DCNv4's output projection has a bias; DCNv3's always has one.
         mlp_fc2_bias: Whether the MLP's second layer has a bias; it always has one with DCNv3.
         mlp_ratio: Width of the MLP by that of the stage.
-        center_feature_scale: See :class:`~dcnv4_mm.layers.DCNv4`.
-        remove_center: See :class:`~dcnv4_mm.layers.DCNv4`.
+        center_feature_scale: Whether the value itself is mixed into the output of the operator.
+        remove_center: Whether the middle point of the grid is left out.
         res_post_norm: Norms in front of the branches and behind them; without effect where
             ``post_norm`` or layer scale is on, although the parameters are there.
         extra_norms: Blocks of the third stage behind which the maps themselves are normed.
@@ -47,7 +47,7 @@ class Arch:
 
 
 ARCHS: Mapping[str, Arch] = {
-    # Small enough to learn on two processor cores; not a model of the paper.
+    # Small enough to learn on two CPU cores; not a model of the paper.
     "nano": Arch(channels=32, depths=(1, 1, 2, 1), groups=(2, 4, 8, 16)),
     "t": Arch(channels=64, depths=(4, 4, 18, 4), groups=(4, 8, 16, 32)),
     "s": Arch(
@@ -79,7 +79,7 @@ ARCHS: Mapping[str, Arch] = {
 
 # Of the settings below, FlashInternImage alone has others.
 _DCNV3: dict[str, Any] = dict(dw_kernel_size=None, dcn_output_bias=False, mlp_fc2_bias=False)
-# InternImage's. Its T, S and L have the numbers of FlashInternImage's, its B another offset_scale.
+# InternImage's. Its T, S and L have the sizes of FlashInternImage's, its B another offset_scale.
 DCNV3_ARCHS: Mapping[str, Arch] = {
     **{name: replace(arch, **_DCNV3) for name, arch in ARCHS.items()},
     "b": replace(ARCHS["b"], **_DCNV3, offset_scale=1.0),
@@ -113,13 +113,24 @@ DCNV3_ARCHS: Mapping[str, Arch] = {
 }
 
 _TABLES = {"DCNv4": ARCHS, "DCNv3": DCNV3_ARCHS}
+# The same networks by the words that other libraries use.
+_LONG_NAMES = {
+    "tiny": "t",
+    "small": "s",
+    "base": "b",
+    "large": "l",
+    "xlarge": "xl",
+    "huge": "h",
+    "giant": "g",
+}
 
 
 def read_arch(arch: str | Mapping[str, Any], core_op: str) -> Arch:
     """Looks an architecture up, or makes one of its fields.
 
     Args:
-        arch: Name in the table of the operator, or a mapping of :class:`Arch`'s fields.
+        arch: Name in the table of the operator, in its short or long form ("t" or "tiny"), or a
+            mapping of :class:`Arch`'s fields.
         core_op: ``"DCNv4"`` or ``"DCNv3"``.
 
     Raises:
@@ -129,14 +140,16 @@ def read_arch(arch: str | Mapping[str, Any], core_op: str) -> Arch:
         raise ValueError(f"core_op must be one of {sorted(_TABLES)}, got {core_op!r}")
     if isinstance(arch, str):
         table = _TABLES[core_op]
-        if arch.lower() not in table:
+        name = _LONG_NAMES.get(arch.lower(), arch.lower())
+        if name not in table:
+            known = [*table, *(long for long, short in _LONG_NAMES.items() if short in table)]
             raise ValueError(
-                f"arch must be one of {sorted(table)} for {core_op} or a mapping, got {arch!r}"
+                f"arch: expected one of {known} for {core_op}, or a mapping, got {arch!r}"
             )
-        return table[arch.lower()]
-    known = Arch.__dataclass_fields__
-    if unknown := sorted(set(arch) - set(known)):
-        raise ValueError(f"arch has the unknown fields {unknown}; known are {sorted(known)}")
+        return table[name]
+    fields = Arch.__dataclass_fields__
+    if unknown := sorted(set(arch) - set(fields)):
+        raise ValueError(f"arch has the unknown fields {unknown}; known are {sorted(fields)}")
     if missing := sorted({"channels", "depths", "groups"} - set(arch)):
         raise ValueError(f"arch lacks the fields {missing}")
     return Arch(**arch)

@@ -156,11 +156,11 @@ class FlashInternImage(nn.Module):
 
     Args:
         arch: Name of a published network, or a mapping of the fields of
-            :class:`~dcnv4_mm.backbones.archs.Arch`. With DCNv4 the names are nano (not
-            published), t, s, b, l; with DCNv3 xl, h and g too.
+            :class:`~dcnv4_mm.backbones.archs.Arch`. With DCNv4 the names are nano (not published),
+            t, s, b, l or tiny, small, base, large; with DCNv3 also xl, h, g or xlarge, huge, giant.
         core_op: ``"DCNv4"``, or ``"DCNv3"`` for InternImage.
         in_channels: Channels of the images.
-        out_indices: Stages whose maps are put out, ascending, in 0..3.
+        out_indices: Stages whose maps are output, ascending, in 0..3.
         layer_scale: Start of the learned scale of each branch, or ``None`` for no such
             parameters. The released dense models have 1.0; as classifiers, T has none and
             S, B, L and XL start at 1e-5. H and G have none anywhere.
@@ -209,7 +209,7 @@ class FlashInternImage(nn.Module):
         self.out_channels = [self.arch.channels * 2**stage for stage in range(stages)]
 
         self.patch_embed = Stem(in_channels, self.arch.channels)
-        # On the CPU, because a model that is built on the meta device needs the numbers as well.
+        # On the CPU, because a model that is built on the meta device needs the rates as well.
         rates = torch.linspace(0, drop_path_rate, sum(self.arch.depths), device="cpu").tolist()
         next_rate = iter(rates)
         self.levels = nn.ModuleList(

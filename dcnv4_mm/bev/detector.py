@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from dcnv4_mm.bev.feature_cache import FeatureCache
 from dcnv4_mm.bev.layers.grid_mask import GridMask
 from dcnv4_mm.bev.layers.proposals import proposal_reference_points
+from dcnv4_mm.bev.sample_geometry import SampleGeometry
 from dcnv4_mm.bev.task_modules.suppression import merge_cameras
 
 __all__ = ["BEVFormerV2"]
@@ -45,6 +47,11 @@ class BEVFormerV2(Base3DDetector):
         temporal_alignment: ``"projection"`` encodes another frame on the BEV grid of the current
             LiDAR frame, as released; ``"warp"`` encodes it on its own grid and warps the features
             by the ego motion, as in the paper. Their weights are not interchangeable.
+        frames_per_batch: Number of frames without gradients that go through backbone and encoder
+            at once; more need more memory.
+        cached_frames: In evaluation, the number of frames whose feature maps are kept by
+            ``frame_tokens`` of the metainfo, so that a frame is computed once for all samples that
+            contain it. Of use are ``frames[-1] - frames[0] + 1``.
         legacy_flip: Mirrors images without their padding as the original does, which shifts
             the features of a padded image.
         data_preprocessor: As in mmdet3d.
@@ -68,11 +75,16 @@ class BEVFormerV2(Base3DDetector):
         grid_mask_prob: float = 0.7,
         mono_loss_weight: float = 1.0,
         temporal_alignment: str = "projection",
+        frames_per_batch: int = 4,
+        cached_frames: int = 0,
         legacy_flip: bool = False,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if frames_per_batch < 1:
+            raise ValueError(f"frames_per_batch: expected a number >= 1, got {frames_per_batch}")
+        self.frames_per_batch, self.cache = frames_per_batch, FeatureCache(cached_frames)
         if temporal_alignment not in ("projection", "warp"):
             raise ValueError(
                 f"temporal_alignment must be 'projection' or 'warp', got {temporal_alignment!r}"
@@ -89,6 +101,15 @@ class BEVFormerV2(Base3DDetector):
         self.grid_mask = GridMask(grid_mask_prob)
         self.mono_loss_weight = mono_loss_weight
         self.legacy_flip = legacy_flip
+
+    def train(self, mode: bool = True) -> "BEVFormerV2":
+        """Sets the mode; the cached features may belong to other weights and are dropped."""
+        self.cache.clear()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.cache.clear()
+        super()._load_from_state_dict(*args)
 
     def extract_feat(self, images: Tensor, metas: Sequence[dict]) -> list[Tensor]:
         """Feature maps of the images of one frame.
@@ -114,19 +135,24 @@ class BEVFormerV2(Base3DDetector):
         levels = [level.unflatten(0, batch) for level in levels]
         if not any(flipped):
             return levels
-        back = torch.tensor(flipped, device=images.device)[:, None, None, None, None]
-        return [torch.where(back, level.flip(-1), level) for level in levels]
+        return [
+            torch.stack([x.flip(-1) if flip else x for x, flip in zip(level, flipped, strict=True)])
+            for level in levels
+        ]
 
     def _mirror(self, images: Tensor, meta: dict) -> Tensor:
         width = meta["img_shape"][1] if self.legacy_flip else images.shape[-1]
         return torch.cat((images[..., :width].flip(-1), images[..., width:]), dim=-1)
 
-    def encode(self, images: Tensor, metas: Sequence[dict]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def encode(
+        self, images: Tensor, metas: Sequence[dict], geometry: SampleGeometry | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """BEV features of all frames.
 
         Args:
             images: (B, T * N, 3, H, W).
             metas: Metainfo of the samples.
+            geometry: Their matrices on the device; copied from ``metas`` by default.
 
         Returns:
             BEV features (B, T, Q, C), which of the frames exist (B, T), and the feature maps of
@@ -134,40 +160,98 @@ class BEVFormerV2(Base3DDetector):
         """
         frames = _check(images, metas)
         images = images.unflatten(1, (len(frames), -1))
+        geometry = geometry or SampleGeometry.of(metas, images.device)
         current = frames.index(0)
-        device, size = images.device, tuple(images.shape[-2:])
-        valid = torch.tensor([list(meta["frame_valid"]) for meta in metas], device=device)
-        lidar_to_image = _stack([meta["lidar2img"] for meta in metas], device)
-        augmentation = None
-        if metas[0].get("bev_augmentation") is not None:
-            augmentation = _stack([meta["bev_augmentation"] for meta in metas], device)
-        bevs: dict[int, Tensor] = {}
-        motion = None
-        if self.temporal_alignment == "warp":
-            motion = _stack([meta["lidar_to_current"] for meta in metas], device)
-            # Back to pixels from each frame's own LiDAR frame.
-            lidar_to_image = lidar_to_image @ motion.unsqueeze(2)
+        # With gradients, the current frame goes its own way, in the detector's own mode.
+        inference = not self.training and not torch.is_grad_enabled()
+        pairs = [
+            (sample, frame)
+            for frame in range(len(frames))
+            for sample, meta in enumerate(metas)
+            if meta["frame_valid"][frame] and (frame != current or inference)
+        ]
+        encoded: dict[tuple[int, int], Tensor] = {}
+        features: list[Tensor] = []
         with _evaluating(self), torch.no_grad():
-            for frame in range(len(frames)):
-                chosen = valid[:, frame].nonzero()[:, 0]
-                if frame == current or len(chosen) == 0:
-                    continue
-                some = [metas[sample] for sample in chosen.tolist()]
-                encoded = self.pts_bbox_head.encode(
-                    self.extract_feat(images[chosen, frame], some),
-                    lidar_to_image[chosen, frame],
-                    size,
-                    None if augmentation is None else augmentation[chosen],
-                    None if motion is None else motion[chosen, frame],
-                )
-                bevs[frame] = encoded.new_zeros(len(images), *encoded.shape[1:])
-                bevs[frame][chosen] = encoded
-        features = self.extract_feat(images[:, current], metas)
-        bev = self.pts_bbox_head.encode(features, lidar_to_image[:, current], size, augmentation)
-        bevs[current] = bev
-        missing = torch.zeros_like(bev)
-        stacked = torch.stack([bevs.get(frame, missing) for frame in range(len(frames))], dim=1)
-        return stacked, valid, features
+            kept: dict[tuple[int, int], Sequence[Tensor]] = {}
+            for first in range(0, len(pairs), self.frames_per_batch):
+                part = pairs[first : first + self.frames_per_batch]
+                levels = self._features(images, metas, part, kept if inference else None)
+                encoded.update(zip(part, self._encode(levels, part, geometry, images), strict=True))
+            if inference:
+                rows = [kept[sample, current] for sample in range(len(metas))]
+                features = [torch.stack(level) for level in zip(*rows, strict=True)]
+        if not inference:
+            features = self.extract_feat(images[:, current], metas)
+            part = [(sample, current) for sample in range(len(metas))]
+            encoded.update(zip(part, self._encode(features, part, geometry, images), strict=True))
+        missing = torch.zeros_like(encoded[0, current])
+        stacked = [
+            torch.stack([encoded.get((sample, frame), missing) for frame in range(len(frames))])
+            for sample in range(len(metas))
+        ]
+        return torch.stack(stacked), geometry.valid, features
+
+    def _features(
+        self,
+        images: Tensor,
+        metas: Sequence[dict],
+        pairs: Sequence[tuple[int, int]],
+        kept: dict[tuple[int, int], Sequence[Tensor]] | None,
+    ) -> list[Tensor]:
+        """Feature maps of some frames, in evaluation mode, as far as possible from the cache.
+
+        Levels (P, N, C, h, w). Those of current frames are put into ``kept``.
+        """
+        if kept is None:
+            chosen = [metas[sample] for sample, _ in pairs]
+            return self.extract_feat(torch.stack([images[pair] for pair in pairs]), chosen)
+        keys = {pair: self._key(metas[pair[0]], pair[1], images) for pair in pairs}
+        found = {pair: self.cache.get(key) for pair, key in keys.items()}
+        new = [pair for pair in pairs if found[pair] is None]
+        if new:
+            chosen = [metas[sample] for sample, _ in new]
+            levels = self.extract_feat(torch.stack([images[pair] for pair in new]), chosen)
+            for index, pair in enumerate(new):
+                found[pair] = tuple(level[index] for level in levels)
+                self.cache.put(keys[pair], found[pair])
+        for sample, frame in pairs:
+            if metas[sample]["frames"][frame] == 0:
+                kept[sample, frame] = found[sample, frame]
+        return [torch.stack(level) for level in zip(*(found[p] for p in pairs), strict=True)]
+
+    def _key(self, meta: dict, frame: int, images: Tensor) -> tuple | None:
+        """What the features of a frame depend on beside the weights; ``None`` for not known."""
+        tokens = meta.get("frame_tokens")
+        if not tokens or not self.cache.capacity:
+            return None
+        flip = bool(meta.get("flip"))
+        return (tokens[frame], tuple(images.shape[-3:]), meta.get("img_shape"), flip, images.dtype)
+
+    def _encode(
+        self,
+        levels: Sequence[Tensor],
+        pairs: Sequence[tuple[int, int]],
+        geometry: SampleGeometry,
+        images: Tensor,
+    ) -> Tensor:
+        """BEV features (P, Q, C) of some frames, in the current LiDAR frame."""
+
+        def of_frames(x: Tensor) -> Tensor:
+            return torch.stack([x[pair] for pair in pairs])
+
+        lidar_to_image, motion = of_frames(geometry.lidar_to_image), None
+        if self.temporal_alignment == "warp":
+            motion = of_frames(geometry.lidar_to_current)
+            # From each frame's own LiDAR frame to pixels.
+            lidar_to_image = lidar_to_image @ motion.unsqueeze(1)
+            if all(geometry.is_current[pair[1]] for pair in pairs):
+                motion = None
+        augmentation = geometry.bev_augmentation
+        if augmentation is not None:
+            augmentation = torch.stack([augmentation[sample] for sample, _ in pairs])
+        size = (images.shape[-2], images.shape[-1])
+        return self.pts_bbox_head.encode(levels, lidar_to_image, size, augmentation, motion)
 
     def loss(
         self,
@@ -177,31 +261,41 @@ class BEVFormerV2(Base3DDetector):
     ) -> dict[str, Tensor]:
         """The losses of both heads."""
         metas = [sample.metainfo for sample in batch_data_samples]
-        bevs, valid, features = self.encode(batch_inputs_dict["imgs"], metas)
+        images = batch_inputs_dict["imgs"]
+        geometry = SampleGeometry.of(metas, images.device)
+        bevs, valid, features = self.encode(images, metas, geometry)
         proposals = self._proposals(features, metas)
         outputs = self.pts_bbox_head(bevs, valid, metas[0]["frames"].index(0), proposals)
         objects = [sample.gt_instances_3d for sample in batch_data_samples]
         losses = self.pts_bbox_head.loss_by_feat(*outputs, objects)
         if self.fcos3d_bbox_head is not None:
-            losses.update(self._mono_loss(features, batch_data_samples))
+            losses.update(self._mono_loss(features, batch_data_samples, geometry.intrinsics))
         return losses
 
     def _mono_loss(
-        self, features: Sequence[Tensor], samples: Sequence[Det3DDataSample]
+        self, features: Sequence[Tensor], samples: Sequence[Det3DDataSample], intrinsics: Tensor
     ) -> dict[str, Tensor]:
+        """The perspective losses of all images with objects; ``intrinsics`` (B, N, 3, 3)."""
         chosen, imgs = [], []
         for index, sample in enumerate(samples):
             objects = sample.gt_mono_instances
-            for camera in objects.cameras.unique().tolist():
+            cameras = objects.cameras.tolist()
+            if cameras != sorted(cameras):
+                objects = objects[objects.cameras.argsort(stable=True)]
+                cameras.sort()
+            for camera in dict.fromkeys(cameras):
+                first = cameras.index(camera)
+                img = objects[first : first + cameras.count(camera)]
+                img.set_metainfo(dict(intrinsics=intrinsics[index, camera]))
                 chosen.append((index, camera))
-                imgs.append(_of_camera(objects, camera, sample.metainfo))
+                imgs.append(img)
         weight = self.mono_loss_weight
         if not imgs:
             # The other ranks still wait for this one's reductions and gradients.
             chosen, weight = [(0, 0)], 0.0
-            imgs = [_of_camera(samples[0].gt_mono_instances, 0, samples[0].metainfo)]
-        rows, cameras = zip(*chosen, strict=True)
-        levels = [level[list(rows), list(cameras)] for level in features]
+            imgs = [samples[0].gt_mono_instances]
+            imgs[0].set_metainfo(dict(intrinsics=intrinsics[0, 0]))
+        levels = [torch.stack([level[pair] for pair in chosen]) for level in features]
         losses = self.fcos3d_bbox_head.loss(levels, imgs)
         return {f"{name}_mono": weight * loss for name, loss in losses.items()}
 
@@ -273,15 +367,12 @@ def _stack(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(arrays).astype(np.float32)).to(device)
 
 
-def _of_camera(objects: InstanceData, camera: int, meta: dict) -> InstanceData:
-    img = objects[objects.cameras == camera]
-    img.set_metainfo(dict(intrinsics=meta["cam2img"][camera]))
-    return img
-
-
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the context; restores the mode of every submodule."""
+    if not module.training:
+        yield
+        return
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -18,6 +18,8 @@ __all__ = [
     "bev_cell_centers",
     "box_corners",
     "ego_motion",
+    "from_fractions",
+    "in_range",
     "inverse_sigmoid",
     "pillar_points",
     "project_points",
@@ -72,19 +74,25 @@ def pillar_points(
     Returns:
         (H * W, D, 3), metres in the LiDAR frame.
     """
-    lower = torch.tensor(point_cloud_range[:3], dtype=torch.float32, device=device)
-    extent = torch.tensor(point_cloud_range[3:], dtype=torch.float32, device=device) - lower
-    xy = bev_cell_centers(shape, device)
+    x, y = bev_cell_centers(shape, device).unbind(-1)
     margin = 0.5 / (point_cloud_range[5] - point_cloud_range[2])
     z = torch.linspace(margin, 1 - margin, num_points, device=device)
-    fractions = torch.cat(
-        (
-            xy[:, None].expand(-1, num_points, -1),
-            z[None, :, None].expand(len(xy), -1, 1),
-        ),
-        dim=-1,
-    )
-    return fractions * extent + lower
+    size = (len(x), num_points)
+    parts = (x[:, None].expand(size), y[:, None].expand(size), z[None].expand(size))
+    return from_fractions(torch.stack(parts, dim=-1), point_cloud_range)
+
+
+def from_fractions(fractions: Tensor, point_cloud_range: Sequence[float]) -> Tensor:
+    """Fractions (..., 3) of a range to metres; the range is never copied to the device."""
+    bounds = zip(fractions.unbind(-1), point_cloud_range[:3], point_cloud_range[3:], strict=True)
+    return torch.stack([x * (upper - lower) + lower for x, lower, upper in bounds], dim=-1)
+
+
+def in_range(points: Tensor, point_cloud_range: Sequence[float]) -> Tensor:
+    """Whether points (..., 3) lie in a range; the range is never copied to the device."""
+    bounds = zip(points.unbind(-1), point_cloud_range[:3], point_cloud_range[3:], strict=True)
+    inside = [(x >= lower) & (x <= upper) for x, lower, upper in bounds]
+    return inside[0] & inside[1] & inside[2]
 
 
 def project_points(
@@ -99,8 +107,8 @@ def project_points(
             feature maps cover.
 
     Returns:
-        Positions (..., P, 2) as fractions (x, y) of the image, float32, and whether they lie
-        in front of the camera and inside the image, (..., P).
+        Points (..., P, 2) as fractions (x, y) of the image, float32, and whether they lie in
+        front of the camera and inside the image, (..., P).
     """
     x, y, z = points.float().unbind(-1)
     # [..., 4, 4, 1]; products are summed by hand, since a matmul may be rounded to TF32 or less.
@@ -162,7 +170,8 @@ def warp_bev(bev: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor
     Returns:
         (B, C, H, W), bilinear; zero where the content would come from outside of the grid.
     """
-    backward = torch.linalg.inv(matrix.double()[:, :2, :2])
+    # Without the check of torch.linalg.inv, which waits for the device.
+    backward = torch.linalg.inv_ex(matrix.double()[:, :2, :2])[0]
     if shift is None:
         shift = matrix.new_zeros(len(matrix), 2)
     origin = -(backward * shift.double().unsqueeze(1)).sum(-1, keepdim=True)
@@ -193,16 +202,12 @@ def box_corners(rotation: Tensor, center: Tensor, wlh: Tensor) -> Tensor:
     Returns:
         (..., 8, 3).
     """
-    signs = rotation.new_tensor(
-        [
-            [1, 1, 1, 1, -1, -1, -1, -1],
-            [1, -1, -1, 1, 1, -1, -1, 1],
-            [1, 1, -1, -1, 1, 1, -1, -1],
-        ]
-    )
-    half = wlh[..., [1, 0, 2]].unsqueeze(-1) / 2
+    width, length, height = (wlh / 2).unbind(-1)
+    x = torch.stack([length] * 4 + [-length] * 4, dim=-1)
+    y = torch.stack([width, -width, -width, width] * 2, dim=-1)
+    z = torch.stack([height, height, -height, -height] * 2, dim=-1)
     # [..., 3, 8]; summed by hand for the same reason as in project_points.
-    local = half * signs
+    local = torch.stack((x, y, z), dim=-2)
     rotated = (rotation.unsqueeze(-1) * local.unsqueeze(-3)).sum(-2)
     return rotated.transpose(-1, -2) + center.unsqueeze(-2)
 

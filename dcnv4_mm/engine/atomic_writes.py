@@ -78,7 +78,8 @@ def find_complete_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str 
     for file in files:
         try:
             checkpoint = load_from_local(str(file), "cpu")
-            if missing := {"meta", "state_dict", "message_hub"} - set(checkpoint):
+            keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
+            if missing := {"meta", "state_dict", "message_hub"}.difference(keys):
                 raise ValueError(f"{file} is no checkpoint of a run: it has no {sorted(missing)}")
         except (ValueError, OSError) as error:
             print_log(f"Skipped: {error}", logger="current", level=logging.WARNING)

@@ -7,8 +7,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from dcnv4_mm import backbones, layers
-from dcnv4_mm.checkpoints import load_released
-from dcnv4_mm.checkpoints.loading import select_part
+from dcnv4_mm.checkpoints.loading import match_state_dict, select_part
 from dcnv4_mm.engine import load_checkpoint
 from dcnv4_mm.engine.released import convert_on_load, rename_classifier
 from dcnv4_mm.registry import MODELS
@@ -48,9 +47,10 @@ def _as_base_module(backbone: type[nn.Module]) -> type[nn.Module]:
                 try:
                     if prefix:
                         checkpoint = select_part(checkpoint, prefix)
-                    report = load_released(self, checkpoint)
+                    weights, report = match_state_dict(self, checkpoint)
                 except ValueError as error:
                     raise ValueError(f"{source}: {error}") from error
+                self.load_state_dict(weights)
                 print_log(f"{source}: {report}", logger="current")
                 self._is_init = True
 

@@ -1,4 +1,4 @@
-"""DCNv3 as a layer, on DCNv4's operator: offsets and softmaxed masks from a normalised branch."""
+"""DCNv3 as a layer, on DCNv4's operator: offsets and softmaxed masks from a normalized branch."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ __all__ = ["DCNv3"]
 class DCNv3(nn.Module):
     """Deformable convolution v3 with learned offsets and masks, channels last.
 
-    A depthwise convolution, a norm and a GELU make features of the input, from which two linear
+    A depthwise convolution, a norm and a GELU extract features of the input, from which two linear
     layers predict offsets and masks. The masks of a group sum to 1. A new layer has no offsets and
     equal masks.
 
@@ -22,10 +22,10 @@ class DCNv3(nn.Module):
         channels: Number of channels C, in and out.
         groups: Number of groups G, a divisor of ``channels``.
         kernel_size: Rows and columns of the grid of sampling points, odd.
-        dilation: Distance of the grid's points.
-        offset_scale: Factor on the grid, around its centre, and on the offsets.
+        dilation: Distance between the grid's points.
+        offset_scale: Factor on the grid, around its center, and on the offsets.
         dw_kernel_size: Size of the depthwise convolution, odd; ``None`` for ``kernel_size``.
-        center_feature_scale: Mixes the value itself into the output, by a learned share per
+        center_feature_scale: Mixes the value itself into the output, by a learned weight per
             group and pixel.
         remove_center: Leaves out the grid's middle point.
 
@@ -89,7 +89,7 @@ class DCNv3(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Offsets, masks and centre shares start at zero, projections by Xavier's rule."""
+        """Offsets, masks and center weights start at zero, projections by Xavier's rule."""
         for layer in (self.offset, self.mask, self.center_feature_scale_proj):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
@@ -131,10 +131,10 @@ class DCNv3(nn.Module):
             remove_center=self.remove_center,
         )
         if self.center_feature_scale_proj is not None:
-            # [N, H, W, G, 1]: one share for all channels of a group.
-            share = self.center_feature_scale_proj(features).sigmoid().unsqueeze(-1)
+            # [N, H, W, G, 1]: one weight for all channels of a group.
+            weight = self.center_feature_scale_proj(features).sigmoid().unsqueeze(-1)
             output, value = (maps.unflatten(-1, (self.groups, -1)) for maps in (output, value))
-            output = (output * (1 - share) + value * share).flatten(-2)
+            output = (output * (1 - weight) + value * weight).flatten(-2)
         return self.output_proj(output)
 
     def extra_repr(self) -> str:

@@ -18,8 +18,8 @@ _Pair = tuple[int, int]
 class DCNv4(nn.Module):
     """Deformable convolution v4 with learned offsets and masks, channels last.
 
-    A linear layer (after a depthwise convolution if asked for) predicts offsets and masks from
-    the input pixel under the centre of the kernel. It starts at zero, so a new layer puts out
+    A linear layer (after a depthwise convolution, if there is one) predicts offsets and masks from
+    the input pixel under the center of the kernel. It starts at zero, so a new layer outputs
     the bias of its output projection until it has learned masks.
 
     Args:
@@ -28,23 +28,23 @@ class DCNv4(nn.Module):
         kernel_size: Rows and columns of the grid of sampling points.
         stride: Step between output pixels.
         padding: How far the grid may reach over the border.
-        dilation: Distance of the grid's points.
-        offset_scale: Factor on the grid, around its centre, and on the offsets.
+        dilation: Distance between the grid's points.
+        offset_scale: Factor on the grid, around its center, and on the offsets.
         dw_kernel_size: Size of a depthwise convolution before offsets and masks are predicted;
             odd, or ``None`` for none.
-        center_feature_scale: Mixes the value itself into the output, by a learned share per
+        center_feature_scale: Mixes the value itself into the output, by a learned weight per
             group and pixel.
         remove_center: Leaves out the grid's middle point.
         output_bias: Whether the output projection has a bias.
         without_pointwise: Leaves out the value and output projections ("lightweight").
 
     Raises:
-        TypeError: An argument is no number, or pair of numbers, of the kind it must be.
+        TypeError: An argument is not a number, or a pair of numbers, of the kind it must be.
         ValueError: An argument is out of its range.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 3.2. Other than there,
-        stride and padding may be any: offsets are read where the kernel is centred.
+        stride and padding may be any: offsets are read where the kernel is centered.
 
     Example:
         >>> DCNv4(64, groups=4)(torch.randn(2, 14, 14, 64)).shape
@@ -112,7 +112,7 @@ class DCNv4(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Offsets, masks and centre shares start at zero, projections by Xavier's rule."""
+        """Offsets, masks and center weights start at zero, projections by Xavier's rule."""
         for layer in (self.offset_mask, self.center_feature_scale_proj):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
@@ -130,7 +130,7 @@ class DCNv4(nn.Module):
         Args:
             x: (N, H, W, C), or (N, L, C) with L = H * W.
             shape: (H, W) of the image. For x of three axes it may be left out only if the image
-                is square: a sequence of L pixels does not tell, and is taken for a square.
+                is square: the number of pixels alone determines a square only.
 
         Returns:
             (N, H_out, W_out, C), or (N, H_out * W_out, C) for x of three axes.
@@ -163,13 +163,13 @@ class DCNv4(nn.Module):
             remove_center=self.remove_center,
         )
         if self.center_feature_scale_proj is not None:
-            # [N, H_out, W_out, G, 1]: one share for all channels of a group.
-            share = self.center_feature_scale_proj(output).sigmoid().unsqueeze(-1)
+            # [N, H_out, W_out, G, 1]: one weight for all channels of a group.
+            weight = self.center_feature_scale_proj(output).sigmoid().unsqueeze(-1)
             output, center = (
                 maps.unflatten(-1, (self.groups, -1))
                 for maps in (output, self._at_centers(value).to(output.dtype))
             )
-            output = (output * (1 - share) + center * share).flatten(-2)
+            output = (output * (1 - weight) + center * weight).flatten(-2)
         return output if self.output_proj is None else self.output_proj(output)
 
     def _offset_features(self, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class DCNv4(nn.Module):
         return self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _at_centers(self, maps: Tensor) -> Tensor:
-        """Takes from maps [N, H, W, C] the pixels under the kernel's centres, output-sized."""
+        """Takes from maps [N, H, W, C] the pixels under the kernel's centers, output-sized."""
         size = output_size(
             (maps.shape[1], maps.shape[2]),
             self.kernel_size,
@@ -197,7 +197,7 @@ class DCNv4(nn.Module):
                 continue
             centers = torch.arange(size[axis], device=maps.device) * self.stride[axis]
             centers = centers + (reach - self.padding[axis])
-            # With more padding than the kernel's reach the outermost centres lie outside.
+            # With more padding than the kernel's reach the outermost centers lie outside.
             maps = maps.index_select(1 + axis, centers.clamp(0, maps.shape[1 + axis] - 1))
         return maps
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
+from dcnv4_mm.ops.arguments import read_int
 from dcnv4_mm.ops.flash_deform_attn.layout import pack, sampling_locations
 from dcnv4_mm.ops.functional import flash_deform_attn
 
@@ -14,10 +15,10 @@ __all__ = ["FlashDeformAttn"]
 
 
 class FlashDeformAttn(nn.Module):
-    """Deformable attention over several feature maps, with its projections.
+    """Multi-scale deformable attention with its projections.
 
-    Every head of a query looks at ``num_points`` places of each level, at learned offsets from
-    the query's reference point, and weighs what it finds there.
+    Every head of a query samples ``num_points`` locations on each level, at learned offsets from
+    the query's reference point, and sums the samples by learned weights.
 
     Args:
         embed_dims: Channels C of queries, values and output, a multiple of ``num_heads``.
@@ -25,10 +26,11 @@ class FlashDeformAttn(nn.Module):
         num_heads: Number of heads G.
         num_points: Number of points per head and level P.
         half_precision_locations: Rounds sampling locations to float16, as the original always
-            does. That moves points by up to a quarter of a thousandth of the map's size: for
-            numbers equal to the original's, otherwise of no use.
+            does. That moves points by up to a quarter of a thousandth of the map's size; it is
+            there to reproduce the original's outputs.
 
     Raises:
+        TypeError: An argument is not an int, or a bool, as it must be.
         ValueError: An argument is out of its range.
 
     Source:
@@ -53,11 +55,17 @@ class FlashDeformAttn(nn.Module):
         half_precision_locations: bool = False,
     ) -> None:
         super().__init__()
-        if min(embed_dims, num_levels, num_heads, num_points) < 1 or embed_dims % num_heads:
+        embed_dims = read_int("embed_dims", embed_dims, minimum=1)
+        num_levels = read_int("num_levels", num_levels, minimum=1)
+        num_heads = read_int("num_heads", num_heads, minimum=1)
+        num_points = read_int("num_points", num_points, minimum=1)
+        if embed_dims % num_heads:
             raise ValueError(
-                "embed_dims must be a positive multiple of num_heads, num_levels and num_points "
-                f"at least 1, got embed_dims={embed_dims}, num_heads={num_heads}, "
-                f"num_levels={num_levels}, num_points={num_points}"
+                f"embed_dims: expected a multiple of num_heads = {num_heads}, got {embed_dims}"
+            )
+        if not isinstance(half_precision_locations, bool):
+            raise TypeError(
+                f"half_precision_locations must be True or False, got {half_precision_locations!r}"
             )
         self.embed_dims = embed_dims
         self.num_levels = num_levels
@@ -103,8 +111,8 @@ class FlashDeformAttn(nn.Module):
 
         Args:
             query: (N, Q, C).
-            reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (centre x,
-                centre y, width, height). In units of the image, 0 to 1.
+            reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (center x,
+                center y, width, height). In units of the image, 0 to 1.
             value: (N, S, C), the pixels of all levels one after the other, S = sum(H_l * W_l).
             spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor.
             padding_mask: (N, S) bool, True where ``value`` is padding and counts as 0.

@@ -1,4 +1,4 @@
-"""Normalisation over channels."""
+"""Normalization over channels."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ class LN2d(nn.LayerNorm):
         eps: Added to the variance.
 
     Note:
-        The output is contiguous, whatever strides come in: mmcv 2.1's RoIAlign is silently wrong
-        on the CPU for anything else, and a feature pyramid hands these maps to it.
+        The output is contiguous, whatever the strides of the input: mmcv 2.1's RoIAlign is silently
+        wrong for anything else, and a feature pyramid passes these maps to it.
     """
 
     # mmcv names a norm inside ConvModule by this; the released checkpoints say `ln`.
@@ -25,7 +25,7 @@ class LN2d(nn.LayerNorm):
         super().__init__(num_channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises x, (N, C, H, W), to the same shape and dtype, contiguous."""
+        """Normalizes x, (N, C, H, W), to the same shape and dtype, contiguous."""
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2).contiguous()

@@ -14,7 +14,7 @@ FLOPS_PER_SAMPLE = 8
 
 
 class Corner(NamedTuple):
-    """One of the four pixels around a sampling point; every field is (N, Q, G) for Q places."""
+    """One of the four pixels around a sampling point; every field is (N, Q, G) for Q points."""
 
     pixel: Tensor  # int64 index in the flattened image
     valid: Tensor  # bool: the point counts and the pixel is in the image
@@ -47,7 +47,7 @@ def corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[Corner]:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums of numbers of a storage type are made in."""
+    """The dtype in which tensors of a storage dtype are summed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""What the public operators ask of every tensor."""
+"""Checks of tensors that all public operators share."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuses what is no tensor, and a tensor that is sparse or quantized."""
+    """Raises unless the argument is a dense tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
@@ -17,7 +17,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """Refuses any type of number but the four that the operators compute with, too."""
+    """Raises unless the argument is a dense tensor of a supported dtype."""
     check_dense(name, tensor)
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")

@@ -1,4 +1,4 @@
-"""Derivatives of the raw operators under every transform of torch, in one place for all of them.
+"""Derivatives of the raw operators under every transform of torch; shared by all operators.
 
 Reverse mode runs the raw backward, under ``torch.func.grad`` and ``vmap`` too. Everything else,
 forward mode and derivatives of derivatives, differentiates the operator's reference, which consists

@@ -1,4 +1,4 @@
-"""What the operators and the layers on them take for a number or a pair of numbers."""
+"""The numbers and pairs of numbers that operators and layers take."""
 
 import operator
 from collections.abc import Iterable
@@ -11,9 +11,11 @@ def read_int(name: str, argument: SupportsIndex, *, minimum: int) -> int:
     """Reads an int of Python, NumPy or torch.
 
     Raises:
-        TypeError: It is none; neither is a float that is whole.
+        TypeError: It is not an int; a float without a fraction is not one either.
         ValueError: It is less than ``minimum``.
     """
+    if type(argument) is int and argument >= minimum:
+        return argument
     try:
         number = _as_int(argument)
     except TypeError:
@@ -32,6 +34,9 @@ def read_pair(
         TypeError: It is neither.
         ValueError: A number is less than ``minimum``.
     """
+    # What is usual costs nearly nothing.
+    if type(argument) is int and argument >= minimum:
+        return argument, argument
     try:
         # The usual kinds of a pair first: torch 2.10 cannot trace a failed conversion of one.
         if isinstance(argument, (tuple, list)):

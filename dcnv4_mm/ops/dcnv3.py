@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from dcnv4_mm.ops._checks import check_floating
+from dcnv4_mm.ops.arguments import read_int, read_pair
 from dcnv4_mm.ops.dcnv4.functional import dcnv4
+from dcnv4_mm.ops.dcnv4.layout import num_points
 
 __all__ = ["dcnv3"]
 
@@ -22,23 +24,23 @@ def dcnv3(
     offset_scale: float = 1.0,
     remove_center: bool = False,
 ) -> Tensor:
-    """Samples every output pixel at learned places and sums by masks that are softmaxed already.
+    """Deformable convolution v3: sampling at learned locations, weighted by softmaxed masks.
 
     It is :func:`dcnv4_mm.ops.functional.dcnv4` with offsets and masks in two tensors, as
     InternImage has them. Pairs are (rows, columns).
 
     Args:
         value: (N, H, W, C) float64, float32, float16 or bfloat16; any strides.
-        offset: (N, H_out, W_out, 2 * G * K) for G groups of K points, in pixels: number
+        offset: (N, H_out, W_out, 2 * G * K) for G groups of K points, in pixels: element
             ``(g * K + k) * 2`` is x of point k, the next one y. Points run over the kernel's
             columns first, as in :mod:`dcnv4_mm.ops.dcnv4.layout`.
         mask: (N, H_out, W_out, G * K). The operator does no softmax.
         groups: Number of groups G, a divisor of C.
-        kernel_size: Size of the grid of points, K = rows * columns (one less without centre).
+        kernel_size: Size of the grid of points, K = rows * columns (one less without center).
         stride: Step between output pixels.
         padding: How far the grid may reach over the border.
-        dilation: Distance of the grid's points.
-        offset_scale: Factor on the grid, around its centre, and on the offsets.
+        dilation: Distance between the grid's points.
+        offset_scale: Factor on the grid, around its center, and on the offsets.
         remove_center: Leaves out the grid's middle point.
 
     Returns:
@@ -46,7 +48,8 @@ def dcnv3(
         type).
 
     Raises:
-        TypeError: A tensor's dtype is not supported, or they differ.
+        TypeError: A tensor's dtype is not supported, they differ, or an argument is not a number
+            of the kind it must be.
         ValueError: A shape, a device or an argument does not fit.
 
     Note:
@@ -62,18 +65,23 @@ def dcnv3(
         >>> dcnv3(value, offset, mask, groups=4).shape
         torch.Size([2, 14, 14, 64])
     """
+    groups = read_int("groups", groups, minimum=1)
     for name, tensor in (("offset", offset), ("mask", mask)):
         check_floating(name, tensor)
-    if groups < 1 or mask.dim() != 4 or mask.shape[-1] % groups:
+    if mask.dim() != 4 or mask.shape[-1] % groups:
         raise ValueError(
-            f"mask must be (N, H_out, W_out, groups * points), got {tuple(mask.shape)} and "
-            f"{groups} groups"
+            f"mask: expected (N, H_out, W_out, groups * points) with groups = {groups}, got "
+            f"{tuple(mask.shape)}"
+        )
+    points = num_points(read_pair("kernel_size", kernel_size, minimum=1), bool(remove_center))
+    if mask.shape[-1] != groups * points:
+        raise ValueError(
+            f"mask: expected last dim = {groups * points} ({groups} groups of {points} points), "
+            f"got {mask.shape[-1]}"
         )
     expected = (*mask.shape[:-1], 2 * mask.shape[-1])
     if offset.shape != expected:
-        raise ValueError(
-            f"offset must have two numbers for each of mask, {expected}, got {tuple(offset.shape)}"
-        )
+        raise ValueError(f"offset: expected {expected}, got {tuple(offset.shape)}")
     if offset.dtype != mask.dtype:
         raise TypeError(
             f"offset and mask must have one dtype, got {offset.dtype} and {mask.dtype}: convert "

@@ -78,10 +78,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         Returns:
             The optimizer in its wrapper.
         """
-        # FSDP holds pieces of the parameters as vectors; for a moment they are whole.
+        # FSDP holds shards of the parameters as vectors; here they are complete for a while.
         sharded = isinstance(model, FullyShardedDataParallel)
-        whole = FullyShardedDataParallel.summon_full_params(model, writeback=False)
-        with whole if sharded else nullcontext():
+        full = FullyShardedDataParallel.summon_full_params(model, writeback=False)
+        with full if sharded else nullcontext():
             return super().__call__(model)
 
     def _validate_cfg(self) -> None:

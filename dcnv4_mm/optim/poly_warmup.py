@@ -84,8 +84,8 @@ class PolyWarmupLR(LRSchedulerMixin, _ParamScheduler):
 
     def _get_value(self) -> list[float]:
         """The rates of all groups, in closed form: nothing accumulates."""
-        share = (1 - self.last_step / self.end) ** self.power
+        fraction = (1 - self.last_step / self.end) ** self.power
         warmup = 1.0
         if self.last_step < self.warmup_iters:
             warmup -= (1 - self.last_step / self.warmup_iters) * (1 - self.warmup_ratio)
-        return [warmup * ((lr - self.eta_min) * share + self.eta_min) for lr in self.base_values]
+        return [warmup * ((lr - self.eta_min) * fraction + self.eta_min) for lr in self.base_values]

@@ -5,7 +5,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from dcnv4_mm.backbones import ARCHS, FlashInternImage
+from dcnv4_mm.backbones import ARCHS, DCNV3_ARCHS, FlashInternImage
+from dcnv4_mm.backbones.archs import read_arch
 from dcnv4_mm.layers import DCNv4
 
 TINY = {"channels": 8, "depths": (1, 2, 1, 1), "groups": (1, 2, 4, 8)}
@@ -107,7 +108,7 @@ def test_classification_head():
 @pytest.mark.parametrize(
     ("arch", "arguments", "message"),
     [
-        ("xl", {}, r"\['b', 'l', 'nano', 's', 't'\]"),
+        ("xl", {}, r"'nano', 't', 's', 'b', 'l', 'tiny', .*got 'xl'"),
         ({**TINY, "width": 3}, {}, "unknown fields"),
         ({"channels": 8}, {}, "lacks the fields"),
         (TINY, {"out_indices": (0, 4)}, "out_indices"),
@@ -135,3 +136,13 @@ def test_bad_arguments_are_refused(arch, arguments, message):
 )
 def test_layer_depth(name, depth):
     assert tiny().get_layer_depth(name, prefix="backbone.") == (depth, 7)
+
+
+def test_long_names_of_architectures():
+    for table, core_op in ((ARCHS, "DCNv4"), (DCNV3_ARCHS, "DCNv3")):
+        long_names = ("tiny", "small", "base", "large", "xlarge", "huge", "giant")
+        for long, short in zip(long_names, ("t", "s", "b", "l", "xl", "h", "g"), strict=True):
+            if short in table:
+                assert read_arch(long, core_op) is table[short]
+    with pytest.raises(ValueError, match=r"'tiny'.* for DCNv4.*got 'xlarge'"):
+        read_arch("xlarge", "DCNv4")

@@ -74,6 +74,7 @@ OPERATORS = (
     "bev_cross_attn --tiny",
     "layers --cases 1x5x7x4x8 2x3x4x2x8",
     "ablation --cases 1x5x7x4x8 --image 32",
+    "host_time",
     "dcnv4_memory",
 )
 
@@ -122,6 +123,12 @@ def test_attention(operators):
     assert {"ms_deform_attn", "flash_deform_attn", "mmcv without CUDA"} == set(rows)
     assert all(float(row["relative_error"]) < 1e-4 for row in operators.rows["bev_cross_attn"])
     assert len(operators.rows["bev_cross_attn"]) == 4
+
+
+def test_host_time(operators):
+    rows = by_name(operators.rows["host_time"], measured="forward")
+    assert set(rows) == {"dcnv4", "raw operator", "torch.empty_like"}
+    assert 0 < float(rows["torch.empty_like"]["ratio"]) < 1
 
 
 def test_memory(operators):

@@ -28,7 +28,9 @@ def test_neighbours_run_in_evaluation_mode_without_gradient(detector):
     detector.fcos3d_bbox_head.fcos2d_head.eval()
     losses_of(detector, images(), [sample()])
     seen = [(training, grad) for _, training, grad in detector.img_backbone.seen]
-    assert seen == [(False, False), (False, False), (True, True)]
+    # Both neighbours at once, then the current frame.
+    assert seen == [(False, False), (True, True)]
+    assert [len(images) for images, *_ in detector.img_backbone.seen] == [12, 6]
     assert detector.img_backbone.norm.num_batches_tracked == 1
     assert detector.training
     assert not detector.fcos3d_bbox_head.fcos2d_head.training

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from functools import partial
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
-from dcnv4_mm.bev.drawing import draw_sample
+from dcnv4_mm.bev.drawing import draw_mosaic
 from dcnv4_mm.bev.inferencer import MultiViewDet3DInferencer
 
 NAME = "bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d"
@@ -77,7 +78,7 @@ def test_boxes_of_several_samples(inferencer, expected, tmp_path):
         assert found["labels_3d"] == alone.labels_3d.tolist()
     names = sorted(path.name for path in (tmp_path / "new" / "found").iterdir())
     assert names == ["00000.jpg", "00002.jpg", "00004.jpg"]
-    assert cv2.imread(str(tmp_path / "new" / "found" / names[0])).shape == (192, 912, 3)
+    assert cv2.imread(str(tmp_path / "new" / "found" / names[0])).shape[1] > 3 * 640
 
 
 def test_batches_do_not_matter(inferencer):
@@ -89,18 +90,87 @@ def test_batches_do_not_matter(inferencer):
 
 
 def test_images_hold_the_boxes_above_the_threshold(inferencer, expected):
-    sample, found = expected(1)
+    _, found = expected(1)
     threshold = found.scores_3d.median().item()
-    kept = found.scores_3d >= threshold
-    boxes, labels = found.bboxes_3d[kept], found.labels_3d[kept].numpy()
-    assert 0 < len(labels) < len(kept)
+    kept = found[found.scores_3d >= threshold]
+    assert 0 < len(kept) < len(found)
     result = inferencer(
         1, return_datasamples=True, return_vis=True, pred_score_thr=threshold - 1e-6
     )
-    (img,) = result["visualization"]
-    assert np.array_equal(img, draw_sample(sample, boxes, labels))
+    (image,) = result["visualization"]
+    drawn = draw_mosaic(
+        inferencer.views(1),
+        kept,
+        class_names=inferencer.dataset.metainfo["classes"],
+        reach=25.6,
+        title=inferencer.dataset.get_data_info(1)["token"],
+    )
+    assert np.array_equal(image, drawn)
     (prediction,) = result["predictions"]
     assert torch.equal(prediction.pred_instances_3d.labels_3d, found.labels_3d)
+
+
+def test_streaming_is_the_same_as_samples_of_a_file(checkpoint, inferencer, expected):
+    """From images, matrices and poses alone, one frame after the other; past frames only."""
+    from dcnv4_mm.bev.streaming import StreamingDetector
+
+    config = get_config(f"dcnv4_mm::bevformerv2/{NAME}.py")
+    dataset = inferencer.dataset
+    detector = StreamingDetector(config, checkpoint, device="cpu")
+    backbone, calls = detector.model.img_backbone, []
+    backbone.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    for index in dataset.scene(0)[:3]:
+        info = dataset.get_data_info(index)
+        cameras = {
+            name: dict(
+                img=cv2.imread(image["img_path"]),
+                cam2img=np.array(image["cam2img"]),
+                lidar2cam=np.array(image["lidar2cam"]),
+            )
+            for name, image in info["images"].items()
+        }
+        mount = np.array(info["lidar_points"]["lidar2ego"])
+        found = detector(cameras, ego2global=np.array(info["ego2global"]), lidar2ego=mount)
+        sample, _ = expected(index)
+        packed = sample["data_samples"]
+        # A stream knows no future.
+        past = tuple(v and k <= 0 for k, v in zip(packed.frames, packed.frame_valid, strict=True))
+        packed.set_metainfo(dict(frame_valid=past))
+        data = dict(inputs=dict(img=[sample["inputs"]["img"]]), data_samples=[packed])
+        detector.model.cache.clear()
+        with torch.no_grad():
+            (alone,) = detector.model.test_step(data)
+        torch.testing.assert_close(found.scores_3d, alone.pred_instances_3d.scores_3d)
+        torch.testing.assert_close(
+            found.bboxes_3d.tensor,
+            alone.pred_instances_3d.bboxes_3d.tensor,
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    with pytest.raises(ValueError, match=r"expected 6.* got 5"):
+        detector(dict(list(cameras.items())[:5]), ego2global=np.eye(4))
+
+
+def test_a_frame_goes_through_the_backbone_once(checkpoint, infos, expected):
+    """And only so many are kept; the boxes stay the same."""
+    build = partial(
+        MultiViewDet3DInferencer, NAME, checkpoint, infos=infos, device="cpu", show_progress=False
+    )
+    images, results = [], []
+    for cached in (None, 0):
+        inferencer, calls = build(cached_frames=cached), []
+        inferencer.model.img_backbone.register_forward_hook(
+            lambda module, args, output, calls=calls: calls.append(len(args[0]))
+        )
+        results.append(inferencer(range(6))["predictions"])
+        images.append(sum(calls) // 6)
+        assert len(inferencer.model.cache) == (0 if cached == 0 else 3)
+    # Six samples of three frames, but for those beyond both ends of the scene.
+    assert images == [6, 16]
+    for ours, plain in zip(*results, strict=True):
+        assert ours["labels_3d"] == plain["labels_3d"]
+        for name in ("scores_3d", "bboxes_3d"):
+            np.testing.assert_allclose(ours[name], plain[name], rtol=1e-5, atol=1e-5)
 
 
 def test_it_takes_a_config_as_well(checkpoint, nuscenes_root):
@@ -113,7 +183,7 @@ def test_it_takes_a_config_as_well(checkpoint, nuscenes_root):
 
 @pytest.mark.parametrize("inputs", [6, -1, [0, 6], "0", [0.5]])
 def test_what_is_no_sample(inferencer, inputs):
-    with pytest.raises(ValueError, match="samples have the indexes 0 to 5, got"):
+    with pytest.raises(ValueError, match="indexes from 0 to 5, got"):
         inferencer(inputs)
 
 
@@ -160,7 +230,13 @@ def test_the_demo_draws_what_there_is_and_what_is_found(demo, checkpoint, infere
     assert not np.array_equal(cv2.imread(str(truth)), result["visualization"][0])
 
 
+def test_the_demo_makes_a_video_of_a_scene(demo, tmp_path):
+    path = tmp_path / "scene.gif"
+    assert f"{path}: 6 samples" in demo("--ground-truth", "--scene", "--index=3", "--out", path)
+    assert path.read_bytes().startswith(b"GIF89a")
+
+
 @pytest.mark.parametrize("drawn", ["objects", "predictions"])
 def test_the_demo_of_no_sample(demo, checkpoint, drawn):
-    with pytest.raises(SystemExit, match="error: samples have the indexes 0 to 5, got 99"):
+    with pytest.raises(SystemExit, match=r"--index.* 0 to 5, got 99"):
         demo(checkpoint if drawn == "predictions" else "--ground-truth", "--index=99")

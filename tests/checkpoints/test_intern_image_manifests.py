@@ -12,7 +12,7 @@ from dcnv4_mm.checkpoints.key_mappings import find_key_mappings
 from dcnv4_mm.checkpoints.loading import match_state_dict
 
 ALONE = [(kind, stem) for kind in ("classification", "backbone") for stem in models(kind)]
-WHOLE = [(kind, stem) for kind in ("detection", "segmentation") for stem in models(kind)]
+COMPLETE = [(kind, stem) for kind in ("detection", "segmentation") for stem in models(kind)]
 
 
 def shapes_of(state_dict):
@@ -52,25 +52,25 @@ def test_arch_table_says_the_same(stem):
     assert Arch(**arguments["arch"]) == DCNV3_ARCHS[stem.split("_")[1]]
 
 
-@pytest.mark.parametrize(("kind", "stem"), WHOLE)
+@pytest.mark.parametrize(("kind", "stem"), COMPLETE)
 def test_backbones_of_detectors_and_segmentors(kind, stem):
     (arch,) = (name for name in DCNV3_ARCHS if f"_internimage_{name}_" in stem)
-    whole = manifest(kind, stem)
-    released = {n.removeprefix("backbone."): s for n, s in whole.items() if "backbone." in n}
+    complete = manifest(kind, stem)
+    released = {n.removeprefix("backbone."): s for n, s in complete.items() if "backbone." in n}
     layer_scale = None if arch in ("h", "g") else 1.0
     with torch.device("meta"):
         model = FlashInternImage(
             arch, core_op="DCNv3", layer_scale=layer_scale, out_indices=(0, 1, 2, 3)
         )
     assert list(released.items()) == list(shapes_of(to_released(model)).items())
-    weights, report = match_state_dict(model, {"state_dict": numbered(whole)})
+    weights, report = match_state_dict(model, {"state_dict": numbered(complete)})
     assert len(weights) == len(released)
-    assert set(report.dropped) == {name for name in whole if not name.startswith("backbone.")}
+    assert set(report.dropped) == {name for name in complete if not name.startswith("backbone.")}
 
 
 def test_the_heads_around_are_found():
     """The heads around InternImage are spelled as around FlashInternImage."""
-    for case in WHOLE:
+    for case in COMPLETE:
         found = [m.name for _, m in find_key_mappings(manifest(*case), released=True)]
         heads = [name for name in ("DINO", "Mask2Former") if case[1].startswith(name.lower())]
         assert found == ["FlashInternImage", *heads], case

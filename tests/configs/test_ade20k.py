@@ -168,7 +168,7 @@ def test_every_transform_can_be_built(case):
             TRANSFORMS.build(step)
 
 
-# Published with the released weights: mIoU of one and, for UPerNet, of many copies of a picture.
+# Published with the released weights: mIoU of one and, for UPerNet, of many copies of an image.
 PUBLISHED = {
     "upernet_flash_internimage_t_512_160k_ade20k": (49.3, 50.3),
     "upernet_flash_internimage_s_512_160k_ade20k": (50.6, 51.6),

@@ -50,7 +50,7 @@ def test_runner_checkpoint_loads(make_runner, tmp_path):
     path = str(tmp_path / "run" / "epoch_2.pth")
     with pytest.raises(Exception, match="Weights only load failed"):
         torch.load(path)
-    # Written a moment ago by this test, hence safe to load as a program.
+    # Just written by this test, hence safe to load as a program.
     assert_same(CheckpointLoader.load_checkpoint(path), torch.load(path, weights_only=False))
     with pytest.raises(Exception, match="Weights only load failed"):
         torch.load(path)
@@ -95,24 +95,26 @@ def test_only_an_explicit_call_replaces_what_mmengine_reads_and_writes_with():
 
 @pytest.mark.parametrize("choose", ["latest", "by_name"])
 def test_resuming_equals_not_stopping(make_runner, tmp_path, choose):
-    whole = make_runner(work_dir="whole", epochs=3)
-    whole.train()
-    checkpoint = tmp_path / "whole" / "epoch_1.pth"
+    uninterrupted = make_runner(work_dir="uninterrupted", epochs=3)
+    uninterrupted.train()
+    checkpoint = tmp_path / "uninterrupted" / "epoch_1.pth"
     if choose == "latest":
-        (tmp_path / "parts").mkdir()
-        (tmp_path / "parts" / "last_checkpoint").write_text(str(checkpoint))
+        (tmp_path / "resumed").mkdir()
+        (tmp_path / "resumed" / "last_checkpoint").write_text(str(checkpoint))
     load_from = str(checkpoint) if choose == "by_name" else None
-    resumed = make_runner(work_dir="parts", epochs=3, resume=True, load_from=load_from)
+    resumed = make_runner(work_dir="resumed", epochs=3, resume=True, load_from=load_from)
     resumed.train()
     for key in ("state_dict", "optimizer", "param_schedulers"):
         one, other = (
             load_from_local(str(tmp_path / folder / "epoch_3.pth"))[key]
-            for folder in ("whole", "parts")
+            for folder in ("uninterrupted", "resumed")
         )
         assert_same(one, other)
     scalars = resumed.message_hub.log_scalars["train/loss"]
     assert len(scalars.data[0]) == 6
-    assert scalars.mean(2) == pytest.approx(whole.message_hub.get_scalar("train/loss").mean(2))
+    assert scalars.mean(2) == pytest.approx(
+        uninterrupted.message_hub.get_scalar("train/loss").mean(2)
+    )
 
 
 def test_restored_kinds(tmp_path):

@@ -1,11 +1,12 @@
-"""The hook that lets a checkpoint reach the model whole or not at all."""
+"""The hook that loads a checkpoint completely or not at all."""
 
 import pytest
 import torch
 from mmengine.model import BaseTTAModel
+from mmengine.registry import MODELS
 
 from dcnv4_mm.checkpoints import to_released
-from dcnv4_mm.engine import StrictLoadHook
+from dcnv4_mm.engine import StrictLoadHook, find_complete_checkpoint
 
 
 @pytest.fixture
@@ -104,3 +105,22 @@ def test_a_refusal_names_file_and_config(make_runner, make_model, released):
     object.__setattr__(runner.cfg, "_filename", "some/config.py")
     with pytest.raises(ValueError, match=rf"^{path} into some/config\.py: the checkpoint"):
         runner.load_or_resume()
+
+
+@pytest.mark.parametrize("content", [[[1], 2], {"epoch": 3}, "text"])
+def test_other_content_is_named_with_its_file(make_runner, tmp_path, content):
+    path = str(tmp_path / "other.pth")
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"^{path} into the model: "):
+        runner_with_hook(make_runner, load_from=path).load_or_resume()
+    backbone = {"type": "dcnv4_mm.FlashInternImage", "arch": "nano"}
+    backbone["init_cfg"] = {"type": "Pretrained", "checkpoint": path}
+    with pytest.raises(ValueError, match=rf"^{path}: "):
+        MODELS.build(backbone).init_weights()
+
+
+@pytest.mark.parametrize("content", [[[1], 2], "text"])
+def test_other_content_is_not_resumed_from(tmp_path, content):
+    torch.save(content, tmp_path / "epoch_1.pth")
+    with pytest.raises(ValueError, match=r"epoch_1\.pth"):
+        find_complete_checkpoint(tmp_path)

@@ -2,14 +2,14 @@
 
 from functools import partial
 
-import bev_cross_attn_problems as bev
-import dcnv4_problems as dcn
-import flash_deform_attn_problems as attention
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from ops.bev_cross_attn import problems as bev
+from ops.dcnv4 import problems as dcn
+from ops.flash_deform_attn import problems as attention
 
 from dcnv4_mm.ops.dcnv4.layout import output_size
 from dcnv4_mm.ops.functional import bev_cross_attn, dcnv3, dcnv4, flash_deform_attn, ms_deform_attn

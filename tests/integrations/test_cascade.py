@@ -10,7 +10,7 @@ ORIGINAL = "cascade_flash_intern_image_l_fpn_1x_coco"
 
 
 def test_a_training_step_and_a_test_step():
-    """277 million parameters, random but for the zero offsets; a picture with two objects."""
+    """277 million parameters, random but for the zero offsets; an image with two objects."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.optim import build_optim_wrapper
@@ -30,10 +30,10 @@ def test_a_training_step_and_a_test_step():
         masks=BitmapMasks(masks.numpy(), 64, 96),
     )
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
-    picture = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     watched = ["backbone.patch_embed.conv1.weight", "roi_head.bbox_head.2.fc_cls.weight"]
     before = {name: model.get_parameter(name).detach().clone() for name in watched}
-    log = model.train_step({"inputs": [picture], "data_samples": [sample]}, optimizer)
+    log = model.train_step({"inputs": [image], "data_samples": [sample]}, optimizer)
     stages = {f"s{stage}.{loss}" for stage in range(3) for loss in ("loss_cls", "loss_bbox")}
     assert stages | {f"s{stage}.loss_mask" for stage in range(3)} <= set(log)
     assert all(torch.as_tensor(value).isfinite().all() for value in log.values())
@@ -43,7 +43,7 @@ def test_a_training_step_and_a_test_step():
     model.eval()
     model.roi_head.test_cfg.score_thr = 0.0
     with torch.no_grad():
-        (found,) = model.test_step({"inputs": [picture], "data_samples": [sample]})
+        (found,) = model.test_step({"inputs": [image], "data_samples": [sample]})
     instances = found.pred_instances
     assert 0 < len(instances) <= 100
     assert instances.masks.shape[1:] == (64, 96)

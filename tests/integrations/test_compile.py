@@ -1,4 +1,4 @@
-"""Whole models of the hosts compile; where a graph ends, it is not for this package's code."""
+"""Complete models of the hosts compile; graph breaks are outside the code of this package."""
 
 from pathlib import Path
 

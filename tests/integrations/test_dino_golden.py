@@ -29,14 +29,14 @@ def model():
     return model.eval()
 
 
-def pictures(case):
-    """The recorded batch: zeros outside of each picture."""
+def padded_images(case):
+    """The recorded batch: zeros outside each image."""
     height, width = case["batch_input_shape"]
     shapes = case["img_shapes"]
     batch = images(height, width, batch=len(shapes), seed=case["image_seed"])
-    for picture, (h, w) in zip(batch, shapes, strict=True):
-        picture[:, h:] = 0
-        picture[:, :, w:] = 0
+    for image, (h, w) in zip(batch, shapes, strict=True):
+        image[:, h:] = 0
+        image[:, :, w:] = 0
     return batch, dino_samples(case)
 
 
@@ -46,7 +46,7 @@ def run(model, case, order):
     ``order`` says which encoder tokens become queries: two of nearly the same score would else
     swap places in float32, and everything behind them too.
     """
-    batch, samples = pictures(RECORDED[case])
+    batch, samples = padded_images(RECORDED[case])
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         pyramid = model.extract_feat(batch)
         encoder_inputs, decoder_inputs = model.pre_transformer(pyramid, samples)
@@ -136,7 +136,7 @@ def test_the_best_tokens_become_queries(outputs, case):
 @pytest.mark.parametrize("case", RECORDED)
 def test_whole_model(model, outputs, case):
     """As a user calls it; queries of nearly the same score may have swapped their places."""
-    batch, samples = pictures(RECORDED[case])
+    batch, samples = padded_images(RECORDED[case])
     with torch.inference_mode():
         found = model.predict(batch, samples, rescale=False)
     for prediction, expected in zip(found, outputs[case]["final_boxes"], strict=True):

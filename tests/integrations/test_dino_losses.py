@@ -42,12 +42,12 @@ def model():
     return model
 
 
-def pictures():
+def padded_images():
     height, width = RECORDED["batch_input_shape"]
     batch = images(height, width, batch=2, seed=RECORDED["image_seed"])
-    for picture, (h, w) in zip(batch, RECORDED["img_shapes"], strict=True):
-        picture[:, h:] = 0
-        picture[:, :, w:] = 0
+    for image, (h, w) in zip(batch, RECORDED["img_shapes"], strict=True):
+        image[:, h:] = 0
+        image[:, :, w:] = 0
     return batch
 
 
@@ -96,7 +96,7 @@ def forward(model):
 @pytest.fixture(scope="module")
 def trained(model, forward):
     """Losses and gradients with denoising."""
-    inputs = pictures().requires_grad_()
+    inputs = padded_images().requires_grad_()
     losses = forward("denoising", inputs)
     sum(losses.values()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -109,7 +109,7 @@ def values(losses):
 
 def test_losses_without_denoising(forward):
     with torch.no_grad():
-        losses = forward("no_denoising", pictures())
+        losses = forward("no_denoising", padded_images())
     recorded = RECORDED["variants"]["no_denoising"]
     assert values(losses) == pytest.approx(recorded["losses"], rel=1e-5)
 

@@ -75,7 +75,7 @@ def test_weights_of_the_original_reach_all_other_parts(case):
 
 
 def test_forward_and_backward(case):
-    # While training, stochastic depth may drop a layer for both pictures.
+    # In training, stochastic depth may drop a layer for both images.
     model = copy.deepcopy(case[1]).eval()
     logits = model(torch.randn(2, 3, 64, 96))
     assert logits.shape == (2, 1000)

@@ -8,7 +8,7 @@ import torch
 from mmengine.hub import get_config
 from mmengine.registry import MODELS
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
 
 def config(host, name):
@@ -31,7 +31,7 @@ def test_detection(tmp_path):
     inferencer = DetInferencer(cfg, str(path), device="cpu", show_progress=False)
     for name, tensor in inferencer.model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
-    (found,) = inferencer(PICTURE)["predictions"]
+    (found,) = inferencer(IMAGE)["predictions"]
     assert {"labels", "scores", "bboxes", "masks"} <= set(found)
 
 
@@ -43,7 +43,7 @@ def test_segmentation():
     names = {"classes": tuple("abcdef"), "palette": [[index] * 3 for index in range(6)]}
     inferencer = MMSegInferencer(cfg, device="cpu", **names)
     inferencer.show_progress = False
-    assert inferencer(PICTURE)["predictions"].shape == PICTURE.shape[:2]
+    assert inferencer(IMAGE)["predictions"].shape == IMAGE.shape[:2]
 
 
 @pytest.mark.mmpretrain
@@ -55,5 +55,5 @@ def test_classification():
     # It keeps the scope of whatever ran before.
     init_default_scope("mmpretrain")
     assert cfg.model_path.endswith("/flash_intern_image_t_1k_224.pth")
-    (found,) = ImageClassificationInferencer(cfg, pretrained=False, device="cpu")(PICTURE)
+    (found,) = ImageClassificationInferencer(cfg, pretrained=False, device="cpu")(IMAGE)
     assert found["pred_scores"].shape == (1000,)

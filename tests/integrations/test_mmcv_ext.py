@@ -437,7 +437,7 @@ def test_without_mmcv_nothing_is_installed(monkeypatch):
     monkeypatch.setattr(mmcv_ext, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
     assert not mmcv_ext.install()
-    assert mmcv_ext.serving() == "mmcv is not installed: pip install mmcv-lite==2.1.0"
+    assert mmcv_ext.serving() == _hosts.missing_host_message("mmcv")
 
 
 def test_serving_names_the_three_that_serve():

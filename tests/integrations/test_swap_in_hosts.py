@@ -1,4 +1,4 @@
-"""Whole models of the hosts with the swap: the same outputs, losses and gradients as without."""
+"""Complete models of the hosts with the swap: the same outputs, losses and gradients as without."""
 
 import copy
 from pathlib import Path

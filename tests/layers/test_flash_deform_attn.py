@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import generator, load_arrays, load_json, normal, weights
 
 from dcnv4_mm.layers import FlashDeformAttn
+from dcnv4_mm.ops.functional import flash_deform_attn
 
 CASES = {case["name"]: case for case in load_json("flash_deform_attn_module")}
 OURS = {
@@ -109,18 +111,40 @@ def test_sizes_as_a_tensor():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "error", "message"),
     [
-        {"embed_dims": 30, "num_heads": 4},
-        {"embed_dims": 0},
-        {"num_heads": 0},
-        {"num_levels": 0},
-        {"num_points": 0},
+        ({"embed_dims": 30, "num_heads": 4}, ValueError, "embed_dims: .*num_heads = 4, got 30"),
+        ({"embed_dims": 0}, ValueError, "embed_dims must be at least 1"),
+        ({"num_heads": 0}, ValueError, "num_heads must be at least 1"),
+        ({"num_levels": -1}, ValueError, "num_levels must be at least 1"),
+        ({"num_points": 0}, ValueError, "num_points must be at least 1"),
+        ({"num_points": 4.0}, TypeError, r"num_points must be an int, got 4\.0"),
+        ({"num_heads": "8"}, TypeError, "num_heads must be an int, got '8'"),
+        ({"embed_dims": 512 / 2}, TypeError, "embed_dims must be an int"),
+        ({"half_precision_locations": 1}, TypeError, "half_precision_locations .*got 1"),
     ],
 )
-def test_bad_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match="multiple of num_heads"):
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
         FlashDeformAttn(**arguments)
+
+
+def test_numbers_of_numpy():
+    arguments = {"embed_dims": 64, "num_levels": 2, "num_heads": 4, "num_points": 3}
+    layer = FlashDeformAttn(**{name: np.int64(number) for name, number in arguments.items()})
+    assert {name: getattr(layer, name) for name in arguments} == arguments
+    assert all(type(getattr(layer, name)) is int for name in arguments)
+    query, value = torch.randn(1, 5, 64), torch.randn(1, 20, 64)
+    points, shapes = torch.rand(1, 5, 2, 2), [(4, 4), (2, 2)]
+    assert layer(query, points, value, shapes).shape == (1, 5, 64)
+    rows = torch.rand(1, 5, 4, 18)
+    heads = value.unflatten(-1, (4, 16))
+    assert torch.equal(
+        flash_deform_attn(heads, shapes, rows, num_points=np.int64(3)),
+        flash_deform_attn(heads, shapes, rows, num_points=3),
+    )
+    with pytest.raises(TypeError, match=r"num_points must be an int, got 3\.0"):
+        flash_deform_attn(heads, shapes, rows, num_points=3.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The CUDA library, built once for one architecture, for what its build tells without a GPU."""
+"""Where kernels run, and the CUDA library as its build shows it without a GPU."""
 
 import re
 import runpy
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 import setuptools
 from helpers import ROOT
+from ops.backends import BACKENDS, HOST_RUNS, Backend, host_cuda, open_backend, parameter
 
 
 class CudaBuild(NamedTuple):
@@ -76,3 +77,22 @@ def cuda_build(tmp_path_factory):
             )
             build(library, folder)
     return CudaBuild(library, said.read_text(), folder)
+
+
+@pytest.fixture(params=[parameter(name) for name in BACKENDS])
+def backend(request):
+    """Where the kernels of the operator run that the test's folder is named after."""
+    with open_backend(request.param, request.path.parent.name) as backend:
+        yield backend
+
+
+@pytest.fixture
+def host(request):
+    """The operator's CUDA code, compiled for the host."""
+    return host_cuda(request.path.parent.name)
+
+
+@pytest.fixture
+def hosts(request):
+    """Every way to run it."""
+    return [Backend(name, request.path.parent.name) for name in HOST_RUNS]

@@ -32,27 +32,28 @@ def test_number_of_instances(kernels, direction, kinds):
     assert counts.total() <= MOST_INSTANCES
 
 
-def wide(name):
-    """Whether a kernel loads vectors of 16 bytes: 4 float32 or 8 of 16 bits."""
-    return re.search(r"kernelI(fLi4E|\w+?Li8E)", name)
-
-
 def test_wide_loads(kernels):
-    """The four pixels of a point are loaded in 16 bytes each, and the output is stored so."""
-    bodies = {name: body for name, body in kernels("fwd").items() if wide(name)}
-    # float32, float16 and bfloat16.
-    assert len(bodies) == 3
-    for name, body in bodies.items():
+    """The pixels of a point are loaded in vectors of 16 bytes, and the output is stored so."""
+    wide = re.compile(r"forward_kernelI(?:(f)Li(4|8)E|[^fd]\w*?Li(8|16)E)")
+    found = Counter()
+    for name, body in kernels("fwd").items():
+        if not (match := wide.search(name)):
+            continue
+        vectors = int(match[2]) // 4 if match[1] else int(match[3]) // 8
         loads = len(re.findall(r"ld\.global\.nc\.v4\.\w+", body))
-        assert loads >= 4, name
-        assert loads % 4 == 0, name
-        assert len(re.findall(r"st\.global\.v4\.\w+", body)) == 1, name
+        assert loads >= 4 * vectors, name
+        assert loads % (4 * vectors) == 0, name
+        assert len(re.findall(r"st\.global\.v4\.\w+", body)) == vectors, name
+        found[vectors] += 1
+    # float32, float16 and bfloat16.
+    assert found == {1: 3, 2: 3}
 
 
 def test_wide_atomic_additions(kernels):
-    atomic = {name: body for name, body in kernels("bwd").items() if "atomic" in name}
-    bodies = [body for name, body in atomic.items() if wide(name)]
-    assert len(bodies) == 3
+    wide = re.compile(r"value_atomic_kernelI\w+?Li4ELi[12]E")
+    bodies = [body for name, body in kernels("bwd").items() if wide.search(name)]
+    # One or two vectors of four float32 numbers per thread, for three storage types.
+    assert len(bodies) == 6
     assert all("red.global.add.v4.f32" in body for body in bodies)
 
 

@@ -79,10 +79,12 @@ def test_equal_masks_and_no_offsets_are_the_mean_of_the_window():
 @pytest.mark.parametrize(
     ("offset", "mask", "groups", "error", "message"),
     [
-        ((1, 5, 6, 36), (1, 5, 6, 17), 2, ValueError, "mask must be .* got .*17"),
-        ((1, 5, 6, 35), (1, 5, 6, 18), 2, ValueError, r"offset must .* \(1, 5, 6, 36\), got"),
-        ((1, 5, 6, 36), (1, 5, 6, 18), 0, ValueError, "0 groups"),
-        ((1, 5, 6, 32), (1, 5, 6, 16), 2, ValueError, "at least 3 [*] groups [*] points"),
+        ((1, 5, 6, 36), (1, 5, 6, 17), 2, ValueError, "mask: .*groups = 2.*17"),
+        ((1, 5, 6, 35), (1, 5, 6, 18), 2, ValueError, r"offset: expected \(1, 5, 6, 36\), got"),
+        ((1, 5, 6, 36), (1, 5, 6, 18), 0, ValueError, "groups must be at least 1, got 0"),
+        ((1, 5, 6, 36), (1, 5, 6, 18), 2.0, TypeError, r"groups must be an int, got 2\.0"),
+        ((1, 5, 6, 36), (1, 5, 6, 18), "2", TypeError, "groups must be an int, got '2'"),
+        ((1, 5, 6, 32), (1, 5, 6, 16), 2, ValueError, r"mask: expected last dim = 18 .*got 16"),
     ],
 )
 def test_bad_input_is_refused(offset, mask, groups, error, message):

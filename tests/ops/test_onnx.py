@@ -1,9 +1,9 @@
 """The ONNX nodes: onnxruntime with our kernels computes the same as the operators, bit for bit."""
 
-import dcnv4_problems
-import flash_deform_attn_problems
 import pytest
 import torch
+from ops.dcnv4 import problems as dcnv4_problems
+from ops.flash_deform_attn import problems as flash_deform_attn_problems
 
 from dcnv4_mm.export.onnx import custom_ops_library, onnx_decompositions
 from dcnv4_mm.ops.functional import backend_info, dcnv4, flash_deform_attn, ms_deform_attn

@@ -1,10 +1,10 @@
 """The operators by standard ones mean the same as the references."""
 
-import bev_cross_attn_problems
-import dcnv4_problems
-import flash_deform_attn_problems
 import pytest
 import torch
+from ops.bev_cross_attn import problems as bev_cross_attn_problems
+from ops.dcnv4 import problems as dcnv4_problems
+from ops.flash_deform_attn import problems as flash_deform_attn_problems
 
 from dcnv4_mm.export.portable import portable_decompositions
 from dcnv4_mm.ops.functional import backend_info

@@ -3,11 +3,11 @@
 import math
 from functools import partial
 
-import bev_cross_attn_problems
-import dcnv4_problems
-import flash_deform_attn_problems
 import pytest
 import torch
+from ops.bev_cross_attn import problems as bev_cross_attn_problems
+from ops.dcnv4 import problems as dcnv4_problems
+from ops.flash_deform_attn import problems as flash_deform_attn_problems
 from torch import func
 from transforms import (
     CASES,

@@ -9,17 +9,19 @@ import argparse
 import os
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--version", required=True, help="v1.0-trainval or v1.0-mini")
+    parser.add_argument("--version", required=True, help="v1.0-trainval, v1.0-mini or v1.0-test")
     parser.add_argument("--infos", type=Path, required=True, help="infos of version 1.1")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     from nuscenes import NuScenes
+    from tqdm import tqdm
 
     from dcnv4_mm.integrations import install
 
@@ -30,7 +32,7 @@ def main() -> None:
     infos = pickle.loads(args.infos.read_bytes())
     try:
         nusc = NuScenes(args.version, str(args.data_root), verbose=False)
-        extend_infos(infos, nusc)
+        extend_infos(infos, nusc, progress=partial(tqdm, desc=args.out.name, unit="sample"))
     except (AssertionError, ValueError) as error:
         sys.exit(f"error: {error}")
     unfinished = args.out.with_name(args.out.name + ".part")

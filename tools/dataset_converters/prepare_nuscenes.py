@@ -1,9 +1,15 @@
 """Checks a nuScenes folder and writes the info files that the BEVFormerV2 configs read.
 
-python tools/dataset_converters/prepare_nuscenes.py data/nuscenes --version v1.0-trainval
+    python tools/dataset_converters/prepare_nuscenes.py data/nuscenes --version v1.0-trainval
+    python tools/dataset_converters/prepare_nuscenes.py data/nuscenes --version v1.0-test
+
+``v1.0-test`` makes ``bevformerv2_infos_test.pkl``; the others make those of train and val, and with
+``--merge`` ``bevformerv2_infos_trainval.pkl`` of both, to train on for the test server.
 """
 
 import argparse
+import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -18,6 +24,7 @@ SENSORS = (
     *("CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT", "LIDAR_TOP"),
 )
 PREFIX = "bevformerv2"
+SPLITS = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("train", "val"), "v1.0-test": ("test",)}
 # mmdet3d's converter has its folder written into it, and lies beside its package's code.
 CONVERT = f"""
 import sys
@@ -29,14 +36,14 @@ sys.path.insert(0, str(Path(mmdet3d.__file__).parent / ".mim"))
 from tools.dataset_converters.nuscenes_converter import create_nuscenes_infos
 from tools.dataset_converters.update_infos_to_v2 import update_pkl_infos
 create_nuscenes_infos("./data/nuscenes", "{PREFIX}", version=sys.argv[1], max_sweeps=0)
-for split in ("train", "val"):
+for split in sys.argv[2:]:
     path = f"./data/nuscenes/{PREFIX}_infos_{{split}}.pkl"
     update_pkl_infos("nuscenes", out_dir="./data/nuscenes", pkl_path=path)
 """
 
 
 def missing(root: Path, version: str) -> list[str]:
-    """What the folder lacks."""
+    """The files and folders of a release that are not there."""
     tables = [f"{version}/{name}.json" for name in TABLES]
     return [
         path
@@ -45,12 +52,32 @@ def missing(root: Path, version: str) -> list[str]:
     ]
 
 
+def merge(root: Path) -> Path:
+    """Writes one info file of the training and validation sets."""
+    # The files are the user's own, written above.
+    train, val = (
+        pickle.loads((root / f"{PREFIX}_infos_{split}.pkl").read_bytes())
+        for split in ("train", "val")
+    )
+    train["data_list"] += val["data_list"]
+    for index, info in enumerate(train["data_list"]):
+        info["sample_idx"] = index
+    path = root / f"{PREFIX}_infos_trainval.pkl"
+    unfinished = path.with_suffix(".part")
+    unfinished.write_bytes(pickle.dumps(train))
+    os.replace(unfinished, path)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
-    parser.add_argument("--version", default="v1.0-trainval", help="or v1.0-mini")
+    parser.add_argument("--version", default="v1.0-trainval", choices=SPLITS)
+    parser.add_argument("--merge", action="store_true", help="also train and val in one file")
     args = parser.parse_args()
-    root = args.root.resolve()
+    root, splits = args.root.resolve(), SPLITS[args.version]
+    if args.merge and splits == ("test",):
+        parser.error("--merge is for v1.0-trainval and v1.0-mini")
     absent = missing(root, args.version)
     if absent:
         sys.exit(
@@ -60,14 +87,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "data").mkdir()
         (Path(folder) / "data" / "nuscenes").symlink_to(root)
-        command = [sys.executable, "-c", CONVERT, args.version]
+        command = [sys.executable, "-c", CONVERT, args.version, *splits]
         if subprocess.run(command, cwd=folder).returncode:
             sys.exit("error: mmdet3d's converter failed, see above")
     extend = Path(__file__).with_name("add_bevformerv2_infos.py")
-    for split in ("train", "val"):
+    for split in splits:
         path = root / f"{PREFIX}_infos_{split}.pkl"
         options = ["--data-root", root, "--version", args.version, "--infos", path, "--out", path]
-        subprocess.run([sys.executable, extend, *options], check=True)
+        if subprocess.run([sys.executable, extend, *options]).returncode:
+            sys.exit(f"error: {path} could not be extended, see above")
+    if args.merge:
+        print(f"{merge(root)}: the samples of both")
 
 
 if __name__ == "__main__":

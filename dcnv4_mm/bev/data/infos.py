@@ -1,9 +1,11 @@
-"""Adds to mmdet3d's nuScenes infos what BEVFormerV2 needs: scenes, and objects per image."""
+"""Info files: reading them, and adding the scenes and objects per image that BEVFormerV2 needs."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mmdet3d.evaluation.metrics import NuScenesMetric
+from mmengine.fileio import load
 
 from dcnv4_mm.bev.data.mono import ATTRIBUTE_IDS, clipped_box
 from dcnv4_mm.bev.task_modules.camera_boxes import NO_ATTRIBUTE
@@ -11,20 +13,41 @@ from dcnv4_mm.bev.task_modules.camera_boxes import NO_ATTRIBUTE
 if TYPE_CHECKING:
     from nuscenes import NuScenes
 
-__all__ = ["extend_infos", "mono_instances"]
+__all__ = ["extend_infos", "mono_instances", "read_infos"]
 
 _MIN_POINTS = 3
 
 
-def extend_infos(infos: dict, nusc: "NuScenes") -> None:
+def read_infos(path: str, backend_args: dict | None = None) -> dict[str, Any]:
+    """Reads an info file of version 1.1.
+
+    Raises:
+        ValueError: The file has the format of mmdet3d 0.x.
+    """
+    content = load(path, backend_args=backend_args)
+    if not isinstance(content, dict) or not {"metainfo", "data_list"} <= content.keys():
+        raise ValueError(
+            f"{path} has the format of mmdet3d 0.x: convert it with mmdet3d's "
+            "tools/dataset_converters/update_infos_to_v2.py, then extend it with "
+            "tools/dataset_converters/add_bevformerv2_infos.py; or create it with "
+            "tools/dataset_converters/prepare_nuscenes.py"
+        )
+    return content
+
+
+def extend_infos(
+    infos: dict, nusc: "NuScenes", *, progress: Callable[[Iterable], Iterable] = iter
+) -> None:
     """Adds scene and mono fields to every sample, in place.
 
     A sample gets ``scene_token``, ``scene_name``, ``frame_idx``, ``prev``, ``next`` and
-    ``mono_instances`` by camera; nothing else changes. Infos that have them already get the same.
+    ``mono_instances`` by camera, which are empty where the release has no annotations; nothing
+    else changes.
 
     Args:
-        infos: What was in an info file of version 1.1.
+        infos: The content of an info file of version 1.1.
         nusc: The tables of the same release.
+        progress: Wraps the loop over the samples, as ``tqdm`` does.
 
     Raises:
         ValueError: The infos are of another version, or of samples that the tables lack.
@@ -38,7 +61,7 @@ def extend_infos(infos: dict, nusc: "NuScenes") -> None:
         for index in range(scene["nbr_samples"]):
             positions[token] = (scene, index)
             token = nusc.get("sample", token)["next"]
-    for info in infos["data_list"]:
+    for info in progress(infos["data_list"]):
         if info["token"] not in positions:
             raise ValueError(f"the tables of {nusc.dataroot} have no sample {info['token']}")
         scene, index = positions[info["token"]]

@@ -1,4 +1,4 @@
-"""From infos to what the detector takes: images, matrices, augmentation, targets, packing."""
+"""Transforms: loading, image and BEV augmentation, targets of the perspective head, packing."""
 
 import random
 from collections.abc import Sequence
@@ -25,15 +25,16 @@ __all__ = [
     "ResizeCropFlipImage",
 ]
 
-# What a complete file ends with.
+# First and last bytes of complete JPEG and PNG files.
 _ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 
 class LoadMultiViewImageFromFiles(BaseTransform):
-    """Reads the images of one frame, and its matrices.
+    """Loads the images and matrices of one frame.
 
-    Sets ``imgs``, a list of BGR images, ``cam2img`` (N, 3, 3) and ``lidar2cam`` (N, 4, 4) from
-    the LiDAR frame of the *current* frame.
+    Sets ``imgs``, a list of BGR images, ``cam2img`` (N, 3, 3) and ``lidar2cam`` (N, 4, 4), from
+    the frame's own LiDAR frame. A camera is a dictionary with ``img_path``, or an array ``img``,
+    and the two matrices.
 
     Raises:
         FileNotFoundError: A image is missing.
@@ -42,35 +43,34 @@ class LoadMultiViewImageFromFiles(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         cameras = results["images"].values()
-        results["imgs"] = [_read_image(camera["img_path"]) for camera in cameras]
+        results["imgs"] = [c["img"] if "img" in c else _read_image(c["img_path"]) for c in cameras]
         results["cam2img"] = np.array([np.asarray(c["cam2img"])[:3, :3] for c in cameras])
-        lidar2cam = np.array([c["lidar2cam"] for c in cameras], dtype=np.float64)
-        results["lidar2cam"] = lidar2cam @ np.linalg.inv(results["lidar_to_current"])
+        results["lidar2cam"] = np.array([c["lidar2cam"] for c in cameras], dtype=np.float64)
         return results
 
 
 def _read_image(path: str) -> np.ndarray:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no image {path}: check data_root and data_prefix")
+        raise FileNotFoundError(f"no image {path}: check data_root and data_prefix")
     content = Path(path).read_bytes()
-    # A decoder fills the rest of a truncated file with grey, and says nothing.
-    whole = content.rstrip(b"\0").endswith(_ENDS.get(content[:2], b""))
+    # A decoder silently fills the rest of a truncated file with grey.
+    complete = content.rstrip(b"\0").endswith(_ENDS.get(content[:2], b""))
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    if image is None or not whole:
+    if image is None or not complete:
         raise ValueError(f"the image {path} is damaged or truncated: download it again")
     return image
 
 
 class ResizeCropFlipImage(BaseTransform):
-    """Cuts off the sky, resizes, and notes whether the model shall mirror the images.
+    """Crops the sky, resizes, and decides whether the model mirrors the images.
 
-    All images of a sample share what is drawn. The intrinsics follow crop and scale; mirroring
+    All images of a sample share the random values. The intrinsics follow crop and scale; mirroring
     changes no geometry, as the model mirrors the feature maps back.
 
     Args:
-        heights: Heights after resizing, one of which is drawn.
-        crop_top: Share of the image's height that is cut off.
-        flip_prob: How often a sample is mirrored.
+        heights: Heights after resizing, one of which is drawn per sample.
+        crop_top: Ratio of the image's height that is cropped.
+        flip_prob: Probability that a sample is mirrored.
     """
 
     def __init__(
@@ -105,9 +105,11 @@ class ResizeCropFlipImage(BaseTransform):
 
 
 class PhotoMetricDistortionMultiViewImage(BaseTransform):
-    """Changes brightness, contrast, saturation, hue and channels, for each image anew.
+    """mmdet's photometric distortion, with random values of its own for each image.
 
-    Other than the original, which wraps what leaves the range of a byte, it clips.
+    Unlike the original it clips values that leave the range of a byte, where that wraps them, and
+    saturation to 1, as mmdet does; and the configs apply it after the resize, which is half the
+    work.
     """
 
     def __init__(self) -> None:
@@ -122,12 +124,12 @@ class PhotoMetricDistortionMultiViewImage(BaseTransform):
 
 
 class BEVAugmentation(BaseTransform):
-    """Rotates, scales and mirrors the objects; the model does the same to the BEV.
+    """Rotates, scales and mirrors the objects; the model does the same to the BEV features.
 
     Args:
-        max_angle: Largest rotation, in radians.
-        scales: Least and largest scale.
-        flip_prob: How often x is negated, and y.
+        max_angle: Maximum rotation, in radians.
+        scales: Minimum and maximum scale.
+        flip_prob: Probability of negating x, and of negating y.
     """
 
     def __init__(
@@ -155,10 +157,10 @@ class BEVAugmentation(BaseTransform):
 
 
 class MonoTargets(BaseTransform):
-    """Gathers the objects of the current images, with 2D boxes in the resized images.
+    """Collects the objects of the current images, with 2D boxes in the resized images.
 
     Args:
-        min_size: Least width and height of a 2D box, in pixels.
+        min_size: Minimum width and height of a 2D box, in pixels.
     """
 
     def __init__(self, *, min_size: float = 1e-5) -> None:
@@ -196,10 +198,10 @@ class MonoTargets(BaseTransform):
 
 
 class Pack3DDetInputs(BaseTransform):
-    """Packs a sample for the detector; the images stay bytes.
+    """Packs a sample for the detector; the images stay uint8.
 
     Args:
-        meta_keys: What else to keep of the info.
+        meta_keys: Further keys of the info to keep in the metainfo.
     """
 
     def __init__(
@@ -229,6 +231,7 @@ class Pack3DDetInputs(BaseTransform):
             metainfo=dict(
                 {key: results[key] for key in self.meta_keys},
                 frames=tuple(results["frame_offsets"]),
+                frame_tokens=results.get("frame_tokens"),
                 frame_valid=tuple(frame is not None for frame in frames),
                 lidar2img=lidar2img,
                 lidar_to_current=motion,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from mmdet.models.layers import LearnedPositionalEncoding
-from mmdet.models.losses import FocalLoss, SmoothL1Loss
+from mmdet.models.losses import FocalLoss, smooth_l1_loss
 from mmdet.utils import reduce_mean
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
@@ -96,7 +96,7 @@ class BEVFormerV2Head(BaseModule):
         )
         self.assigner = HungarianAssigner(**(assigner or {}))
         self.loss_cls = FocalLoss(gamma=2.0, alpha=0.25, loss_weight=cls_loss_weight)
-        self.loss_bbox = SmoothL1Loss(beta=1.0, loss_weight=box_loss_weight)
+        self.box_loss_weight = box_loss_weight
 
         # In the order of the released state dicts.
         weights = torch.tensor(code_weights, dtype=torch.float32)
@@ -232,28 +232,31 @@ class BEVFormerV2Head(BaseModule):
                 continue
             gt = self.coder.encode(torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=-1))
             assigned = self._assign(logits[:, sample], codes[:, sample], classes, gt)
-            matched[:, sample] = assigned >= 0
-            labels[:, sample][assigned >= 0] = classes[assigned[assigned >= 0]]
-            targets[:, sample][assigned >= 0] = gt.to(codes)[assigned[assigned >= 0]]
-        # Of a single group; the groups' losses are averaged.
-        positives = reduce_mean(logits.new_tensor(float(num_objects))).clamp(min=1)
-        normalizer = positives.item() * self.num_groups
-        matched &= targets.isfinite().all(-1)
+            found, index = assigned >= 0, assigned.clamp(min=0)
+            matched[:, sample] = found
+            labels[:, sample] = torch.where(found, classes[index], self.num_classes)
+            targets[:, sample] = torch.where(found.unsqueeze(-1), gt.to(codes)[index], 0.0)
+        # Of a single group; the groups' losses are averaged. Everything below is masked instead of
+        # indexed, and no value is read on the host: a GPU never has to be waited for.
+        positives = reduce_mean(logits.new_full((), float(num_objects))).clamp(min=1)
+        normalizer = positives * self.num_groups
+        matched = (matched & targets.isfinite().all(-1)).unsqueeze(-1)
+        predicted, targets = torch.where(matched, codes, 0.0), torch.where(matched, targets, 0.0)
         losses = {}
         for layer in range(len(logits)):
             cls = self.loss_cls(
                 logits[layer].flatten(0, 1), labels[layer].flatten(), avg_factor=normalizer
             )
-            chosen = matched[layer]
-            box = self.loss_bbox(
-                codes[layer][chosen],
-                targets[layer][chosen],
-                self.code_weights.expand(int(chosen.sum()), -1),
+            # The function: mmdet's module asks the device whether any weight is positive.
+            box = smooth_l1_loss(
+                predicted[layer],
+                targets[layer],
+                self.code_weights.expand_as(predicted[layer]),
                 avg_factor=normalizer,
             )
             name = "" if layer == len(logits) - 1 else f"d{layer}."
             losses[f"{name}loss_cls"] = torch.nan_to_num(cls)
-            losses[f"{name}loss_bbox"] = torch.nan_to_num(box)
+            losses[f"{name}loss_bbox"] = self.box_loss_weight * torch.nan_to_num(box)
         return losses
 
     def _assign(self, logits: Tensor, codes: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -282,9 +285,14 @@ class BEVFormerV2Head(BaseModule):
             score.
         """
         results = []
-        for sample_logits, sample_codes, meta in zip(logits[-1], codes[-1], metas, strict=True):
-            boxes, scores, labels = self.coder.decode(sample_logits, sample_codes)
-            boxes_3d = meta["box_type_3d"](boxes, box_dim=boxes.shape[-1], origin=(0.5, 0.5, 0.5))
+        for *parts, kept, meta in zip(*self.coder.topk(logits[-1], codes[-1]), metas, strict=True):
+            # The only wait for the device: how many boxes lie in the range.
+            index = kept.nonzero()[:, 0]
+            boxes, scores, labels = (part[index] for part in parts)
+            # From the gravity centre to that of the bottom, by which mmdet3d's boxes are given.
+            bottom = boxes[:, 2:3] - boxes[:, 5:6] / 2
+            boxes = torch.cat((boxes[:, :2], bottom, boxes[:, 3:]), dim=-1)
+            boxes_3d = meta["box_type_3d"](boxes, box_dim=boxes.shape[-1])
             results.append(InstanceData(bboxes_3d=boxes_3d, scores_3d=scores, labels_3d=labels))
         return results
 

@@ -158,9 +158,12 @@ class DD3DHead(BaseModule):
         device = gt_instances[0].bboxes.device
         counts = [height * width for height, width in shapes]
         points = pyramid_points(shapes, STRIDES, device)
-        repeats = torch.tensor(counts, device=device)
-        strides = points.new_tensor(STRIDES).repeat_interleave(repeats)
-        sizes = points.new_tensor(_SIZES).repeat_interleave(repeats, dim=0)
+        # Filled on the device, per level: copies from the host would be waited for.
+        strides, smallest, largest = (
+            torch.cat([points.new_full((n,), x) for n, x in zip(counts, values, strict=True)])
+            for values in (STRIDES, *zip(*_SIZES, strict=True))
+        )
+        sizes = torch.stack((smallest, largest), dim=-1)
         found = [
             assign_points(points, strides, sizes, instances.bboxes) for instances in gt_instances
         ]
@@ -212,43 +215,44 @@ class DD3DHead(BaseModule):
             for name, levels in outputs.items()
         }
         at = {name: x[positives.indices] for name, x in flat.items()}
-        share = centerness_target(positives.ltrb)
+        # Unknown attributes and speeds are masked, not indexed: no value is read on the host.
+        weight = centerness_target(positives.ltrb)
         has_attribute = positives.attributes != NO_ATTRIBUTE
         has_speed = ~positives.speeds.isnan()
         own = torch.stack(
             [
-                share.new_tensor(float(len(share))),
-                share.sum(),
-                share[has_attribute].sum(),
-                share[has_speed].sum(),
+                weight.new_full((), float(len(weight))),
+                weight.sum(),
+                (weight * has_attribute).sum(),
+                (weight * has_speed).sum(),
             ]
         )
         count, total, attribute_total, speed_total = reduce_mean(own)
         count, total = count.clamp(min=1), total.clamp(min=1e-6)
-        losses = {"loss_cls": self.loss_cls(flat["logits"], labels, avg_factor=count.item())}
-        if len(share) == 0:
-            # Every predictor stays part of the graph, as other processes may need its gradient.
+        losses = {"loss_cls": self.loss_cls(flat["logits"], labels, avg_factor=count)}
+        if len(weight) == 0:
+            # Every predictor stays part of the graph, as other ranks may need its gradient.
             nothing = sum(x.sum() for x in flat.values()) * 0
             return losses | {f"loss_{name}": nothing for name in _POSITIVE_LOSSES}
 
         losses["loss_box2d_reg"] = (
-            share * ltrb_giou_loss(at["box2d_reg"], positives.ltrb)
+            weight * ltrb_giou_loss(at["box2d_reg"], positives.ltrb)
         ).sum() / total
         losses["loss_centerness"] = (
-            F.binary_cross_entropy_with_logits(at["centerness"][:, 0], share, reduction="sum")
+            F.binary_cross_entropy_with_logits(at["centerness"][:, 0], weight, reduction="sum")
             / count
         )
-        losses.update(self._loss_3d(at, positives, share, total))
+        losses.update(self._loss_3d(at, positives, weight, total))
         # Zero, but connected, where no object's attribute or speed is known.
         attribute = F.cross_entropy(
-            at["attr"][has_attribute], positives.attributes[has_attribute], reduction="sum"
-        ) / max(int(has_attribute.sum()), 1)
-        attribute_share = own[2] / attribute_total.clamp(min=1e-6)
-        losses["loss_attr"] = 0.2 * attribute * attribute_share
+            at["attr"], positives.attributes, ignore_index=NO_ATTRIBUTE, reduction="sum"
+        ) / has_attribute.sum().clamp(min=1)
+        losses["loss_attr"] = 0.2 * attribute * own[2] / attribute_total.clamp(min=1e-6)
         speed = F.smooth_l1_loss(
-            at["speed"][has_speed, 0], positives.speeds[has_speed], beta=0.05, reduction="none"
+            at["speed"][:, 0], positives.speeds.nan_to_num(), beta=0.05, reduction="none"
         )
-        losses["loss_speed"] = 0.2 * (share[has_speed] * speed).sum() / speed_total.clamp(min=1e-6)
+        speed = (weight * has_speed * speed).sum()
+        losses["loss_speed"] = 0.2 * speed / speed_total.clamp(min=1e-6)
         return losses
 
     @torch.no_grad()
@@ -265,7 +269,7 @@ class DD3DHead(BaseModule):
             Of each image, the best first: ``bboxes`` in pixels, ``labels``, ``scores``, and in
             the camera frame ``centers``, ``rotations`` (n, 3, 3) and ``wlh``.
         """
-        inverse_intrinsics = torch.linalg.inv(intrinsics.float())
+        inverse_intrinsics = torch.linalg.inv_ex(intrinsics.float())[0]
         results = []
         for img, inverse in enumerate(inverse_intrinsics):
             levels = [
@@ -310,7 +314,7 @@ class DD3DHead(BaseModule):
         }
 
     def _loss_3d(
-        self, at: dict[str, Tensor], positives: _Positives, share: Tensor, total: Tensor
+        self, at: dict[str, Tensor], positives: _Positives, weight: Tensor, total: Tensor
     ) -> dict[str, Tensor]:
         """The disentangled loss: the object's own box with one part predicted at a time."""
         chosen = {name: self._of_class(at[name], positives.labels) for name in _PARTS}
@@ -321,7 +325,7 @@ class DD3DHead(BaseModule):
         losses = {}
         for name, part in vars(predicted).items():
             corners = positives.boxes.corners(positives.inverse_intrinsics, **{name: part})
-            loss = (share * corner_loss(corners, expected)).sum() / total
+            loss = (weight * corner_loss(corners, expected)).sum() / total
             losses[f"loss_box3d_{name}"] = 2.0 * loss
         with torch.no_grad():
             corners = predicted.corners(positives.inverse_intrinsics)
@@ -329,7 +333,7 @@ class DD3DHead(BaseModule):
         confidence = F.binary_cross_entropy_with_logits(
             chosen["conf"][:, 0], wanted, reduction="none"
         )
-        losses["loss_conf3d"] = (share * confidence).sum() / total
+        losses["loss_conf3d"] = (weight * confidence).sum() / total
         return losses
 
     def _of_class(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -103,19 +103,22 @@ class DeformableSampling(nn.Module):
         return out.unflatten(-1, (self.num_heads, -1))
 
 
-def _sampling_locations(reference_points: Tensor, offsets: Tensor, shapes: _Shapes) -> Tensor:
-    """Adds offsets (..., R, P, 2) in pixels to reference points (..., 2), with broadcasting."""
+def _sampling_locations(
+    reference_points: Tensor, offsets: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """Adds offsets (..., 1, P, 2) in pixels to reference points (..., 2), with broadcasting."""
     # In float32 at least, whatever autocast made of the offsets.
     dtype = torch.promote_types(reference_points.dtype, offsets.dtype)
-    maps, points = offsets.shape[-3:-1]
-    per_pixel = [[1 / width, 1 / height] * points for height, width in shapes]
+    points = offsets.shape[-2]
+    # Filled on the device: a tensor of Python numbers would be copied there, and waited for.
+    per_pixel = [offsets.new_full((points,), 1 / size, dtype=dtype) for size in shape[::-1]]
     # A flat last dim, not pairs: a sum over broadcast pairs takes four times as long.
     locations = torch.addcmul(
-        torch.cat([reference_points.to(dtype)] * (maps * points), dim=-1),
+        torch.cat([reference_points.to(dtype)] * points, dim=-1),
         offsets.to(dtype).flatten(-3),
-        torch.tensor(per_pixel, dtype=dtype, device=offsets.device).flatten(),
+        torch.stack(per_pixel, dim=-1).flatten(),
     )
-    return locations.unflatten(-1, (maps, points, 2))
+    return locations.unflatten(-1, (1, points, 2))
 
 
 class TemporalSelfAttention(DeformableSampling):
@@ -182,7 +185,7 @@ class TemporalSelfAttention(DeformableSampling):
         weights = logits.movedim(-1, 0).softmax(0).movedim(0, -1) / self.num_queues
         # The entries of the queue become points of one map: [B, Q, G, 1, 2 * P, ...].
         locations = _sampling_locations(
-            reference_points[:, None], offsets.flatten(3, 4).unsqueeze(3), [bev_shape]
+            reference_points[:, None], offsets.flatten(3, 4).unsqueeze(3), bev_shape
         )
         weights = weights.flatten(3, 4).unsqueeze(3)
         output = ms_deform_attn(value, [bev_shape], locations, weights)
@@ -311,7 +314,7 @@ class ObjectCrossAttention(DeformableSampling):
             (B, Q, C).
         """
         offsets, logits = self.unpack(self.predict_packed(query + query_pos))
-        locations = _sampling_locations(reference_points[:, :, None], offsets, [bev_shape])
+        locations = _sampling_locations(reference_points[:, :, None], offsets, bev_shape)
         value = self.project_value(value)
         output = ms_deform_attn(value, [bev_shape], locations, logits.softmax(-1))
         return query + self.dropout(self.output_proj(output))

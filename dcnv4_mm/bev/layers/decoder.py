@@ -12,6 +12,17 @@ __all__ = ["ObjectDecoder", "ObjectDecoderLayer"]
 _Shape = tuple[int, int]
 
 
+class _SelfAttention(MultiheadAttention):
+    """mmcv's, without the attention weights, so that a fused kernel can serve it."""
+
+    def forward(self, query: Tensor, *, query_pos: Tensor) -> Tensor:
+        """(B, Q, C) to (B, Q, C), with the residual connection."""
+        # torch's module has the batch second.
+        key = (query + query_pos).transpose(0, 1)
+        mixed = self.attn(key, key, query.transpose(0, 1), need_weights=False)[0]
+        return query + self.dropout_layer(self.proj_drop(mixed.transpose(0, 1)))
+
+
 class ObjectDecoderLayer(nn.Module):
     """Self-attention within each group of queries, cross-attention to the BEV features, FFN.
 
@@ -28,7 +39,7 @@ class ObjectDecoderLayer(nn.Module):
         super().__init__()
         self.attentions = nn.ModuleList(
             [
-                MultiheadAttention(
+                _SelfAttention(
                     embed_dims,
                     num_heads,
                     attn_drop=dropout,
@@ -143,7 +154,10 @@ class ObjectDecoder(nn.Module):
             )
             code = branch(query).float()
             # [B, G * Q, 3]: a code's x, y and z are offsets from the reference point's logit.
-            center = (inverse_sigmoid(reference_points) + code[..., [0, 1, 4]]).sigmoid()
+            center = (
+                inverse_sigmoid(reference_points)
+                + torch.cat((code[..., :2], code[..., 4:5]), dim=-1)
+            ).sigmoid()
             states.append(query)
             codes.append(
                 torch.cat((center[..., :2], code[..., 2:4], center[..., 2:], code[..., 5:]), dim=-1)

@@ -9,12 +9,12 @@ __all__ = ["GridMask"]
 class GridMask(nn.Module):
     """Sets a regular grid of squares to zero, the same one in all images of a sample.
 
-    What is kept are stripes of rows and columns; their distance and offsets are drawn anew for
-    each sample. In evaluation nothing happens.
+    Stripes of rows and columns are kept. Their period is drawn from 2 to the image's height and
+    their offset from 0 to the period, for each sample. The identity in evaluation.
 
     Args:
-        prob: How often a sample is masked.
-        ratio: Share of a period that a stripe covers.
+        prob: Probability that a sample is masked.
+        ratio: Ratio of a stripe's width to the period.
 
     Source:
         Chen et al., "GridMask Data Augmentation", 2020; inverted and without rotation.
@@ -45,7 +45,10 @@ class GridMask(nn.Module):
 
     @staticmethod
     def _stripes(size: int, period: int, stripe: int) -> Tensor:
-        # The original's canvas is half as large again, and cut in the middle.
-        start = size // 4
-        offset = int(torch.randint(period, ()))
-        return (torch.arange(start, start + size) - offset) % period < stripe
+        # The original draws canvas // period stripes, from the offset on, and crops the middle of
+        # a canvas of 1.5 times the size: the last ones may be missing.
+        canvas = int(1.5 * size)
+        start = (canvas - size) // 2
+        at = torch.arange(start, start + size) - int(torch.randint(period, ()))
+        drawn = (at >= 0) & (at < canvas // period * period)
+        return drawn & (at % period < stripe)

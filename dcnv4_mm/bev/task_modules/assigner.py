@@ -42,9 +42,9 @@ class HungarianAssigner:
         cost = torch.nan_to_num(self._cost(logits, codes, labels, targets), 1e4, 1e4)
         assigned = torch.full(cost.shape[:-1], -1, dtype=torch.int64)
         # One transfer for all layers and groups.
-        problems = cost.cpu().reshape(-1, *cost.shape[-2:])
+        problems = cost.cpu().numpy().reshape(-1, *cost.shape[-2:])
         for answer, problem in zip(assigned.view(len(problems), -1), problems, strict=True):
-            rows, columns = linear_sum_assignment(problem.numpy())
+            rows, columns = linear_sum_assignment(problem)
             answer[torch.from_numpy(rows)] = torch.from_numpy(columns)
         return assigned.to(logits.device)
 

@@ -1,9 +1,11 @@
-"""The ten numbers that stand for a box with its velocity."""
+"""The box code of ten elements."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from dcnv4_mm.bev.geometry import from_fractions, in_range
 
 __all__ = ["BoxCoder"]
 
@@ -51,33 +53,47 @@ class BoxCoder:
         )
 
     def to_metres(self, codes: Tensor) -> Tensor:
-        """Codes whose x, y and z are fractions of the range, with metres in their place."""
-        lower, upper = codes.new_tensor(self.point_cloud_range).unflatten(0, (2, 3))
-        centers = codes[..., [0, 1, 4]] * (upper - lower) + lower
+        """Converts x, y and z of codes from fractions of the range to metres."""
+        fractions = torch.cat((codes[..., :2], codes[..., 4:5]), dim=-1)
+        centers = from_fractions(fractions, self.point_cloud_range)
         return torch.cat(
             (centers[..., :2], codes[..., 2:4], centers[..., 2:], codes[..., 5:]), dim=-1
         )
 
+    def topk(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The highest scores of each sample; a query may have several classes.
+
+        The result's sizes do not depend on values, so that nothing waits for the device.
+
+        Args:
+            logits: (B, Q, classes).
+            codes: (B, Q, 10), in metres.
+
+        Returns:
+            Boxes (B, K, 9), scores (B, K) in descending order, labels (B, K), and whether a box's
+            centre lies in the range (B, K).
+        """
+        classes = logits.shape[-1]
+        count = min(self.max_num, logits.shape[1] * classes)
+        scores, flat = logits.sigmoid().flatten(1).topk(count)
+        labels, query = flat % classes, flat // classes
+        chosen = codes.gather(1, query.unsqueeze(-1).expand(-1, -1, codes.shape[-1]))
+        x, y, length, width, z, height, sine, cosine, vx, vy = chosen.unbind(-1)
+        boxes = torch.stack(
+            (x, y, z, length.exp(), width.exp(), height.exp(), torch.atan2(sine, cosine), vx, vy),
+            dim=-1,
+        )
+        return boxes, scores, labels, in_range(boxes[..., :3], self.post_center_range)
+
     def decode(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Picks the best predictions of one sample; one query may answer for several classes.
+        """The highest scores of one sample whose boxes lie in the range.
 
         Args:
             logits: (Q, classes).
             codes: (Q, 10), in metres.
 
         Returns:
-            Boxes (K, 9), scores (K), the highest first, and labels (K).
+            Boxes (K, 9), scores (K) in descending order, and labels (K).
         """
-        count = min(self.max_num, logits.numel())
-        scores, flat = logits.sigmoid().flatten().topk(count)
-        labels = flat % logits.shape[1]
-        x, y, length, width, z, height, sine, cosine, vx, vy = codes[
-            flat // logits.shape[1]
-        ].unbind(-1)
-        boxes = torch.stack(
-            (x, y, z, length.exp(), width.exp(), height.exp(), torch.atan2(sine, cosine), vx, vy),
-            dim=-1,
-        )
-        lower, upper = boxes.new_tensor(self.post_center_range).unflatten(0, (2, 3))
-        kept = ((boxes[:, :3] >= lower) & (boxes[:, :3] <= upper)).all(-1)
+        boxes, scores, labels, kept = (x[0] for x in self.topk(logits[None], codes[None]))
         return boxes[kept], scores[kept], labels[kept]

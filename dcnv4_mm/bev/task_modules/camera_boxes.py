@@ -58,7 +58,7 @@ def join_objects(gt_instances: Sequence[InstanceData]) -> dict[str, Tensor]:
             "proj_ctr": pixels[:, :2] / pixels[:, 2:],
             "depth": depth,
             "wlh": instances.wlh.float(),
-            "inverse_intrinsics": torch.linalg.inv(intrinsics).expand(len(centers), -1, -1),
+            "inverse_intrinsics": torch.linalg.inv_ex(intrinsics)[0].expand(len(centers), -1, -1),
         }
         for name, part in parts.items():
             joined.setdefault(name, []).append(part)

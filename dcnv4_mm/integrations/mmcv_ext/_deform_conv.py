@@ -124,8 +124,8 @@ def modulated_deform_conv_backward(
 def _first_of_larger(tensor: Tensor, sides: tuple[int, int]) -> Tensor:
     """The elements that mmcv reads of offsets or mask (N, C, H, W) larger than the output.
 
-    It takes the first C * H * W numbers of an image, whatever place they belong to. DyHead calls it
-    so, and its released weights were trained with it.
+    It reads the first C * H * W elements of an image, whatever their location. DyHead calls it this
+    way, and its released weights were trained with it.
     """
     if tensor.shape[2:] == sides:
         return tensor

@@ -12,7 +12,7 @@ from dcnv4_mm.ops.bev_cross_attn import registration  # noqa: F401  (a formula n
 
 
 def _flops(value: Tensor, offsets_logits: Tensor, hits: Tensor) -> int:
-    """Operations of one pass over the samples of all hits; without numbers, every camera hits."""
+    """Operations of one pass over the samples of all hits; without values, every camera hits."""
     known = not (hits.is_meta or isinstance(hits, FakeTensor))
     count = int(hits.sum()) if known else hits.numel()
     heads, numbers = offsets_logits.shape[2:]

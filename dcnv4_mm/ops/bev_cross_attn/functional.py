@@ -9,6 +9,7 @@ from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._bilinear import accumulation_dtype
 from dcnv4_mm.ops._checks import check_dense, check_floating
 from dcnv4_mm.ops._extension import load_library
+from dcnv4_mm.ops.arguments import read_int
 from dcnv4_mm.ops.bev_cross_attn import flops  # noqa: F401  (registers the formulas)
 from dcnv4_mm.ops.bev_cross_attn.registration import bev_cross_attn_raw
 from dcnv4_mm.ops.flash_deform_attn.layout import num_pixels, read_spatial_shapes
@@ -30,9 +31,10 @@ def bev_cross_attn(
 ) -> Tensor:
     """Deformable attention of BEV queries to the cameras that see them.
 
-    A query is a pillar of Z points, which lie somewhere in the pictures. In every camera that sees
-    it, each head samples ``num_points`` places on each level and sums what it finds, weighted by
-    the softmax of the logits over all places of all levels. Point ``p`` of a level lies at
+    A query is a pillar of Z points, which lie in the images or outside of them. In every camera
+    that sees it, each head samples ``num_points`` locations on each level and sums the samples,
+    weighted by the softmax of the logits over all locations of all levels. Point ``p`` of a level
+    lies at
 
         reference point p mod Z * (W_l, H_l) + offset
 
@@ -41,7 +43,7 @@ def bev_cross_attn(
     those of the query, the same in every camera.
 
     A point on or beyond half a pixel outside its level contributes nothing and has no gradient,
-    neither has one that is not finite; it keeps its share of the softmax. What belongs to a query
+    neither has one that is not finite; it keeps its weight in the softmax. What belongs to a query
     and a camera that does not see it is not read.
 
     All four floating-point types work, on every device; softmax, positions and sums are float32
@@ -59,7 +61,7 @@ def bev_cross_attn(
             ``value``. Packed as locations and logits are in
             :mod:`dcnv4_mm.ops.flash_deform_attn.layout`, but with offsets (x, y) in pixels.
         references: (B, N, Q, Z, 2) float32, or float64 beside a float64 ``value``: the points
-            (x, y) of a query's pillar in units of a camera's picture, 0 to 1 from edge to edge.
+            (x, y) of a query's pillar in units of a camera's image, 0 to 1 from edge to edge.
         hits: (B, N, Q) bool: whether a camera sees a query.
         num_points: Number of points per level P.
 
@@ -89,15 +91,14 @@ def bev_cross_attn(
     """
     level_sizes = read_spatial_shapes(spatial_shapes)
     _check_value(value, level_sizes)
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    num_points = read_int("num_points", num_points, minimum=1)
     check_floating("offsets_logits", offsets_logits)
     check_dense("references", references)
     check_dense("hits", hits)
     batch, cameras, _, heads, _ = value.shape
     queries = offsets_logits.shape[1] if offsets_logits.dim() == 4 else 0
-    numbers = 3 * (len(level_sizes) // 2) * num_points
-    shape: tuple[int, ...] = (batch, queries, heads, numbers)
+    per_head = 3 * (len(level_sizes) // 2) * num_points
+    shape: tuple[int, ...] = (batch, queries, heads, per_head)
     _check_beside("offsets_logits", offsets_logits, "(B, Q, G, 3 * L * P)", shape, value)
     pillar = references.shape[3] if references.dim() == 5 else 1
     if pillar < 1:

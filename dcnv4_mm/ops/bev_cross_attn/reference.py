@@ -62,7 +62,7 @@ def bev_cross_attn_forward_reference(
         offsets_logits: (B, Q, G, 3 * L * P): offsets (x, y) in pixels of the level and logits, in
             the layout of :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
         references: (B, N, Q, Z, 2), float64 beside a float64 ``value``, otherwise float32: where
-            the points (x, y) of a query's pillar lie in the cameras' pictures, 0 to 1.
+            the points (x, y) of a query's pillar lie in the cameras' images, 0 to 1.
         hits: (B, N, Q), bool: whether a camera sees a query.
         level_sizes: [H_0, W_0, H_1, W_1, ...] of each camera.
         num_points: Number of points per level P. Point p goes out from point p mod Z of the pillar.
@@ -104,11 +104,11 @@ def bev_cross_attn_backward_reference(
     Args:
         grad_output: (B, Q, G * D), gradient of the output.
         value: As in :func:`bev_cross_attn_forward_reference`; so are the next five.
-        offsets_logits: See there.
-        references: See there; they have no gradient.
-        hits: See there.
-        level_sizes: See there.
-        num_points: See there.
+        offsets_logits: As in :func:`bev_cross_attn_forward_reference`.
+        references: As in :func:`bev_cross_attn_forward_reference`; they have no gradient.
+        hits: As in :func:`bev_cross_attn_forward_reference`.
+        level_sizes: As in :func:`bev_cross_attn_forward_reference`.
+        num_points: As in :func:`bev_cross_attn_forward_reference`.
         deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
         need_value_grad: Whether the gradient of ``value`` is wanted.
         need_points_grad: Whether the gradient of ``offsets_logits`` is wanted.
@@ -145,7 +145,7 @@ def bev_cross_attn_backward_reference(
         grad_value = pixels.new_empty(0)
     if not need_points_grad:
         return grad_value.to(value.dtype), offsets_logits.new_empty(0)
-    # A change of one logit changes the shares of all points, those outside the picture too.
+    # A change of one logit changes the weights of all points, those outside the image too.
     common = (shares * grad_weights).sum((-2, -1), keepdim=True)
     seen = hits.any(1)[..., None, None, None]
     grad_logits = torch.where(seen, weights * (grad_weights - common), 0.0)

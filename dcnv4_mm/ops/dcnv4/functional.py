@@ -33,38 +33,39 @@ def dcnv4(
     remove_center: bool = False,
     precision: str = "default",
 ) -> Tensor:
-    """Samples every output pixel at learned places of its group's channels and sums by masks.
+    """Deformable convolution v4: sampling at learned locations, weighted by learned masks.
 
-    For each group of channels, ``output = sum_k mask_k * bilinear(value, place_k)``, where
-    ``place_k`` is a point of the kernel's grid plus a learned offset. The masks are used as they
+    For each group of channels, ``output = sum_k mask_k * bilinear(value, location_k)``, where
+    ``location_k`` is a point of the kernel's grid plus a learned offset. The masks are used as they
     are: no softmax. A point on or beyond one pixel outside the image contributes nothing and has
-    no gradient, neither has one whose offset is not finite.
+    no gradient, and neither has one whose offset is not finite.
 
     Pairs are (rows, columns). All four floating-point types work, on every device; sums are
     float32 (float64 for float64). Under autocast both tensors are cast to the autocast type.
 
     Args:
         value: (N, H, W, C) float64, float32, float16 or bfloat16; any strides.
-        offset_mask: (N, H_out, W_out, M) in the dtype of ``value``, with M >= 3 * G * K numbers
+        offset_mask: (N, H_out, W_out, M) in the dtype of ``value``, with M >= 3 * G * K,
             for G groups of K points in the layout of :mod:`dcnv4_mm.ops.dcnv4.layout`. Offsets
             are in pixels of the input. What is beyond 3 * G * K is never read.
         groups: Number of groups G, a divisor of C.
-        kernel_size: Size of the grid of points, K = rows * columns (one less without centre).
+        kernel_size: Size of the grid of points, K = rows * columns (one less without center).
         stride: Step between output pixels.
         padding: How far the grid may reach over the border.
-        dilation: Distance of the grid's points.
-        offset_scale: Factor on the grid, around its centre, and on the offsets.
+        dilation: Distance between the grid's points.
+        offset_scale: Factor on the grid, around its center, and on the offsets.
         remove_center: Leaves out the grid's middle point.
-        precision: ``"fast"`` lets 16-bit CUDA kernels sum the four corners of a point in the
-            storage type; elsewhere it equals ``"default"``.
+        precision: ``"fast"`` lets the CUDA forward of float16 tensors sum the four corners of a
+            point in float16. Everywhere else it equals ``"default"``: for other dtypes, on the
+            CPU, and in the backward pass.
 
     Returns:
         (N, H_out, W_out, C), contiguous, in the dtype of ``value`` (under autocast, the autocast
         type), with the output size of a convolution.
 
     Raises:
-        TypeError: A tensor's dtype is not supported, the two differ, or an argument is no number of
-            the kind it must be.
+        TypeError: A tensor's dtype is not supported, the two differ, or an argument is not a number
+            of the kind it must be.
         ValueError: A shape, a device or an argument does not fit; the message says what does.
 
     Note:
@@ -109,15 +110,14 @@ def dcnv4(
 
 
 def _check_tensors(value: Tensor, offset_mask: Tensor) -> None:
-    for name, tensor, axes in (
-        ("value", value, "(N, H, W, C)"),
-        ("offset_mask", offset_mask, "(N, H_out, W_out, M)"),
-    ):
-        check_floating(name, tensor)
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{name} must have four axes {axes}, got the shape {tuple(tensor.shape)}"
-            )
+    check_floating("value", value)
+    check_floating("offset_mask", offset_mask)
+    if value.dim() != 4:
+        raise ValueError(f"value: expected (N, H, W, C), got {tuple(value.shape)}")
+    if offset_mask.dim() != 4:
+        raise ValueError(
+            f"offset_mask: expected (N, H_out, W_out, M), got {tuple(offset_mask.shape)}"
+        )
     if value.device != offset_mask.device:
         raise ValueError(
             f"value and offset_mask must be on one device, got {value.device} and "
@@ -146,19 +146,20 @@ def _check_shapes(
             f"the channels of value must be a positive multiple of groups, got {channels} "
             f"channels and {groups} groups"
         )
-    size = output_size((height, width), *geometry)
-    if min(size) < 1:
+    height_out, width_out = output_size((height, width), *geometry)
+    if height_out < 1 or width_out < 1:
         raise ValueError(
             f"the kernel {kernel_size} with dilation {geometry[3]} is larger than "
             f"the image {height} x {width} with padding {geometry[2]}: pad more"
         )
-    if tuple(offset_mask.shape[:3]) != (batch, *size):
+    own_batch, rows, columns, last = offset_mask.shape
+    if own_batch != batch or rows != height_out or columns != width_out:
         raise ValueError(
-            f"offset_mask must have one row for every output pixel, {(batch, *size)} rows, got "
-            f"{tuple(offset_mask.shape[:3])}"
+            "offset_mask: expected (N, H_out, W_out) = "
+            f"{(batch, height_out, width_out)}, got {(own_batch, rows, columns)}"
         )
-    if offset_mask.shape[3] < 3 * groups * points:
+    if last < 3 * groups * points:
         raise ValueError(
-            f"a row of offset_mask must have at least 3 * groups * points = "
-            f"3 * {groups} * {points} = {3 * groups * points} numbers, got {offset_mask.shape[3]}"
+            f"offset_mask: expected last dim >= {3 * groups * points} (3 * groups * points, "
+            f"{groups} groups of {points} points), got {last}"
         )

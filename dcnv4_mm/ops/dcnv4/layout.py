@@ -1,9 +1,10 @@
 """How offsets and masks are packed in ``offset_mask``, and the sizes that follow from it.
 
-A row of ``offset_mask`` belongs to one output pixel. Group ``g`` owns the ``3 * K`` numbers from
-``g * 3 * K`` on: first ``K`` pairs of offsets ``(x, y)``, width before height, then ``K`` masks.
+The last axis of ``offset_mask`` belongs to one output pixel. Group ``g`` owns its ``3 * K``
+elements from ``g * 3 * K`` on: ``K`` pairs of offsets ``(x, y)``, width before height, then ``K``
+masks.
 The points run over the kernel's columns first: point ``k = column * rows + row``. What follows
-after ``3 * G * K`` numbers is padding, which is never read.
+after ``3 * G * K`` elements is padding, which is never read.
 """
 
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def num_points(kernel_size: tuple[int, int], remove_center: bool = False) -> int
 
 
 def offset_mask_channels(groups: int, points: int) -> int:
-    """Width of a row of ``offset_mask`` as the released models have it: a multiple of 8."""
+    """Last dim M of ``offset_mask`` as the released models have it: a multiple of 8."""
     return -(-3 * groups * points // 8) * 8
 
 
@@ -56,17 +57,20 @@ def output_size(
     dilation: tuple[int, int],
 ) -> tuple[int, int]:
     """Rows and columns of the output, as for a convolution. All arguments are (rows, columns)."""
-    height, width = (
-        (size + 2 * pad - dilate * (kernel - 1) - 1) // step + 1
-        for size, kernel, step, pad, dilate in zip(
-            input_size, kernel_size, stride, padding, dilation, strict=True
-        )
+    # Written out, as a loop takes longer than all other checks of a call.
+    height, width = input_size
+    kernel_y, kernel_x = kernel_size
+    stride_y, stride_x = stride
+    padding_y, padding_x = padding
+    dilation_y, dilation_x = dilation
+    return (
+        (height + 2 * padding_y - dilation_y * (kernel_y - 1) - 1) // stride_y + 1,
+        (width + 2 * padding_x - dilation_x * (kernel_x - 1) - 1) // stride_x + 1,
     )
-    return height, width
 
 
 def offset_rows(groups: int, points: int) -> Tensor:
-    """Indices of the offset entries (not the masks) in a row of ``offset_mask``.
+    """Indices of the offsets (not the masks) in the last axis of ``offset_mask``.
 
     Args:
         groups: Number of groups ``G``.

@@ -27,10 +27,10 @@ def _sampling_points(
     """Yields row and column in pixels and the mask of every point, each (N, H_out * W_out, G)."""
     rows, columns = kernel_size
     offsets, masks = unpack(offset_mask, groups, num_points((rows, columns), remove_center))
-    # The kernel's extent to the left of its centre; offset_scale stretches the grid around it.
+    # The kernel's extent to the left of its center; offset_scale stretches the grid around it.
     center_y, center_x = (dilation[0] * (rows - 1)) // 2, (dilation[1] * (columns - 1)) // 2
     height_out, width_out = offset_mask.shape[1:3]
-    # [H_out, 1, 1] and [W_out, 1]: the kernel's centre for every output pixel.
+    # [H_out, 1, 1] and [W_out, 1]: the kernel's center for every output pixel.
     base_y = torch.arange(height_out, device=offset_mask.device).view(-1, 1, 1)
     base_x = torch.arange(width_out, device=offset_mask.device).view(-1, 1)
     base_y = base_y * stride[0] + (center_y - padding[0])
@@ -120,14 +120,14 @@ def dcnv4_backward_reference(
     Args:
         grad_output: (N, H_out, W_out, C), gradient of the output.
         value: As in :func:`dcnv4_forward_reference`; so are the arguments up to ``fast``.
-        offset_mask: See there.
-        kernel_size: See there.
-        stride: See there.
-        padding: See there.
-        dilation: See there.
-        groups: See there.
-        offset_scale: See there.
-        remove_center: See there.
+        offset_mask: As in :func:`dcnv4_forward_reference`.
+        kernel_size: As in :func:`dcnv4_forward_reference`.
+        stride: As in :func:`dcnv4_forward_reference`.
+        padding: As in :func:`dcnv4_forward_reference`.
+        dilation: As in :func:`dcnv4_forward_reference`.
+        groups: As in :func:`dcnv4_forward_reference`.
+        offset_scale: As in :func:`dcnv4_forward_reference`.
+        remove_center: As in :func:`dcnv4_forward_reference`.
         fast: Ignored.
         deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
         need_value_grad: Whether the gradient of ``value`` is wanted.

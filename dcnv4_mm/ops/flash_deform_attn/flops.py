@@ -16,7 +16,7 @@ def _ms_flops(value: torch.Size, weights: torch.Size) -> int:
 
 
 def _flash_flops(value: torch.Size, locations_logits: torch.Size) -> int:
-    """The same; a third of the numbers are logits."""
+    """The same; a third of the elements are logits."""
     return FLOPS_PER_SAMPLE * math.prod(locations_logits) // 3 * value[-1]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._checks import check_floating
 from dcnv4_mm.ops._extension import load_library
+from dcnv4_mm.ops.arguments import read_int
 from dcnv4_mm.ops.flash_deform_attn import flops  # noqa: F401  (registers the formulas)
 from dcnv4_mm.ops.flash_deform_attn.layout import (
     check_spatial_shapes,
@@ -30,12 +31,12 @@ def flash_deform_attn(
     *,
     num_points: int,
 ) -> Tensor:
-    """Multi-scale deformable attention that makes the attention weights itself, by a softmax.
+    """Multi-scale deformable attention with the softmax of the attention weights built in.
 
-    Every head of a query samples ``num_points`` places on each level and sums what it finds,
-    weighted by the softmax of the logits over all places of all levels. A point on or beyond half
-    a pixel outside its level contributes nothing and has no location gradient, neither has one
-    whose location is not finite; it keeps its share of the softmax.
+    Every head of a query samples ``num_points`` locations on each level and sums the samples,
+    weighted by the softmax of the logits over all locations of all levels. A point on or beyond
+    half a pixel outside its level contributes nothing and has no location gradient, and neither has
+    one whose location is not finite; it keeps its weight in the softmax.
 
     All four floating-point types work, on every device; softmax and sums are float32 (float64
     for float64). Under autocast ``value`` is cast to the autocast type, float32 locations and
@@ -75,11 +76,10 @@ def flash_deform_attn(
     """
     level_sizes = _level_sizes(spatial_shapes)
     _check_value(value, level_sizes)
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}")
-    numbers = 3 * len(spatial_shapes) * num_points
+    num_points = read_int("num_points", num_points, minimum=1)
+    per_head = 3 * len(spatial_shapes) * num_points
     axes = "(N, Q, G, 3 * L * P)"
-    _check_points("locations_logits", locations_logits, axes, value, (numbers,))
+    _check_points("locations_logits", locations_logits, axes, value, (per_head,))
     return _attend("flash_deform_attn", (level_sizes, num_points), value, locations_logits)
 
 
@@ -99,7 +99,7 @@ def ms_deform_attn(
         spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor. A tensor on a GPU is
             read once per call, which waits for the device; pairs of ints avoid that.
         sampling_locations: (N, Q, G, L, P, 2) in the dtype of ``value``, or float32 beside a
-            16-bit ``value``: places (x, y) in units of the level, 0 to 1 from edge to edge.
+            16-bit ``value``: locations (x, y) in units of the level, 0 to 1 from edge to edge.
         attention_weights: (N, Q, G, L, P), likewise. If one of the two is float32, both are used
             as float32.
 
@@ -145,7 +145,7 @@ def ms_deform_attn(
 
 
 def _level_sizes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[int] | Tensor:
-    """What a raw operator takes: numbers, or a tensor that it reads when a compiled graph runs."""
+    """Sizes for a raw operator: ints, or a tensor that it reads when a compiled graph runs."""
     # torch 2.10 says that it is exporting whenever Dynamo traces, under torch.compile too.
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
     if isinstance(spatial_shapes, Tensor) and torch.compiler.is_compiling() and not exporting:

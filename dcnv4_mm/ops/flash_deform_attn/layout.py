@@ -4,7 +4,7 @@ The pixels of all levels follow one another in one axis: S = sum(H_l * W_l), in 
 levels. A location is ``(x, y)``, width before height, in units of its level: 0 is the left edge of
 the first pixel, 1 the right edge of the last. In pixels that is ``x * W_l - 0.5``.
 
-Packed, a head of a query has ``3 * L * P`` numbers: first ``L * P`` pairs ``(x, y)``, then
+Packed, a head of a query has ``3 * L * P`` elements: first ``L * P`` pairs ``(x, y)``, then
 ``L * P`` logits; both run over levels first, point ``p`` of level ``l`` being ``l * P + p``.
 """
 
@@ -35,7 +35,7 @@ def read_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> l
         [H_0, W_0, H_1, W_1, ...].
 
     Raises:
-        TypeError: There is something else than whole numbers.
+        TypeError: A size is not an int.
         ValueError: There is no level, a level has no pixel, or a size is not a pair.
 
     Example:
@@ -133,7 +133,7 @@ def sampling_locations(
     """Adds offsets to the reference points of queries.
 
     Args:
-        reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (centre x, centre y,
+        reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (center x, center y,
             width, height). Both in units of the image, 0 to 1.
         offsets: (N, Q, G, L, P, 2). Around points they are in pixels of the level, around boxes
             in halves of the box, P of which are half the width or height.
@@ -143,7 +143,7 @@ def sampling_locations(
         (N, Q, G, L, P, 2) locations (x, y).
 
     Raises:
-        ValueError: The reference points have neither 2 nor 4 numbers.
+        ValueError: The last dim of the reference points is neither 2 nor 4.
     """
     reference_points = reference_points[:, :, None, :, None]
     if reference_points.shape[-1] == 2:

@@ -91,9 +91,9 @@ def ms_deform_attn_backward_reference(
     Args:
         grad_output: (N, Q, G * D), gradient of the output.
         value: As in :func:`ms_deform_attn_forward_reference`; so are the next three.
-        locations: See there.
-        weights: See there.
-        level_sizes: See there.
+        locations: As in :func:`ms_deform_attn_forward_reference`.
+        weights: As in :func:`ms_deform_attn_forward_reference`.
+        level_sizes: As in :func:`ms_deform_attn_forward_reference`.
         deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
         need_value_grad: Whether the gradient of ``value`` is wanted.
         need_points_grad: Whether the gradients of ``locations`` and ``weights`` are wanted.
@@ -172,9 +172,9 @@ def flash_deform_attn_backward_reference(
     Args:
         grad_output: (N, Q, G * D), gradient of the output.
         value: As in :func:`flash_deform_attn_forward_reference`; so are the next three.
-        locations_logits: See there.
-        level_sizes: See there.
-        num_points: See there.
+        locations_logits: As in :func:`flash_deform_attn_forward_reference`.
+        level_sizes: As in :func:`flash_deform_attn_forward_reference`.
+        num_points: As in :func:`flash_deform_attn_forward_reference`.
         deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
         need_value_grad: Whether the gradient of ``value`` is wanted.
         need_points_grad: Whether the gradient of ``locations_logits`` is wanted.

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from bev_cross_attn_problems import make_problem
 from functorch.compile import make_boxed_func
+from ops.bev_cross_attn.problems import make_problem
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from bev_cross_attn_problems import make_problem
+from ops.bev_cross_attn.problems import make_problem
 
 from dcnv4_mm.ops.bev_cross_attn.reference import (
     bev_cross_attn_backward_reference,

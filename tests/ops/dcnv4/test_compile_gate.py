@@ -1,10 +1,11 @@
 """What can be known of the CUDA library without a GPU: it is built for one architecture.
 
-Hazard 12 of the original operator: its build needs a GPU.
+Defect 12 of the original operator (docs/migration.md): its build needs a GPU.
 """
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -48,24 +50,41 @@ def test_number_of_instances(kernels, direction, kinds):
 
 
 def test_wide_loads(kernels):
-    """The 3x3 kernels load four pixels of a point in 16 bytes each, for 9 or 8 points."""
-    special = re.compile(r"forward_kernelI\w*?Li(?:8|4)ELi(9|8)ELb[01]E")
+    """The 3x3 kernels load four pixels of a point in vectors of 16 bytes, for 9 or 8 points."""
+    special = re.compile(r"forward_kernelI(\w*?)Li(4|8|16)ELi(9|8)ELi[0-3]E")
     found = Counter()
     for name, body in kernels("fwd").items():
         if not (match := special.search(name)):
             continue
-        points = int(match[1])
+        points = int(match[3])
+        vectors = int(match[2]) // (4 if match[1] == "f" else 8)
         loads = len(re.findall(r"ld\.global\.nc\.v4\.\w+", body))
-        assert loads == 4 * points, name
-        assert len(re.findall(r"st\.global\.v4\.\w+", body)) == 1, name
-        found[points] += 1
-    # float32, bfloat16, and float16 in two ways.
-    assert found == {9: 4, 8: 4}
+        assert loads == 4 * points * vectors, name
+        assert len(re.findall(r"st\.global\.v4\.\w+", body)) == vectors, name
+        found[points, vectors] += 1
+    # One vector: float32, bfloat16, and float16 in two ways. Two vectors: these, and those of 16
+    # bits also for groups of one thread.
+    assert found == {(9, 1): 4, (8, 1): 4, (9, 2): 7, (8, 2): 7}
 
 
 def test_wide_atomic_additions(kernels):
     bodies = [body for name, body in kernels("bwd").items() if "atomic" in name]
     assert any("red.global.add.v4.f32" in body for body in bodies)
+
+
+def test_instruction_counts(cuda_build):
+    """Of all operators, against the committed table."""
+    counts = runpy.run_path(str(ROOT / "dev/sass_counts.py"))
+    if not (cuobjdump := counts["find_tool"]("cuobjdump")):
+        pytest.skip("needs cuobjdump")
+    release, table = counts["read_table"]()
+    if counts["nvcc_release"]() != release:
+        pytest.skip(f"the table is of nvcc {release}")
+    found = {}
+    for cubin in cuda_build.ptx.rglob("*.cubin"):
+        found |= counts["count_cubin"](cubin, cuobjdump)
+    assert found
+    assert counts["regressions"](found, table) == []
 
 
 def test_needs_only_the_stable_interface_of_torch(cuda_build):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dcnv4_problems import GOLDEN_CASES, check_golden, golden_geometry, golden_inputs
+from ops.dcnv4.problems import GOLDEN_CASES, check_golden, golden_geometry, golden_inputs
 
 from dcnv4_mm.ops.dcnv4.reference import dcnv4_backward_reference, dcnv4_forward_reference
 from dcnv4_mm.ops.functional import dcnv4

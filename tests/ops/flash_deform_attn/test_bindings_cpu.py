@@ -37,30 +37,6 @@ def backward(name, problem, *needs):
     return getattr(operators, f"{name}_backward")(*problem, False, *needs)
 
 
-def random_problem(name):
-    generator = torch.Generator().manual_seed(0)
-    return PROBLEMS[name](
-        *(
-            torch.rand(field.shape, generator=generator) if torch.is_tensor(field) else field
-            for field in PROBLEMS[name]()
-        )
-    )
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_only_the_gradients_that_are_needed(name):
-    problem = random_problem(name)
-    all_gradients = backward(name, problem, True, True)
-    assert all(gradient.any() for gradient in all_gradients)
-    value_alone = backward(name, problem, True, False)
-    assert torch.equal(value_alone[0], all_gradients[0])
-    assert all(gradient.shape == (0,) for gradient in value_alone[1:])
-    points_alone = backward(name, problem, False, True)
-    assert points_alone[0].shape == (0,)
-    assert all(map(torch.equal, points_alone[1:], all_gradients[1:]))
-    assert all(gradient.shape == (0,) for gradient in backward(name, problem, False, False))
-
-
 BAD_ARGUMENTS = {
     "value of rank 3": dict(value=torch.zeros(2, 47, 8)),
     "integer value": dict(value=torch.zeros(2, 47, 2, 4, dtype=torch.int32)),

@@ -275,7 +275,7 @@ def test_flops_are_counted(name):
     assert counter.get_total_flops() == 2 * 8 * samples
 
 
-# The original's defects, by their number in its analysis.
+# The original's defects, by their number in docs/migration.md.
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

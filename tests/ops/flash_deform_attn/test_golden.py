@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flash_deform_attn_problems import GOLDEN_CASES, check_golden, golden_inputs
+from ops.flash_deform_attn.problems import GOLDEN_CASES, check_golden, golden_inputs
 
 from dcnv4_mm.ops.flash_deform_attn.layout import read_spatial_shapes, unpack
 from dcnv4_mm.ops.flash_deform_attn.reference import (

@@ -1,0 +1,8 @@
+# As S.
+_base_ = "bevformerv2_flash-internimage-b_fpn_16xb1-24e-bi5_nus-3d.py"
+
+frames = (-16, -12, -8, -4, 0, 4, 8, 12, 16)
+model = dict(pts_bbox_head=dict(fusion=dict(num_frames=len(frames))))
+train_dataloader = dict(dataset=dict(frames=frames))
+val_dataloader = dict(dataset=dict(frames=frames))
+test_dataloader = val_dataloader

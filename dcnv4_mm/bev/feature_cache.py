@@ -1,0 +1,54 @@
+"""Feature maps of recent frames, by sample token."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+__all__ = ["FeatureCache"]
+
+
+class FeatureCache:
+    """Keeps the feature maps of the most recently used frames.
+
+    Args:
+        capacity: Number of frames to keep; 0 for none.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 0:
+            raise ValueError(f"capacity: expected a number of frames >= 0, got {capacity}")
+        self.capacity = capacity
+        self._frames: OrderedDict[tuple, tuple[Tensor, ...]] = OrderedDict()
+        self.hits = self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __deepcopy__(self, memo: dict) -> "FeatureCache":
+        # A copy of a model may get other weights.
+        return FeatureCache(self.capacity)
+
+    def clear(self) -> None:
+        """Forgets all frames."""
+        self._frames.clear()
+
+    def get(self, key: tuple | None) -> tuple[Tensor, ...] | None:
+        """The tensors of a frame; ``None`` if they are not there or the frame has no key."""
+        found = None if key is None else self._frames.get(key)
+        if found is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._frames.move_to_end(key)
+        return found
+
+    def put(self, key: tuple | None, tensors: Sequence[Tensor]) -> None:
+        """Keeps the tensors of a frame; drops those of the one that was not used for longest."""
+        if key is None or not self.capacity:
+            return
+        # A slice of a batch would keep all of it alive.
+        self._frames[key] = tuple(tensor.clone() for tensor in tensors)
+        self._frames.move_to_end(key)
+        while len(self._frames) > self.capacity:
+            self._frames.popitem(last=False)
