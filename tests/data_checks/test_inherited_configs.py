@@ -170,7 +170,7 @@ def test_children_of_configs(turn, config, tiny_data, tmp_path, on_meta):
     importlib.import_module(f"{host}.utils").register_all_modules(init_default_scope=False)
     runner = Runner.from_cfg(child)
     # Mixed precision refuses to be built without a GPU.
-    if child.optim_wrapper.type != "AmpOptimWrapper":
+    if child.optim_wrapper.get("type") != "AmpOptimWrapper":
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     for split in ("train", "val", "test"):
         loop = getattr(runner, f"build_{split}_loop")(getattr(runner, f"_{split}_loop"))
