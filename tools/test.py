@@ -20,9 +20,11 @@ def parse_args() -> argparse.Namespace:
     add_arguments(parser)
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions to this file")
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
-    parser.add_argument("--show-dir", metavar="DIR", help="paint the predictions into this folder")
+    parser.add_argument(
+        "--show-dir", metavar="DIR", help="save the visualized predictions to this folder"
+    )
     parser.add_argument("--wait-time", type=float, default=2, help="seconds per window")
-    parser.add_argument("--tta", action="store_true", help="average over flipped or scaled copies")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out needs a name ending in .pkl, got {args.out}")

@@ -142,11 +142,15 @@ def old_classes(host, ours):
 
 @pytest.fixture
 def on_meta(monkeypatch):
-    """Models are built without memory and without initial values."""
+    """Models are built without memory and initial values, where their classes allow it."""
     build_model = Runner.build_model
 
     def build(runner, model):
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                return build_model(runner, model)
+        # mmpretrain's ConvNeXt reads values while it is built.
+        except RuntimeError:
             return build_model(runner, model)
 
     monkeypatch.setattr(Runner, "build_model", build)
@@ -165,7 +169,9 @@ def test_children_of_configs(turn, config, tiny_data, tmp_path, on_meta):
     init_default_scope(host)
     importlib.import_module(f"{host}.utils").register_all_modules(init_default_scope=False)
     runner = Runner.from_cfg(child)
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    # Mixed precision refuses to be built without a GPU.
+    if child.optim_wrapper.get("type") != "AmpOptimWrapper":
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     for split in ("train", "val", "test"):
         loop = getattr(runner, f"build_{split}_loop")(getattr(runner, f"_{split}_loop"))
         setattr(runner, f"_{split}_loop", loop)

@@ -162,7 +162,7 @@ def test_amp_without_a_gpu(refusal, data):
 
 def test_demo_without_pictures(refusal, tmp_path):
     assert "does not exist" in refusal("demo.py", "nope.jpg", NANO, "nope.pth", cwd=tmp_path)
-    assert "no pictures in" in refusal("demo.py", tmp_path, NANO, "nope.pth", cwd=tmp_path)
+    assert str(tmp_path) in refusal("demo.py", tmp_path, NANO, "nope.pth", cwd=tmp_path)
 
 
 def test_averaging_masks(refusal, data):

@@ -1,4 +1,4 @@
-"""Paints what a model sees into pictures.
+"""Visualizes the predictions of a model on images.
 
 python tools/visualization/demo.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out-dir DIR
 """
@@ -16,8 +16,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Paint predictions into pictures.")
-    parser.add_argument("input", type=Path, help="a picture, or a folder of pictures")
+    parser = argparse.ArgumentParser(description="Visualize predictions on images.")
+    parser.add_argument("input", type=Path, help="an image, or a folder of images")
     parser.add_argument("config", help="config file, or the name of one of this package")
     parser.add_argument("checkpoint", type=Path, help="checkpoint file")
     parser.add_argument("--out-dir", type=Path, default=Path("outputs"), help="default: outputs")
@@ -30,7 +30,7 @@ def pictures(path: Path) -> list[Path]:
     """The picture, or those of a folder in order of their names."""
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        return found or stop(f"no pictures in {path} ({', '.join(sorted(SUFFIXES))})")
+        return found or stop(f"no images in {path} ({', '.join(sorted(SUFFIXES))})")
     return [path] if path.is_file() else stop(f"{path} does not exist")
 
 
@@ -99,7 +99,7 @@ def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     for path in images:
         picture = cv2.imread(str(path))
         if picture is None:
-            stop(f"{path} is damaged or not a picture")
+            stop(f"{path} is damaged or not an image")
         labels = inferencer(picture)["predictions"]
         painted.append(args.out_dir / "vis" / path.name)
         cv2.imwrite(str(painted[-1]), overlay(picture, labels, classes, palette))
@@ -160,7 +160,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     host = cfg.get("default_scope", "mmdet")
     if host == "mmdet3d":
-        stop("pictures do not say where the cameras are: bev_demo.py takes a sample of a data set")
+        stop("an image has no camera calibration: use bev_demo.py, which takes a sample")
     if host not in PAINTERS:
         stop(f"no demo for configs of {host}; there is one for {', '.join(PAINTERS)}")
     if find_spec(host) is None:
