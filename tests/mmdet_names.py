@@ -343,7 +343,10 @@ def translate_layers(config, built):
     assert len(layer.norms) == order.count("norm")
     tables = []
     for module, arguments in attentions:
-        table = {"type": type(module).__name__, "embed_dims": module.embed_dims}
+        # mmcv's class on our operator.
+        kind = type(module).__name__
+        kind = {"DeformableAttention": "MultiScaleDeformableAttention"}.get(kind, kind)
+        table = {"type": kind, "embed_dims": module.embed_dims}
         table["dropout"] = arguments.dropout
         if table["type"] == "MultiheadAttention":
             table["num_heads"] = arguments.num_heads

@@ -217,6 +217,8 @@ def translate_types(model):
     names = {
         "EncoderDecoder": "EncoderDecoderMask2Former",
         "Mask2FormerTransformerEncoder": "DetrTransformerEncoder",
+        # mmcv's class on our operator.
+        "DeformableAttention": "MultiScaleDeformableAttention",
         "DeformableDetrTransformerEncoderLayer": "BaseTransformerLayer",
         "Mask2FormerTransformerDecoder": "DetrTransformerDecoder",
         "Mask2FormerTransformerDecoderLayer": "DetrTransformerDecoderLayer",

@@ -353,6 +353,18 @@ def python(code, **environment):
     return result.stdout.splitlines()
 
 
+def test_mmcv_may_be_imported_before():
+    code = """
+import mmcv.cnn
+from dcnv4_mm.integrations import install
+install()
+import mmdet.models
+from mmcv.cnn.bricks.transformer import MultiScaleDeformableAttention
+print(MultiScaleDeformableAttention.__module__)
+"""
+    assert python(code)[-1] == "mmcv.ops.multi_scale_deform_attn"
+
+
 def test_installing_imports_nothing():
     code = """
 import sys

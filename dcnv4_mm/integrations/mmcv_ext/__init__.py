@@ -53,10 +53,11 @@ _FINDER = _Finder()
 
 
 def install() -> bool:
-    """Provides ``mmcv._ext`` unless mmcv has its own; imports nothing yet.
+    """Provides ``mmcv._ext`` unless mmcv has its own; imports nothing else.
 
     Call it before ``mmcv.ops`` is imported, which the OpenMMLab libraries do on their own import.
-    It is idempotent.
+    ``mmcv.cnn``, which leaves out the deformable attention where it finds no operators, is
+    completed if it was imported before. It is idempotent.
 
     Returns:
         Whether this package provides ``mmcv._ext``: False if mmcv is compiled, or not installed.
@@ -73,7 +74,15 @@ def install() -> bool:
         return False
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)
+    _complete_transformer()
     return True
+
+
+def _complete_transformer() -> None:
+    """Adds the attention that ``mmcv.cnn`` could not import when it was imported too early."""
+    module, name = sys.modules.get("mmcv.cnn.bricks.transformer"), "MultiScaleDeformableAttention"
+    if module is not None and not hasattr(module, name) and torchvision_problem() is None:
+        setattr(module, name, getattr(import_module("mmcv.ops.multi_scale_deform_attn"), name))
 
 
 def serving() -> str:
