@@ -22,6 +22,7 @@ BLOCKS = {
 ELSEWHERE = {
     "docs/backbones.md:1": "tests/test_timm.py",
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
+    "docs/bev.md:1": "tests/bev/test_inferencer.py",
     "docs/export.md:0": "tests/ops/test_onnx.py",
     "docs/export.md:1": "tests/tools/test_export.py",
     "docs/export.md:2": "tests/tools/test_export.py",
@@ -71,12 +72,6 @@ def released(name, **arguments):
     return {}
 
 
-def released_boxes():
-    tensors = {"pts_bbox_head.reg_branches.0.4.weight": torch.randn(10, 4)}
-    torch.save({"state_dict": tensors}, "released.pth")
-    return {}
-
-
 def exported():
     return {"program": torch.export.export(torch.nn.ReLU(), (torch.randn(1),))}
 
@@ -90,7 +85,6 @@ PREPARE = {
     "docs/ops/flash_deform_attn.md:0": attention,
     "docs/ops/flash_deform_attn.md:2": lambda: {"model": torch.nn.ReLU()},
     "docs/ops/bev_cross_attn.md:0": attention_of_cameras,
-    "configs/bevformerv2/README.md:0": released_boxes,
 }
 NEEDS = {
     "docs/drop_in.md:0": pytest.mark.mmpretrain,

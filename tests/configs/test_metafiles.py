@@ -66,7 +66,8 @@ def test_the_index_imports_every_metafile():
 
 
 def test_every_config_has_an_entry_and_the_other_way_round():
-    assert {path.stem for path in LEAVES} == set(MODELS)
+    # Examples to copy have none: `mim download` cannot resolve what they inherit.
+    assert {path.stem for path in LEAVES if "own-data" not in path.stem} == set(MODELS)
     for name, model in MODELS.items():
         assert (ROOT / model["Config"]).is_file()
         assert Path(model["Config"]).stem == name == name.lower()
@@ -131,7 +132,7 @@ def test_the_four_published_classifiers():
     models = [
         m
         for m in MODELS.values()
-        if m["Config"].startswith("configs/classification/") and "own-data" not in m["Name"]
+        if m["Config"].startswith("configs/classification/")
     ]
     assert {m["Metadata"]["Original Config"] for m in models} == set(published) == set(table)
     readme = (ROOT / "configs" / "classification" / "README.md").read_text()
@@ -167,7 +168,7 @@ def test_the_readme_table_says_what_the_metafile_says(folder):
     models = [
         m
         for m in MODELS.values()
-        if m["Config"].startswith(f"configs/{folder}/") and "own-data" not in m["Name"]
+        if m["Config"].startswith(f"configs/{folder}/")
     ]
     assert len(rows) == len(models)
     for row, model in zip(rows, models, strict=True):
@@ -184,7 +185,7 @@ def test_the_table_of_bevformerv2_says_what_the_metafile_says():
     for model in models:
         epochs = Config.fromfile(ROOT / model["Config"]).train_cfg.max_epochs
         assert model["Metadata"]["Epochs"] == epochs
-        if model["Name"].endswith(("synthetic-nus-3d", "motion-nus-3d", "nus-mini-3d", "own-data")):
+        if model["Name"].endswith(("synthetic-nus-3d", "motion-nus-3d", "nus-mini-3d")):
             continue
         (row,) = (line for line in readme.splitlines() if f"({model['Name']}.py)" in line)
         cells = [cell.strip().removesuffix(" (test)") for cell in row.strip("|").split("|")]

@@ -59,7 +59,7 @@ def data(tmp_path_factory):
         *("analyze_logs.py", "benchmark.py", "browse_dataset.py", "get_flops.py"),
         *("print_config.py", "publish_checkpoint.py"),
         *("mini_coco.py", "check_dataset.py"),
-        *("mini_imagenet.py"),
+        "mini_imagenet.py",
     ],
 )
 def test_help(tool, tmp_path):
