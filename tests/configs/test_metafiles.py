@@ -129,11 +129,7 @@ def test_the_four_published_classifiers():
         "flash_intern_image_b_1k_224": ("flash_intern_image_b_1k_224.pth", 84.9),
         "flash_intern_image_l_22kto1k_384": ("flash_internimage_l_22kto1k_384.pth", 88.1),
     }
-    models = [
-        m
-        for m in MODELS.values()
-        if m["Config"].startswith("configs/classification/")
-    ]
+    models = [m for m in MODELS.values() if m["Config"].startswith("configs/classification/")]
     assert {m["Metadata"]["Original Config"] for m in models} == set(published) == set(table)
     readme = (ROOT / "configs" / "classification" / "README.md").read_text()
     for model in models:
@@ -165,11 +161,7 @@ def test_models_without_a_file_say_so_in_the_way_mim_can_read():
 def test_the_readme_table_says_what_the_metafile_says(folder):
     readme = (ROOT / "configs" / folder / "README.md").read_text()
     rows = [line for line in readme.splitlines() if line.startswith("| ") and "[config]" in line]
-    models = [
-        m
-        for m in MODELS.values()
-        if m["Config"].startswith(f"configs/{folder}/")
-    ]
+    models = [m for m in MODELS.values() if m["Config"].startswith(f"configs/{folder}/")]
     assert len(rows) == len(models)
     for row, model in zip(rows, models, strict=True):
         figures = [str(next(iter(r["Metrics"].values()))) for r in model["Results"]]
