@@ -26,8 +26,10 @@ def pytest_configure(config):
     # Known to pytest-xdist, which lanes of the matrix do without.
     config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
     if hasattr(config, "workerinput"):
-        # One of several processes (`-n`), each with a core of its own.
+        # One of several processes (`-n`), each with a core of its own, and so its subprocesses:
+        # sums depend on the number of threads.
         torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):

@@ -4,13 +4,10 @@ import argparse
 import sys
 import time
 
-import pytest
-import torch
-from helpers import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
 import compare
 import measure
+import pytest
+import torch
 
 
 @pytest.fixture

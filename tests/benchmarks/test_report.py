@@ -1,12 +1,8 @@
 """The page of benchmarks: written from the committed tables alone."""
 
 import csv
-import sys
 
 import pytest
-from helpers import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
 import report
 from measure import FIELDS
 

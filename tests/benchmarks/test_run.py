@@ -4,12 +4,10 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import measure
 import pytest
 import torch
 from helpers import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-import measure
 
 # Runs several command lines in one process.
 DRIVER = """

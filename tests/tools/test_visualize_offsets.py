@@ -72,10 +72,11 @@ def test_picture_shows_every_stage(run_tool, files, tmp_path):
     )
     assert result.message is None
     shown = cv2.imread(str(tmp_path / "out.png"))
-    assert shown.shape == (64, 4 * 96, 3)
-    picture = cv2.imread(str(files[0]))
+    # Four times as large, so that the points can be told apart.
+    picture = cv2.resize(cv2.imread(str(files[0])), (384, 256), interpolation=cv2.INTER_CUBIC)
+    assert shown.shape == (256, 4 * 384, 3)
     for stage in range(4):
-        panel = shown[:, stage * 96 : (stage + 1) * 96]
+        panel = shown[:, stage * 384 : (stage + 1) * 384]
         changed = (panel != picture).any(-1)
         assert 0 < changed.sum() < changed.size / 2
 
@@ -110,7 +111,7 @@ def test_receptive_fields_are_a_second_row(run_tool, files, tmp_path):
         "visualize_offsets.py", *files, "--receptive-field", "--out", "out.png", cwd=tmp_path
     )
     assert result.message is None
-    assert cv2.imread(str(tmp_path / "out.png")).shape == (2 * 64, 4 * 96, 3)
+    assert cv2.imread(str(tmp_path / "out.png")).shape == (2 * 256, 4 * 384, 3)
 
 
 def test_bad_input(run_tool, files, tmp_path):
