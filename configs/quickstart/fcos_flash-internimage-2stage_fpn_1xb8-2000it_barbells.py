@@ -17,9 +17,16 @@ model = dict(
     backbone=dict(
         type="dcnv4_mm.FlashInternImage",
         arch=dict(channels=32, depths=(1, 1), groups=(2, 4)),
+        layer_scale=1.0,
         out_indices=(1,),
     ),
-    neck=dict(type="FPN", in_channels=[64], out_channels=channels, num_outs=1),
+    neck=dict(
+        type="FPN",
+        in_channels=[64],
+        out_channels=channels,
+        num_outs=1,
+        norm_cfg=dict(type="dcnv4_mm.LN2d", requires_grad=True),
+    ),
     bbox_head=dict(
         type="FCOSHead",
         num_classes=num_classes,
@@ -121,7 +128,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", by_epoch=False, begin=0, end=max_iters, eta_min_ratio=0.01),
 ]
 default_hooks = dict(
-    logger=dict(interval=50),
+    logger=dict(interval=50, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)
