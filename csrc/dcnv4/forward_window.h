@@ -6,8 +6,8 @@
 namespace dcnv4_mm::dcnv4 {
 namespace {
 
-// The four bilinear weights in float16, and the mask: in the place of the float32 weights where
-// corners are summed in float16.
+// The four bilinear weights in float16, and the mask: instead of the float32 weights where corners
+// are summed in float16.
 struct FastWeights {
   uint32_t top, bottom;
   float mask;

@@ -106,19 +106,19 @@ def draw_boxes(
     anchors: list[tuple[int, np.ndarray]] = []
     # The farthest first, so that near boxes are on top.
     for index in np.argsort(-np.linalg.norm(centers, axis=1), kind="stable"):
-        paint = color or _color(labels[index])
+        line_color = color or _color(labels[index])
         points = _project(corners[index], view.lidar_to_image)
         for i, j in _EDGES:
-            _line(canvas, points[i], points[j], paint, thickness)
+            _line(canvas, points[i], points[j], line_color, thickness)
         # The diagonals of the front face, as in the devkit's "heading" marks.
-        _line(canvas, points[4], points[6], paint, max(1, thickness // 2))
-        _line(canvas, points[5], points[7], paint, max(1, thickness // 2))
+        _line(canvas, points[4], points[6], line_color, max(1, thickness // 2))
+        _line(canvas, points[5], points[7], line_color, max(1, thickness // 2))
         if np.linalg.norm(ahead[index]) > 0.5:
             start = bottoms[index]
             arrow = _project(
                 np.stack((start, start + np.append(ahead[index], 0))), view.lidar_to_image
             )
-            _line(canvas, *arrow, paint, thickness, arrow=True)
+            _line(canvas, *arrow, line_color, thickness, arrow=True)
         if captions is not None and (points[:, 2] > _NEAR).all():
             pixels = points[:, :2] / points[:, 2:]
             inside = (pixels > 0).all(1) & (pixels < canvas.shape[1::-1]).all(1)
@@ -177,15 +177,15 @@ def draw_bev(
         outlines = boxes.corners[:, [0, 3, 7, 4], :2].double().numpy()
         centers, ahead = boxes.gravity_center[:, :2].double().numpy(), _velocities(boxes)
         for outline, center, way, label in zip(outlines, centers, ahead, labels, strict=True):
-            paint = color or _color(label)
+            line_color = color or _color(label)
             polygon = np.array([pixel(corner) for corner in outline])
-            cv2.polylines(canvas, [polygon], True, paint, thickness, cv2.LINE_AA)
+            cv2.polylines(canvas, [polygon], True, line_color, thickness, cv2.LINE_AA)
             front = outline[2:].mean(0)
-            cv2.line(canvas, pixel(center), pixel(front), paint, thickness, cv2.LINE_AA)
+            cv2.line(canvas, pixel(center), pixel(front), line_color, thickness, cv2.LINE_AA)
             if np.linalg.norm(way) > 0.5:
                 end = pixel(center + way)
                 cv2.arrowedLine(
-                    canvas, pixel(center), end, paint, thickness, cv2.LINE_AA, tipLength=0.2
+                    canvas, pixel(center), end, line_color, thickness, cv2.LINE_AA, tipLength=0.2
                 )
     _ego(canvas, pixel)
     return canvas

@@ -37,7 +37,7 @@ def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> int:
-    """Puts modules in the place of others, under all of their names.
+    """Replaces modules under all of their names.
 
     Args:
         model: Changed in place.
