@@ -7,17 +7,17 @@ both ends, whose direction and distance differ from object to object.
     python dev/generators/barbells.py data/barbells
 """
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
-from atomic_folder import write_whole
+from dataset_folder import check_sizes, command_line, show_progress, write_whole
 from pycocotools import mask as coco_mask
 
 FORMAT = 1
@@ -167,7 +167,6 @@ def generate(
     seed: int = 0,
     num_train: int = 600,
     num_val: int = 150,
-    progress: bool = False,
 ) -> bool:
     """Writes the dataset to ``out_dir``, or keeps a finished one.
 
@@ -178,7 +177,6 @@ def generate(
         seed: Fixes every image; the two splits share none.
         num_train: Number of training images, at least 2.
         num_val: Number of held-out images, at least 2.
-        progress: Whether to show a progress line.
 
     Returns:
         True if the dataset was written, False if it was there already.
@@ -187,45 +185,18 @@ def generate(
         ValueError: Too few images, or the folder holds something else.
         OSError: The folder cannot be written.
     """
-    if min(num_train, num_val) < 2:
-        raise ValueError(f"each split needs at least 2 images, got {num_train} and {num_val}")
-    if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}")
+    check_sizes(seed, num_train, num_val)
     settings = {"name": "barbells", "format": FORMAT, "seed": seed}
     settings |= {"train": num_train, "val": num_val}
 
     def write(folder: Path) -> None:
         (folder / "annotations").mkdir()
-        done, total = 0, num_train + num_val
-        for split in SPLITS:
-            for _ in write_split(folder, split, seed, settings[split]):
-                done += 1
-                if progress and sys.stderr.isatty():
-                    end = "\n" if done == total else ""
-                    print(
-                        f"\rbarbells: {done}/{total} images", end=end, file=sys.stderr, flush=True
-                    )
+        splits = (write_split(folder, split, seed, settings[split]) for split in SPLITS)
+        show_progress("barbells", chain.from_iterable(splits), num_train + num_val)
 
     return write_whole(out_dir, settings, write)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a small COCO dataset of barbells.")
-    parser.add_argument("out_dir", type=Path, help="folder to make, for example data/barbells")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=600)
-    parser.add_argument("--num-val", type=int, default=150)
-    args = parser.parse_args()
-    sizes = {"seed": args.seed, "num_train": args.num_train, "num_val": args.num_val}
-    try:
-        written = generate(args.out_dir, **sizes, progress=True)
-    except (ValueError, OSError) as error:
-        print(f"barbells.py: error: {error}", file=sys.stderr)
-        return 1
-    what = "wrote" if written else "kept the finished dataset in"
-    print(f"{what} {args.out_dir}: {args.num_train} training and {args.num_val} held-out images")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    description = "Write a small COCO dataset of barbells."
+    sys.exit(command_line("barbells", description, generate, num_train=600, num_val=150))

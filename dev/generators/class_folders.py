@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from atomic_folder import write_whole
+from dataset_folder import write_whole
 
 SPLITS = ("train", "val")
 

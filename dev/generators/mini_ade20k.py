@@ -6,13 +6,12 @@ with many tiny objects), 1 is the ground, and a class for each kind of shape fol
     python dev/generators/mini_ade20k.py data/mini_ade20k
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
-from atomic_folder import write_whole
+from dataset_folder import check_sizes, command_line, write_whole
 from mini_coco import CLASSES as SHAPES
 from mini_coco import FINE, Instance, draw_image
 from PIL import Image
@@ -86,10 +85,7 @@ def generate(
         ValueError: Too few pictures, or the folder holds something else.
         OSError: The folder cannot be written.
     """
-    if min(num_train, num_val) < 2:
-        raise ValueError(f"each split needs at least 2 pictures, got {num_train} and {num_val}")
-    if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}")
+    check_sizes(seed, num_train, num_val)
     settings = {"name": "mini_ade20k", "format": FORMAT, "seed": seed}
     settings |= {"training": num_train, "validation": num_val}
 
@@ -100,25 +96,6 @@ def generate(
     return write_whole(out_dir, settings, write)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Write a small set of drawn shapes in the folders of ADE20K."
-    )
-    parser.add_argument("out_dir", type=Path, help="folder to make, for example data/mini_ade20k")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=240)
-    parser.add_argument("--num-val", type=int, default=60)
-    args = parser.parse_args()
-    sizes = {"num_train": args.num_train, "num_val": args.num_val}
-    try:
-        written = generate(args.out_dir, seed=args.seed, **sizes)
-    except (ValueError, OSError) as error:
-        print(f"mini_ade20k.py: error: {error}", file=sys.stderr)
-        return 1
-    what = "wrote" if written else "kept the finished set in"
-    print(f"{what} {args.out_dir}: {args.num_train} training and {args.num_val} held-out pictures")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    description = "Write a small set of drawn shapes in the folders of ADE20K."
+    sys.exit(command_line("mini_ade20k", description, generate, num_train=240, num_val=60))

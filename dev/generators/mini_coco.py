@@ -8,18 +8,18 @@ decides.
     python dev/generators/mini_coco.py data/coco --as-coco    # every COCO config runs on it
 """
 
-import argparse
 import colorsys
 import json
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
-from atomic_folder import write_whole
+from dataset_folder import check_sizes, command_line, show_progress, write_whole
 from pycocotools import mask as coco_mask
 
 FORMAT = 1
@@ -316,7 +316,6 @@ def generate(
     num_train: int = 240,
     num_val: int = 60,
     as_coco: bool = False,
-    progress: bool = False,
 ) -> bool:
     """Writes the set to ``out_dir``, or keeps a finished one.
 
@@ -328,7 +327,6 @@ def generate(
         num_train: Pictures to train on, at least 2.
         num_val: Held-out pictures, at least 2.
         as_coco: Name files and classes as COCO 2017 does, for configs of 80 classes; needs mmdet.
-        progress: Whether to show a progress line.
 
     Returns:
         True if the set was written, False if it was there already.
@@ -337,10 +335,7 @@ def generate(
         ValueError: Too few pictures, or the folder holds something else.
         OSError: The folder cannot be written.
     """
-    if min(num_train, num_val) < 2:
-        raise ValueError(f"each split needs at least 2 pictures, got {num_train} and {num_val}")
-    if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}")
+    check_sizes(seed, num_train, num_val)
     settings = {"name": "mini_coco", "format": FORMAT, "seed": seed}
     settings |= {"train": num_train, "val": num_val}
     if as_coco:
@@ -348,52 +343,16 @@ def generate(
 
     def write(folder: Path) -> None:
         (folder / "annotations").mkdir()
-        done, total = 0, num_train + num_val
-        for split in SPLITS:
-            for _ in write_split(folder, split, seed, settings[split]):
-                done += 1
-                if progress and sys.stderr.isatty():
-                    end = "\n" if done == total else ""
-                    print(
-                        f"\rmini COCO: {done}/{total} pictures",
-                        end=end,
-                        file=sys.stderr,
-                        flush=True,
-                    )
+        splits = (write_split(folder, split, seed, settings[split]) for split in SPLITS)
+        show_progress("mini COCO", chain.from_iterable(splits), num_train + num_val)
         if as_coco:
             make_like_coco(folder)
 
     return write_whole(out_dir, settings, write)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Write a small COCO-format instance set of drawn shapes."
-    )
-    parser.add_argument("out_dir", type=Path, help="folder to make, for example data/mini_coco")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=240)
-    parser.add_argument("--num-val", type=int, default=60)
-    parser.add_argument(
-        "--as-coco", action="store_true", help="file names and the 80 classes of COCO 2017"
-    )
-    args = parser.parse_args()
-    try:
-        written = generate(
-            args.out_dir,
-            seed=args.seed,
-            num_train=args.num_train,
-            num_val=args.num_val,
-            as_coco=args.as_coco,
-            progress=True,
-        )
-    except (ValueError, OSError) as error:
-        print(f"mini_coco.py: error: {error}", file=sys.stderr)
-        return 1
-    what = "wrote" if written else "kept the finished set in"
-    print(f"{what} {args.out_dir}: {args.num_train} training and {args.num_val} held-out pictures")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    description = "Write a small COCO-format instance set of drawn shapes."
+    flags = {"--as-coco": "file names and the 80 classes of COCO 2017"}
+    sizes = {"num_train": 240, "num_val": 60}
+    sys.exit(command_line("mini_coco", description, generate, **sizes, flags=flags))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from atomic_folder import write_whole
+from dataset_folder import write_whole
 from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
