@@ -19,20 +19,20 @@ from pathlib import Path
 import torch
 from compare import Settings
 from measure import RESULTS, Table, commit
-from ops.cases import case_argument
-from ops.dcnv4 import check_operator
+from operators.cases import case_argument
+from operators.dcnv4 import check_operator
 
 from dcnv4_mm.ops.functional import backend_info
 
 # Name -> module, function, operator that is measured, what it is.
 BENCHMARKS = {
-    "dcnv4": ("ops.dcnv4", "run", "dcnv4", "DCNv4 and other formulations"),
-    "dcnv4_modes": ("ops.dcnv4", "run_modes", "dcnv4", "its CUDA kernels in every mode"),
-    "dcnv4_memory": ("ops.dcnv4", "run_memory", "dcnv4", "its peak memory"),
-    "host_time": ("ops.dcnv4", "run_host_time", "dcnv4", "its calls on a few elements"),
-    "dcnv3": ("ops.dcnv3", "run", "dcnv4", "DCNv3 and grid_sample"),
-    "flash_deform_attn": ("ops.flash_deform_attn", "run", "ms_deform_attn", "of DINO"),
-    "bev_cross_attn": ("ops.bev_cross_attn", "run", "bev_cross_attn", "of BEVFormerV2"),
+    "dcnv4": ("operators.dcnv4", "run", "dcnv4", "DCNv4 and other formulations"),
+    "dcnv4_modes": ("operators.dcnv4", "run_modes", "dcnv4", "its CUDA kernels in every mode"),
+    "dcnv4_memory": ("operators.dcnv4", "run_memory", "dcnv4", "its peak memory"),
+    "host_time": ("operators.dcnv4", "run_host_time", "dcnv4", "its calls on a few elements"),
+    "dcnv3": ("operators.dcnv3", "run", "dcnv4", "DCNv3 and grid_sample"),
+    "flash_deform_attn": ("operators.flash_deform_attn", "run", "ms_deform_attn", "of DINO"),
+    "bev_cross_attn": ("operators.bev_cross_attn", "run", "bev_cross_attn", "of BEVFormerV2"),
     "bev_encoder": ("models.bev_encoder", "run", "bev_cross_attn", "BEVFormerV2's encoder"),
     "layers": ("models.layers", "run", "dcnv4", "the paper's operators with their projections"),
     "ablation": ("models.ablation", "run", "dcnv4", "what the paper removed from DCNv3, restored"),

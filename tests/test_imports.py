@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 RING_1 = ["dcnv4_mm", "dcnv4_mm.ops.functional", "dcnv4_mm.layers", "dcnv4_mm.backbones"]
 RING_1 += ["dcnv4_mm.checkpoints", "dcnv4_mm.env", "dcnv4_mm.bev.geometry"]
@@ -43,3 +46,19 @@ def test_the_package_itself_imports_nothing_heavy():
 def test_hosts_are_imported_only_when_a_class_is_looked_up():
     result = run("import dcnv4_mm.registry, sys; assert 'mmdet' not in sys.modules")
     assert result.returncode == 0, result.stderr
+
+
+def test_modules_beside_scripts_and_tests_have_names_of_their_own():
+    """Tests run scripts in their own process, where a name is imported once."""
+
+    def importable(folder):
+        return {
+            path.relative_to(folder).parts[0].removesuffix(".py")
+            for path in folder.rglob("*.py")
+            if not path.name.startswith(("test_", "conftest"))
+        }
+
+    scripts = {path.parent for name in ("dev", "tools") for path in (ROOT / name).rglob("*.py")}
+    scripts = {path.stem for folder in scripts for path in folder.glob("*.py")}
+    scripts |= importable(ROOT / "benchmarks")
+    assert not scripts & importable(ROOT / "tests")

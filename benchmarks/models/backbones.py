@@ -20,7 +20,7 @@ from models.networks import (
     spread_offsets,
     without_gradients,
 )
-from ops.dcnv4 import grid_sample_dcnv4
+from operators.dcnv4 import grid_sample_dcnv4
 from torch import Tensor, nn
 
 # Rows and columns, images.

@@ -8,7 +8,7 @@ from compare import Implementation, Settings, compare
 from measure import Table
 from mmpretrain.models.backbones import ConvNeXt, VisionTransformer
 from models.networks import parameters_millions, without_gradients
-from ops.cases import OFFSET_DEVIATION
+from operators.cases import OFFSET_DEVIATION
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

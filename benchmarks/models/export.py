@@ -14,7 +14,7 @@ import torch
 from compare import Implementation, Settings, compare
 from measure import Call, Table, relative_error
 from models.networks import POINTS
-from ops.cases import OFFSET_DEVIATION
+from operators.cases import OFFSET_DEVIATION
 from torch import Tensor, nn
 
 from dcnv4_mm.backbones import FlashInternImage

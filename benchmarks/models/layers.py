@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from compare import Implementation, Settings, compare
 from measure import Call, Table
 from models.networks import without_gradients
-from ops.cases import OFFSET_DEVIATION, PAPER_CASES, Case
+from operators.cases import OFFSET_DEVIATION, PAPER_CASES, Case
 from torch import Tensor, nn
 
 from dcnv4_mm.layers import DCNv3, DCNv4

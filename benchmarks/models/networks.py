@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from compare import Implementation, Settings
 from measure import Call
-from ops.cases import OFFSET_DEVIATION
+from operators.cases import OFFSET_DEVIATION
 from torch import Tensor, nn
 
 from dcnv4_mm.backbones import FlashInternImage

@@ -32,15 +32,15 @@ class DCNv4Function:
 """
 # Compares all implementations that need no GPU, as on a GPU.
 AS_ON_A_GPU = """
-import ops.dcnv4
-ops.dcnv4.OPERATORS = {
-    name: make for name, make in ops.dcnv4.GPU_OPERATORS.items() if "compiled" not in name
+import operators.dcnv4
+operators.dcnv4.OPERATORS = {
+    name: make for name, make in operators.dcnv4.GPU_OPERATORS.items() if "compiled" not in name
 }
 """
 WRONG = """
-import ops.dcnv4
-right = ops.dcnv4.dcnv4
-ops.dcnv4.dcnv4 = lambda *args, **kwargs: 1.01 * right(*args, **kwargs)
+import operators.dcnv4
+right = operators.dcnv4.dcnv4
+operators.dcnv4.dcnv4 = lambda *args, **kwargs: 1.01 * right(*args, **kwargs)
 """
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from compare import Implementation, Settings, compare
 from gpu.ceilings import ceilings, floor_microseconds
 from measure import Call, Table, buffer_sets, peak_bytes, relative_error
-from ops.cases import CPU_CASES, PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs
-from ops.comparison import Operator, compare_operators, forward_calls, to_float32
+from operators.cases import CPU_CASES, PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs
+from operators.comparison import Operator, compare_operators, forward_calls, to_float32
 from torch import Tensor
 
 from dcnv4_mm.ops.dcnv4.layout import kernel_points, num_points, output_size, unpack

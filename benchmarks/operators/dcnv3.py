@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from compare import Settings
 from measure import Table
-from ops.cases import OFFSET_DEVIATION
-from ops.comparison import Operator, compare_operators, to_float32
+from operators.cases import OFFSET_DEVIATION
+from operators.comparison import Operator, compare_operators, to_float32
 from torch import Tensor
 
 from dcnv4_mm.ops.functional import dcnv3

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from compare import Settings
 from measure import Table
-from ops.cases import OFFSET_DEVIATION
-from ops.comparison import Operator, compare_operators, pixel_centers, to_float32
+from operators.cases import OFFSET_DEVIATION
+from operators.comparison import Operator, compare_operators, pixel_centers, to_float32
 from torch import Tensor
 
 from dcnv4_mm.ops.flash_deform_attn.layout import pack

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from compare import Settings
 from measure import Table
-from ops.cases import OFFSET_DEVIATION
-from ops.comparison import Operator, compare_operators
-from ops.flash_deform_attn import TINY, Levels, level_tensors, need_compiled_mmcv
+from operators.cases import OFFSET_DEVIATION
+from operators.comparison import Operator, compare_operators
+from operators.flash_deform_attn import TINY, Levels, level_tensors, need_compiled_mmcv
 from torch import Tensor
 
 from dcnv4_mm.ops.bev_cross_attn.reference import bev_cross_attn_forward_reference
