@@ -145,7 +145,7 @@ class _Forward(torch.autograd.Function):
             first,
             any(others),
         )
-        gradients: Sequence[Tensor]
+        gradients: Sequence[Tensor | None]
         if forward_ad._current_level >= 0:
             gradients = operator.gradients(*arguments)
         elif torch._C._are_functorch_transforms_active():

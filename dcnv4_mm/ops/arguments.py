@@ -9,7 +9,7 @@ from typing import SupportsIndex
 __all__ = ["read_float", "read_int", "read_pair"]
 
 
-def read_float(name: str, argument: float) -> float:
+def read_float(name: str, argument: object) -> float:
     """Reads a finite number of Python or NumPy.
 
     Raises:

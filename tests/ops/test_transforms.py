@@ -88,7 +88,7 @@ def test_transforms_of_a_compiled_function(case, compiler):
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         gradient_penalty(function, case)
     # The graph is there already when it is called within a transform.
-    for transform in (grad, batched_gradients, ensemble, jvp, dual_numbers):
+    for transform in (grad, per_sample_gradients, batched_gradients, ensemble, jvp, dual_numbers):
         assert_same(transform(function, case), transform(case.plain, case))
 
 
@@ -110,7 +110,10 @@ def test_transforms_of_an_exported_function(case, kind):
         function = torch.export.export(Module(), tensors).module()
     else:
         function = torch.jit.trace(Module(), tensors)
-    for transform in (grad, ensemble, jvp, dual_numbers, gradient_penalty, third_derivative):
+    for transform in (
+        *(grad, per_sample_gradients, batched_gradients, ensemble, jvp, dual_numbers),
+        *(gradient_penalty, third_derivative),
+    ):
         assert_same(transform(function, case), transform(case.plain, case))
 
 
