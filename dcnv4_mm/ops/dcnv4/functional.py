@@ -95,12 +95,11 @@ def dcnv4(
         raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
     arguments = (*geometry, groups, offset_scale, remove_center, precision == "fast")
 
-    failure = None
     if kernels_check(value, offset_mask):
         try:
             return dcnv4_raw.eager(value, offset_mask, *arguments)
-        except RuntimeError as error:
-            failure = error
+        except RuntimeError:
+            pass  # The checks below say why; if they find nothing, the call below raises again.
     _check_tensors(value, offset_mask)
     _check_shapes(value, offset_mask, groups, geometry, remove_center)
     if (dtype := autocast_dtype(value)) is not None:
@@ -110,8 +109,6 @@ def dcnv4(
             f"value and offset_mask must have one dtype, got {value.dtype} and "
             f"{offset_mask.dtype}: convert one with .to()"
         )
-    if failure is not None:
-        raise failure
     return dcnv4_raw(value, offset_mask, *arguments)
 
 
