@@ -29,7 +29,7 @@ from transforms import (
 from dcnv4_mm.ops.bev_cross_attn.registration import bev_cross_attn_raw
 from dcnv4_mm.ops.dcnv4.registration import dcnv4_raw
 from dcnv4_mm.ops.flash_deform_attn.registration import RAW_OPERATORS
-from dcnv4_mm.ops.functional import bev_cross_attn
+from dcnv4_mm.ops.functional import bev_cross_attn, dcnv4
 
 
 @pytest.fixture(params=CASES)
@@ -149,6 +149,22 @@ def test_a_gradient_that_does_not_exist_is_refused():
     )(references[None])
     with pytest.raises(NotImplementedError, match="detach"):
         outputs.sum().backward()
+
+
+def test_shapes_are_checked_in_every_mode():
+    value, rows = torch.randn(1, 4, 5, 8), torch.randn(1, 4, 4, 27)
+
+    def run(value):
+        return dcnv4(value, rows, groups=1)
+
+    with pytest.raises(ValueError, match="offset_mask"):
+        func.jvp(run, (value,), (value,))
+    with pytest.raises(ValueError, match="offset_mask"):
+        func.vmap(run)(value[None])
+    with pytest.raises(ValueError, match="offset_mask"), torch.autocast("cpu", torch.bfloat16):
+        run(value)
+    with pytest.raises(ValueError, match="one device"):
+        run(value.to("meta"))
 
 
 def border_problem(name):
