@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from this checkpoint, or from the work folder's latest that can be read",
+        help="resume from this checkpoint, or from the latest readable one in the work folder",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -47,7 +47,7 @@ def use_amp(cfg) -> None:
 
 
 def use_safe_checkpoints(cfg) -> None:
-    """Replaces mmengine's checkpoint hook by the one that leaves a checkpoint after any fault."""
+    """Replaces mmengine's checkpoint hook by SafeCheckpointHook."""
     hook = cfg.get("default_hooks", {}).get("checkpoint")
     if hook and hook.get("type") == "CheckpointHook":
         hook.type = "dcnv4_mm.SafeCheckpointHook"

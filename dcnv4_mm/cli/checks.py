@@ -28,29 +28,29 @@ def check_checkpoint(path: str) -> None:
 
 
 def check_data(cfg: "Config", *phases: str) -> None:
-    """Stops if a data set that a phase ("train", "val", "test") reads is not there."""
+    """Stops if a dataset that a phase ("train", "val", "test") reads is missing."""
     for phase in phases:
         loader = cfg.get(f"{phase}_dataloader")
         for dataset in plain_datasets(loader["dataset"]) if loader else ():
             root = dataset.get("data_root") or ""
-            # The pictures' and the label maps' folders of segmentation sets.
+            # Segmentation datasets: the folders of images and of label maps.
             prefix = dataset.get("data_prefix")
             folders = prefix if isinstance(prefix, dict) else {}
             parts = [folders.get(kind) for kind in ("img_path", "seg_map_path")]
-            # mmpretrain's ImageNet names a folder of the root so.
+            # mmpretrain's ImageNet names a subfolder of the root by its split.
             parts.append(dataset.get("split") if dataset.get("type") == "ImageNet" else None)
             for path in filter(None, (root, dataset.get("ann_file"), *parts)):
-                whole = path if path == root else os.path.join(root, path)
-                if "://" not in whole and not os.path.exists(whole):
+                full = path if path == root else os.path.join(root, path)
+                if "://" not in full and not os.path.exists(full):
                     stop(
-                        f"{os.path.abspath(whole)} does not exist; put or link the data there, or "
+                        f"{os.path.abspath(full)} does not exist; put or link the data there, or "
                         f"set data_root and ann_file of {phase}_dataloader.dataset with "
                         "--cfg-options (and ann_file of the evaluator)"
                     )
 
 
 def plain_datasets(dataset: dict) -> list[dict]:
-    """The data sets inside of wrappers such as RepeatDataset and ConcatDataset."""
+    """The datasets inside wrappers such as RepeatDataset and ConcatDataset."""
     if "datasets" in dataset:
         return [inner for d in dataset["datasets"] for inner in plain_datasets(d)]
     return plain_datasets(dataset["dataset"]) if "dataset" in dataset else [dataset]

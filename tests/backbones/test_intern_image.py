@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from backbones.intern_image import build, manifest, picked
 from helpers import images, load_json, normal, weights
-from internimage import build, manifest, picked
 
 from dcnv4_mm.backbones import ARCHS, DCNV3_ARCHS, FlashInternImage
 from dcnv4_mm.checkpoints import convert, load_released, to_released

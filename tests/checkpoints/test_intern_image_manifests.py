@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from internimage import backbone_arguments, build, manifest, models, numbered
+from backbones.intern_image import backbone_arguments, build, manifest, models, numbered
 
 from dcnv4_mm.backbones import DCNV3_ARCHS, FlashInternImage
 from dcnv4_mm.backbones.archs import Arch

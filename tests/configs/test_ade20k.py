@@ -15,6 +15,7 @@ import yaml
 
 pytest.importorskip("mmseg", reason="mmseg is not installed")
 
+from configs.mmseg_names import DECODER_LAYER, ENCODER_LAYER, translate
 from helpers import build_segmentor, config_of
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -22,7 +23,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.utils import register_all_modules
-from mmseg_names import DECODER_LAYER, ENCODER_LAYER, translate
 from torch import nn
 
 pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]

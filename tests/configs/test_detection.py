@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
+from configs.mmdet_names import translate
 from helpers import DATA, build_detector
-from mmdet_names import translate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from backbones.intern_image import manifest, models, numbered
 from helpers import ROOT, config_of, load_json
-from internimage import manifest, models, numbered
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 

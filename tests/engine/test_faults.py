@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import training
-from training import STEPS
+from engine import training
+from engine.training import STEPS
 
 from dcnv4_mm.engine import atomic_writes, find_complete_checkpoint
 from dcnv4_mm.engine.atomic_writes import AtomicLocalBackend

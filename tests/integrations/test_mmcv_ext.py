@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("mmcv", reason="mmcv is not installed")
 
-import mmcv_ext_cases
+from integrations import mmcv_ext_cases
 
 from dcnv4_mm.integrations import _hosts, mmcv_ext
 

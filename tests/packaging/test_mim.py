@@ -62,7 +62,7 @@ def models() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory, run) -> Path:
-    """The mini COCO set, with few pictures."""
+    """A small mini COCO dataset."""
     folder = tmp_path_factory.mktemp("data") / "mini_coco"
     generator = (sys.executable, ROOT / "dev/generators/mini_coco.py")
     run(*generator, folder, "--num-train", 8, "--num-val", 4, cwd=folder.parent)
@@ -226,6 +226,6 @@ def test_train_with_two_processes(run, tmp_path, data_root):
     said = run(MIM, *train, *work, cwd=tmp_path, OMP_NUM_THREADS="1")
     assert "Training finished successfully" in said
     saved = torch.load(tmp_path / "work/epoch_1.pth", weights_only=False)
-    # 8 pictures, less those without objects, in batches of 4 on each of 2 ranks.
+    # 8 images, less those without objects, in batches of 4 on each of 2 ranks.
     assert saved["meta"]["iter"] == 1
     assert all(value.isfinite().all() for value in saved["state_dict"].values())

@@ -1,4 +1,4 @@
-"""The tools on classifiers: released files through mim, training, fine-tuning, pictures."""
+"""The tools on classifiers: released files through mim, training, fine-tuning, images."""
 
 import os
 import pickle
@@ -74,10 +74,10 @@ def released(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory, released):
-    """A folder with a data/imagenet of six pictures, and the scores that each must get.
+    """A folder with a data/imagenet of six images, and the scores that each must get.
 
     The scores come from this package's plain classifier and torchvision's transforms. Labels are
-    such that the model is right on four pictures, and second on a fifth.
+    such that four images are right at rank 1 and a fifth at rank 2.
     """
     folder = tmp_path_factory.mktemp("imagenet")
     (folder / "data/imagenet/val").mkdir(parents=True)
@@ -87,13 +87,13 @@ def imagenet(tmp_path_factory, released):
     lines, scores = [], []
     for index, (height, width) in enumerate(SIZES):
         coarse = generator(f"picture {index}").integers(0, 256, (9, 7, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        exif = picture.getexif()
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        exif = image.getexif()
         # Turned by a quarter, which neither path may heed.
         exif[0x0112] = 6 if index == 1 else 1
-        picture = picture.convert("L" if index == 2 else "RGB")
+        image = image.convert("L" if index == 2 else "RGB")
         path = folder / f"data/imagenet/val/{index}.JPEG"
-        picture.save(path, quality=90, exif=exif)
+        image.save(path, quality=90, exif=exif)
         with torch.inference_mode():
             logits = model(TRANSFORM(Image.open(path).convert("RGB"))[None])[0]
         order = logits.argsort(descending=True)
@@ -136,48 +136,48 @@ def test_mim_evaluates_a_released_file(imagenet, released):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder with one picture of each class to train on, and one held out."""
-    folder = tmp_path_factory.mktemp("pictures")
+def own_data(tmp_path_factory):
+    """A folder with one training and one held-out image of each class."""
+    folder = tmp_path_factory.mktemp("own_data")
     sizes = ("--num-train", 1, "--num-val", 1)
-    run(ROOT / "dev/generators/mini_imagenet.py", "data/my_pictures", *sizes, cwd=folder)
+    run(ROOT / "dev/generators/mini_imagenet.py", "data/my_images", *sizes, cwd=folder)
     return folder
 
 
-def test_fine_tuning_example(pictures, released):
-    classes = tuple(sorted(p.name for p in (pictures / "data/my_pictures/train").iterdir()))
-    text = EXAMPLE.read_text().replace("data/own", "data/my_pictures")
+def test_fine_tuning_example(own_data, released):
+    classes = tuple(sorted(p.name for p in (own_data / "data/my_images/train").iterdir()))
+    text = EXAMPLE.read_text().replace("data/own", "data/my_images")
     text = re.sub(r"^classes = .*$", f"classes = {classes}", text, flags=re.MULTILINE)
-    (pictures / EXAMPLE.name).write_text(text)
+    (own_data / EXAMPLE.name).write_text(text)
     options = [*no_workers("train", "val"), "train_cfg.max_epochs=1", f"load_from={released}"]
     options += ["train_dataloader.batch_size=5", "default_hooks.logger.interval=1"]
     train = (TOOLS / "train.py", EXAMPLE.name, "--work-dir", "out")
-    said = run(*train, "--cfg-options", *options, cwd=pictures)
+    said = run(*train, "--cfg-options", *options, cwd=own_data)
     assert "391 tensors loaded, from the entry 'model'" in said
     assert "left out 2 (allowed not to fit)" in said
     assert "accuracy/top1" in said
-    saved = torch.load(pictures / "out/epoch_1.pth", weights_only=False)
+    saved = torch.load(own_data / "out/epoch_1.pth", weights_only=False)
     assert saved["state_dict"]["head.head.weight"].shape == (10, 768)
     assert saved["meta"]["dataset_meta"]["classes"][0] == "cold_box"
 
     demo = (
         TOOLS / "visualization/demo.py",
-        "data/my_pictures/val/cold_box",
+        "data/my_images/val/cold_box",
         EXAMPLE.name,
         "out/epoch_1.pth",
     )
-    said = run(*demo, "--out-dir", "painted", cwd=pictures)
+    said = run(*demo, "--out-dir", "drawn", cwd=own_data)
     assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
-    assert (pictures / "painted/cold_box_00001.png").is_file()
+    assert (own_data / "drawn/cold_box_00001.png").is_file()
 
     test = (TOOLS / "test.py", EXAMPLE.name, "out/epoch_1.pth", "--show-dir", "shown")
-    run(*test, "--cfg-options", *no_workers("test"), cwd=pictures)
-    source = Image.open(pictures / "data/my_pictures/val/cold_box/cold_box_00001.JPEG")
+    run(*test, "--cfg-options", *no_workers("test"), cwd=own_data)
+    source = Image.open(own_data / "data/my_images/val/cold_box/cold_box_00001.JPEG")
     expected = transforms.Compose(TRANSFORM.transforms[:2])(source)
-    (shown,) = (pictures / "shown").glob("cold_box_00001*.png")
-    with Image.open(shown) as painted:
+    (shown,) = (own_data / "shown").glob("cold_box_00001*.png")
+    with Image.open(shown) as drawn:
         # The text is in the upper half.
-        pixels = [np.asarray(p.convert("RGB"), float)[112:] for p in (painted, expected)]
+        pixels = [np.asarray(p.convert("RGB"), float)[112:] for p in (drawn, expected)]
     assert abs(pixels[0] - pixels[1]).mean() < 2
     assert abs(pixels[0] - pixels[1][..., ::-1]).mean() > 20
 
@@ -214,10 +214,10 @@ def test_missing_data(run_tool, tmp_path):
     assert f"{tmp_path / 'data/imagenet/train'} does not exist" in message
 
 
-def test_checkpoint_of_another_model(run_tool, tmp_path, pictures):
+def test_checkpoint_of_another_model(run_tool, tmp_path, own_data):
     torch.save({"model": {"conv.weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    picture = next((pictures / "data/my_pictures/val").rglob("*.JPEG"))
-    arguments = (picture, config_of(T), tmp_path / "other.pth")
+    image = next((own_data / "data/my_images/val").rglob("*.JPEG"))
+    arguments = (image, config_of(T), tmp_path / "other.pth")
     for tool in ("demo.py", "visualize_offsets.py"):
         message = run_tool(tool, *arguments, cwd=tmp_path).message
         assert "other.pth: the checkpoint does not fit" in message

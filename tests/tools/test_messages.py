@@ -1,4 +1,4 @@
-"""What the tools say when they cannot do what was asked: one line, exit status not 0, no trace."""
+"""Errors of the tools: one line, exit status not 0, no traceback."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ NANO = ROOT / "configs/quickstart/mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_
 
 @pytest.fixture
 def refusal(run_tool):
-    """Function that runs a tool which must stop with a message of one line, and gives it."""
+    """Function that runs a tool that must stop with a one-line message, and returns that."""
 
     def refuse(tool, *arguments, cwd):
         message = run_tool(tool, *arguments, cwd=cwd).message
@@ -65,7 +65,7 @@ def data(tmp_path_factory):
 def test_help(tool, tmp_path):
     result = run(tool, "-h", cwd=tmp_path)
     assert result.returncode == 0
-    # mim reads this as an invitation to pass the option of OpenMMLab 1.
+    # If it finds this, mim passes the option of OpenMMLab 1.
     assert "--gpus" not in result.stdout
 
 
@@ -160,7 +160,7 @@ def test_amp_without_a_gpu(refusal, data):
     assert "--amp needs a GPU" in refusal("train.py", NANO, "--amp", cwd=data)
 
 
-def test_demo_without_pictures(refusal, tmp_path):
+def test_demo_without_images(refusal, tmp_path):
     assert "does not exist" in refusal("demo.py", "nope.jpg", NANO, "nope.pth", cwd=tmp_path)
     assert str(tmp_path) in refusal("demo.py", tmp_path, NANO, "nope.pth", cwd=tmp_path)
 

@@ -1,4 +1,4 @@
-"""Training, testing and painting with mmseg's models, and released files in their original form."""
+"""Training, testing and drawing with mmseg's models, and released files in their original form."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def run(*command, cwd, check=True, **environment):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in, with a small set at the place where the configs look for it."""
+    """A folder to work in, with a small dataset where the configs expect it."""
     folder = tmp_path_factory.mktemp("tools")
     sizes = ("--num-train", 8, "--num-val", 2)
     run(ROOT / "dev" / "generators" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=folder)
@@ -102,14 +102,14 @@ def test_evaluation_of_one_and_many_copies(trained, folder):
     assert all(one.shape == other.shape for one, other in zip(single, copies, strict=True))
 
 
-def test_demo_paints_pictures_with_a_legend(trained, folder):
+def test_demo_draws_label_maps_with_a_legend(trained, folder):
     import cv2
 
     config, name, _ = trained
-    pictures = "data/mini_ade20k/images/validation"
+    images = "data/mini_ade20k/images/validation"
     command = (
         TOOLS / "visualization" / "demo.py",
-        pictures,
+        images,
         config,
         f"{name}/iter_2.pth",
         "--out-dir",
@@ -119,31 +119,31 @@ def test_demo_paints_pictures_with_a_legend(trained, folder):
     for number in (1, 2):
         file = f"ADE_val_{number:08d}.jpg"
         assert f"{name}-see/vis/{file}" in output
-        painted, plain = (
-            cv2.imread(str(folder / path / file)) for path in (f"{name}-see/vis", pictures)
+        drawn, plain = (
+            cv2.imread(str(folder / path / file)) for path in (f"{name}-see/vis", images)
         )
-        assert painted.shape[1] > plain.shape[1]
-        assert painted.shape[0] >= plain.shape[0]
+        assert drawn.shape[1] > plain.shape[1]
+        assert drawn.shape[0] >= plain.shape[0]
 
 
 def test_overlay_and_legend():
-    """Half of the picture is of the second class, the other of none."""
+    """Half of the image is of the second class, the other half of none."""
     from dcnv4_mm.cli.overlay import LEGEND, OPACITY, overlay
 
-    picture = np.full((60, 40, 3), 100, np.uint8)
+    image = np.full((60, 40, 3), 100, np.uint8)
     labels = np.full((60, 40), 255, np.uint8)
     labels[:, 20:] = 1
-    painted = overlay(picture, labels, ("a", "b"), [(0, 0, 0), (200, 0, 0)])
-    assert painted.shape == (60, 40 + LEGEND, 3)
-    assert (painted[:, :20] == 100).all()
+    drawn = overlay(image, labels, ("a", "b"), [(0, 0, 0), (200, 0, 0)])
+    assert drawn.shape == (60, 40 + LEGEND, 3)
+    assert (drawn[:, :20] == 100).all()
     mixed = [
         int((1 - OPACITY) * 100),
         int((1 - OPACITY) * 100),
         int(100 - OPACITY * 100 + OPACITY * 200),
     ]
-    assert np.abs(painted[30, 30].astype(int) - mixed).max() <= 1
+    assert np.abs(drawn[30, 30].astype(int) - mixed).max() <= 1
     # One row: a red field and dark letters on white.
-    legend = painted[:, 40:].reshape(-1, 3)
+    legend = drawn[:, 40:].reshape(-1, 3)
     assert (legend == (0, 0, 200)).all(axis=1).sum() > 100
     assert (legend == 255).all(axis=1).sum() > 0.8 * len(legend)
 
@@ -211,7 +211,7 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
     assert len(found) == len(kept) == 2
     for one, other in zip(found, kept, strict=True):
         assert torch.equal(torch.as_tensor(one["pred_sem_seg"]["data"]), other.pred_sem_seg.data)
-        # Weights by rule see few classes in few pictures, but their scores are all different; of
+        # Weights by rule see few classes in few images, but their scores are all different; of
         # many copies the last one's are kept.
         scores = torch.as_tensor(one["seg_logits"]["data"])
         assert scores.std() > 0.01

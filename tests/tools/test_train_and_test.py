@@ -1,4 +1,4 @@
-"""train.py, test.py and demo.py on real pictures: train, go on, evaluate, paint; two processes."""
+"""train.py, test.py and demo.py on images: training, resuming, evaluation; two processes."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def run(*command, cwd, check=True, **environment):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in, with a small set at the place where the config looks for it."""
+    """A folder to work in, with a small dataset where the config expects it."""
     folder = tmp_path_factory.mktemp("tools")
     sizes = ("--num-train", 9, "--num-val", 3)
     run(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=folder)
@@ -69,7 +69,7 @@ def test_training_writes_a_checkpoint_and_evaluates(trained):
     assert (trained / "out" / "last_checkpoint").read_text().endswith("epoch_1.pth")
     (scalars,) = (trained / "out").glob("*/vis_data/scalars.json")
     records = [json.loads(line) for line in scalars.read_text().splitlines()]
-    # Two steps: nine pictures, one of them without objects, four at a time.
+    # Two steps: nine images, one of them without objects, in batches of four.
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == 2
     assert all(0 < loss < 100 for loss in losses)
@@ -77,7 +77,7 @@ def test_training_writes_a_checkpoint_and_evaluates(trained):
 
 
 def test_training_goes_on_where_it_stopped(trained, tmp_path):
-    """With the learning rate scaled from eight pictures a step to four."""
+    """With the learning rate scaled from a batch size of eight to four."""
     options = [*SMALL, "train_cfg.max_epochs=2", "auto_scale_lr.base_batch_size=8"]
     work_dir = tmp_path / "out"
     work_dir.mkdir()
@@ -112,8 +112,8 @@ def test_a_config_of_ones_own_inherits_by_the_packages_name(folder):
     assert "Failed to search registry" not in output
 
 
-def test_evaluation_gives_metrics_predictions_and_pictures(trained):
-    output = ("--work-dir", "tested", "--out", "tested/found.pkl", "--show-dir", "painted")
+def test_evaluation_gives_metrics_predictions_and_images(trained):
+    output = ("--work-dir", "tested", "--out", "tested/found.pkl", "--show-dir", "drawn")
     options = ("--cfg-options", *SMALL, "model.test_cfg.rcnn.score_thr=0.0")
     run(TOOLS / "test.py", CONFIG, "out/epoch_1.pth", *output, *options, cwd=trained)
     (log,) = (trained / "tested").glob("*/*.json")
@@ -121,7 +121,7 @@ def test_evaluation_gives_metrics_predictions_and_pictures(trained):
     found = pickle.loads((trained / "tested" / "found.pkl").read_bytes())
     assert len(found) == 3
     assert all(len(prediction["pred_instances"]["masks"]) > 0 for prediction in found)
-    assert len(list((trained / "tested").glob("*/painted/*.jpg"))) == 3
+    assert len(list((trained / "tested").glob("*/drawn/*.jpg"))) == 3
 
 
 def test_evaluation_of_flipped_copies(trained):
@@ -139,7 +139,7 @@ def test_evaluation_of_flipped_copies(trained):
     flipped, plain = (
         pickle.loads((trained / f"{n}.pkl").read_bytes()) for n in ("flipped", "plain")
     )
-    # Other scores, since each is found in two copies; the same pictures.
+    # Other scores, since each is found in two copies; the same images.
     assert [p["img_id"] for p in flipped] == [p["img_id"] for p in plain]
     assert any(
         not torch.equal(a["pred_instances"]["scores"], b["pred_instances"]["scores"])
@@ -147,7 +147,7 @@ def test_evaluation_of_flipped_copies(trained):
     )
 
 
-def test_demo_paints_pictures(trained):
+def test_demo_draws_predictions(trained):
     options = ("--out-dir", "seen", "--score", 0.0)
     output = run(
         TOOLS / "visualization" / "demo.py",
@@ -158,9 +158,9 @@ def test_demo_paints_pictures(trained):
         cwd=trained,
     ).stdout
     for name in ("000001.jpg", "000002.jpg", "000003.jpg"):
-        painted = trained / "seen" / "vis" / name
-        assert str(painted.relative_to(trained)) in output
-        assert painted.read_bytes() != (trained / "data/mini_coco/val" / name).read_bytes()
+        drawn = trained / "seen" / "vis" / name
+        assert str(drawn.relative_to(trained)) in output
+        assert drawn.read_bytes() != (trained / "data/mini_coco/val" / name).read_bytes()
 
 
 def test_the_host_trains_our_config_with_its_own_tool(folder):
@@ -181,17 +181,17 @@ from mmengine.registry import HOOKS
 @HOOKS.register_module()
 class RecordHook(Hook):
     def __init__(self):
-        self.pictures = []
+        self.images = []
 
     def before_train(self, runner):
         self.before = self.parameters(runner)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.pictures += [sample.img_id for sample in data_batch["data_samples"]]
+        self.images += [sample.img_id for sample in data_batch["data_samples"]]
 
     def after_train(self, runner):
         record = {"before": self.before, "after": self.parameters(runner)}
-        torch.save({**record, "pictures": self.pictures}, f"rank{runner.rank}.pt")
+        torch.save({**record, "images": self.images}, f"rank{runner.rank}.pt")
 
     def parameters(self, runner):
         return {k: v.detach().clone() for k, v in runner.model.module.named_parameters()}
@@ -199,7 +199,7 @@ class RecordHook(Hook):
 
 
 def test_two_processes_keep_equal_parameters(tmp_path):
-    """Twenty steps over gloo, started as mim starts them; each process sees its own pictures."""
+    """Twenty steps over gloo, started as mim starts them; each process sees other images."""
     sizes = ("--num-train", 43, "--num-val", 2)
     run(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=tmp_path)
     (tmp_path / "recorder.py").write_text(RECORDER)
@@ -224,8 +224,8 @@ def test_two_processes_keep_equal_parameters(tmp_path):
         OMP_NUM_THREADS="1",
     ).stdout
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert len(first["pictures"]) >= 20 * 2, output[-2000:]
-    assert set(first["pictures"]) != set(second["pictures"])
+    assert len(first["images"]) >= 20 * 2, output[-2000:]
+    assert set(first["images"]) != set(second["images"])
     assert first["after"].keys() == second["after"].keys()
     for name, parameter in first["after"].items():
         assert torch.equal(parameter, second["after"][name]), name

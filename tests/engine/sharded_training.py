@@ -1,16 +1,14 @@
-"""Trains a small model in processes of its own, each with a copy or with a piece of it."""
-
-from pathlib import Path
+"""Trains a small model in several processes, replicated or sharded."""
 
 import torch
-import training
+from engine import training
+from helpers import ROOT
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "_base_" / "strategies" / "fsdp.py"
 
 
@@ -38,7 +36,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def train(rank, processes, port, folder, options):
-    """With layers that learn at rates of their own, and gradients that are clipped."""
+    """One process of a training with layer-wise learning rates and gradient clipping."""
     training.join(rank, processes, port)
     torch.manual_seed(0)
     optimizer = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.5}
@@ -67,7 +65,7 @@ def train(rank, processes, port, folder, options):
     if options["sharded"]:
         strategy = Config.fromfile(CONFIG).strategy
         strategy.model_wrapper.device_id = "cpu"
-        # On the CPU torch 2.13 crashes when it moves the pieces to where they are.
+        # On the CPU torch 2.13 crashes with sharded state dicts.
         strategy.state_dict_cfg = {
             "state_dict_type": "FULL_STATE_DICT",
             "state_dict_config": {"type": "FullStateDictConfig"},

@@ -3,9 +3,9 @@
 import json
 import re
 
+from configs.mmdet_names import flatten, translate_backbone, translate_optimizer
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet_names import flatten, translate_backbone, translate_optimizer
 from mmengine.hooks import CheckpointHook
 from torch import nn
 
