@@ -29,9 +29,11 @@ def check_checkpoint(path: str) -> None:
 
 def check_data(cfg: "Config", *phases: str) -> None:
     """Stops if a dataset that a phase ("train", "val", "test") reads is missing."""
+    from dcnv4_mm.integrations.data_checks.of_config import dataset_configs
+
     for phase in phases:
         loader = cfg.get(f"{phase}_dataloader")
-        for dataset in plain_datasets(loader["dataset"]) if loader else ():
+        for dataset in dataset_configs(loader["dataset"]) if loader else ():
             root = dataset.get("data_root") or ""
             # Segmentation datasets: the folders of images and of label maps.
             prefix = dataset.get("data_prefix")
@@ -47,10 +49,3 @@ def check_data(cfg: "Config", *phases: str) -> None:
                         f"set data_root and ann_file of {phase}_dataloader.dataset with "
                         "--cfg-options (and ann_file of the evaluator)"
                     )
-
-
-def plain_datasets(dataset: dict) -> list[dict]:
-    """The datasets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if "datasets" in dataset:
-        return [inner for d in dataset["datasets"] for inner in plain_datasets(d)]
-    return plain_datasets(dataset["dataset"]) if "dataset" in dataset else [dataset]

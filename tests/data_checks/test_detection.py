@@ -140,7 +140,7 @@ MASK = "segmentation is not polygons of at least 3 points"
         (put("image_id", 77), "1 annotation of an image that is not listed"),
         (put("category_id", 77), "1 annotation of a category that is not listed"),
         (put("id", 0, "images"), "1 image id in use more than once: 0"),
-        (put("width", 48, "images"), "64 x 48 pixels, the file says 48 x 48"),
+        (put("width", 48, "images"), "64 x 48 pixels, the file lists 48 x 48"),
         (put("file_name", "none.jpg", "images"), "none.jpg is not in"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_turned_image(run, folder):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(folder / "1.jpg", exif=exif)
-    with pytest.raises(DataError, match=r"48 x 64 pixels, the file says 64 x 48 \(EXIF"):
+    with pytest.raises(DataError, match=r"48 x 64 pixels, the file lists 64 x 48 \(EXIF"):
         run()
     upright = {"width": 48, "height": 64}
     for name in ("train.json", "val.json"):

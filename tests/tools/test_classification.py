@@ -1,16 +1,12 @@
 """The tools on classifiers: released files through mim, training, fine-tuning, images."""
 
-import os
 import pickle
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import config_of, generator, manifest, weights
+from helpers import NO_WORKERS, ROOT, config_of, generator, manifest, run_python, weights
 from PIL import Image
 
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
@@ -25,7 +21,6 @@ from dcnv4_mm.checkpoints import load_released
 
 pytestmark = pytest.mark.mmpretrain
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 T = "flash_intern_image_t_1k_224"
 NANO = next(ROOT.glob("configs/quickstart/flash-internimage-nano*.py"))
@@ -41,25 +36,6 @@ TRANSFORM = transforms.Compose(
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ]
 )
-
-
-def run(*command, cwd):
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
-
-
-def no_workers(*loaders):
-    return [f"{loader}_dataloader.{option}" for loader in loaders
-            for option in ("num_workers=0", "persistent_workers=False")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +62,7 @@ def imagenet(tmp_path_factory, released):
     load_released(model, released)
     lines, scores = [], []
     for index, (height, width) in enumerate(SIZES):
-        coarse = generator(f"picture {index}").integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        coarse = generator(f"image {index}").integers(0, 256, (9, 7, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         exif = image.getexif()
         # Turned by a quarter, which neither path may heed.
@@ -118,10 +94,10 @@ def test_test_transform_gives_the_same_pixels(imagenet):
 
 def test_mim_evaluates_a_released_file(imagenet, released):
     folder, scores = imagenet
-    said = run(
+    said = run_python(
         *("-m", "mim", "test", "dcnv4_mm", config_of(T).name, "--checkpoint", released),
         *("--gpus", "0", "--work-dir", "work", "--out", "scores.pkl"),
-        *("--cfg-options", *no_workers("test"), "test_dataloader.batch_size=2"),
+        *("--cfg-options", *NO_WORKERS, "test_dataloader.batch_size=2"),
         cwd=folder,
     )
     assert "393 tensors loaded, from the entry 'model'; 393 renamed" in said
@@ -140,7 +116,7 @@ def own_data(tmp_path_factory):
     """A folder with one training and one held-out image of each class."""
     folder = tmp_path_factory.mktemp("own_data")
     sizes = ("--num-train", 1, "--num-val", 1)
-    run(ROOT / "dev/generators/mini_imagenet.py", "data/my_images", *sizes, cwd=folder)
+    run_python(ROOT / "dev/generators/mini_imagenet.py", "data/my_images", *sizes, cwd=folder)
     return folder
 
 
@@ -149,10 +125,10 @@ def test_fine_tuning_example(own_data, released):
     text = EXAMPLE.read_text().replace("data/own", "data/my_images")
     text = re.sub(r"^classes = .*$", f"classes = {classes}", text, flags=re.MULTILINE)
     (own_data / EXAMPLE.name).write_text(text)
-    options = [*no_workers("train", "val"), "train_cfg.max_epochs=1", f"load_from={released}"]
+    options = [*NO_WORKERS, "train_cfg.max_epochs=1", f"load_from={released}"]
     options += ["train_dataloader.batch_size=5", "default_hooks.logger.interval=1"]
     train = (TOOLS / "train.py", EXAMPLE.name, "--work-dir", "out")
-    said = run(*train, "--cfg-options", *options, cwd=own_data)
+    said = run_python(*train, "--cfg-options", *options, cwd=own_data)
     assert "391 tensors loaded, from the entry 'model'" in said
     assert "left out 2 (allowed not to fit)" in said
     assert "accuracy/top1" in said
@@ -166,12 +142,12 @@ def test_fine_tuning_example(own_data, released):
         EXAMPLE.name,
         "out/epoch_1.pth",
     )
-    said = run(*demo, "--out-dir", "drawn", cwd=own_data)
+    said = run_python(*demo, "--out-dir", "drawn", cwd=own_data)
     assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
     assert (own_data / "drawn/cold_box_00001.png").is_file()
 
     test = (TOOLS / "test.py", EXAMPLE.name, "out/epoch_1.pth", "--show-dir", "shown")
-    run(*test, "--cfg-options", *no_workers("test"), cwd=own_data)
+    run_python(*test, "--cfg-options", *NO_WORKERS, cwd=own_data)
     source = Image.open(own_data / "data/my_images/val/cold_box/cold_box_00001.JPEG")
     expected = transforms.Compose(TRANSFORM.transforms[:2])(source)
     (shown,) = (own_data / "shown").glob("cold_box_00001*.png")
@@ -194,7 +170,7 @@ download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
 """
     paths = [*ROOT.glob("configs/classification/*.py"), NANO]
     names = [path.stem for path in paths if "own-data" not in path.stem]
-    run("-c", code, tmp_path, *names, cwd=tmp_path)
+    run_python("-c", code, tmp_path, *names, cwd=tmp_path)
     assert len(names) == 5
     for name in names:
         assert "dcnv4_mm.FlashInternImage" in (tmp_path / f"{name}.py").read_text()
