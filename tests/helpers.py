@@ -157,7 +157,7 @@ def build_detector(original, device="cpu"):
 def dino_weights(original):
     """The recorded DINO's weights by released name."""
     tensors = weights(manifest("dino", original))
-    # Else all invalid tokens would share one high score, and the choice of queries be undefined.
+    # Otherwise all invalid tokens have one high score, and the choice of queries is undefined.
     tensors["bbox_head.transformer.enc_output.bias"] *= 0.01
     return tensors
 

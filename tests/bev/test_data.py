@@ -198,7 +198,7 @@ def test_a_subset_keeps_its_frames(nuscenes_root, indices, serialize):
 
 
 def test_a_concatenation_keeps_the_frames(nuscenes_root, monkeypatch):
-    """Of parts of one file and of another file, through the samples that a loader gets."""
+    """Subsets of one file and another file, by the samples that a loader gets."""
     settings = {"frames": (-1, 0, 1), "pipeline": [], "test_mode": True}
     expected = {}
     for split in ("train", "val"):

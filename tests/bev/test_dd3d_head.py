@@ -133,7 +133,7 @@ def test_points_have_no_half_stride():
 
 
 def test_assignment_by_hand():
-    """Of boxes that hold a location near their centre, on their level, the smallest counts."""
+    """A location gets the smallest box of its level with the location near its centre."""
     points = torch.tensor([[32.0, 32], [32, 32], [8, 32], [32, 0]])
     strides = torch.tensor([8.0, 16, 8, 8])
     sizes = torch.tensor([[-1.0, 64], [64, 128], [-1, 64], [-1, 64]])

@@ -66,7 +66,7 @@ def test_decoding_takes_the_best_inside_the_range(coder):
     codes[1, 0] = 70.0
     logits = torch.tensor([[1.0, 0.5], [3.0, -3.0], [-5.0, 2.0]])
     boxes, scores, labels = coder.decode(logits, codes)
-    # Of the three best, the first lies outside.
+    # The first of the three best lies outside.
     assert labels.tolist() == [1, 0]
     torch.testing.assert_close(scores, torch.tensor([2.0, 1.0]).sigmoid())
     assert len(boxes) == 2

@@ -93,7 +93,7 @@ def test_other_files_are_refused(content):
     [
         ({"mmcv_version": "1.5.0"}, True),
         ({"mmengine_version": "0.10.7"}, False),
-        # Of a file that publish_checkpoint.py has stripped.
+        # The meta of a file stripped by publish_checkpoint.py.
         ({"dataset_meta": {}}, False),
         ({"mmcv_version": "1.5.0", "box_convention": "mmdet3d 1.x"}, False),
     ],

@@ -1,4 +1,4 @@
-"""The fifteen configs of InternImage say what the originals say, as far as that is recorded."""
+"""The fifteen configs of InternImage have the recorded settings of the originals."""
 
 import copy
 import re
@@ -41,7 +41,7 @@ def build(config, dataset):
     ],
 )
 def case(request):
-    """The original's name, what is recorded of it, our config and the model built from it."""
+    """The original's name, its recorded settings, our config and the model built from it."""
     config = Config.fromfile(config_of(request.param))
     recorded = RECORDED[request.param]
     return request.param, recorded, config, build(config, recorded["dataset"])

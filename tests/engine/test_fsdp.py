@@ -54,7 +54,7 @@ def test_sharded_training_equals_data_parallel_training(tmp_path):
     ],
 )
 def test_the_config_joins_others(tmp_path, leaf):
-    """As docs/training.md says; each block of the backbone is a piece then."""
+    """The settings of docs/training.md wrap each block of the backbone."""
     path = tmp_path / "config.py"
     path.write_text(f"_base_ = {[str(CONFIGS / leaf), str(CONFIGS / '_base_/strategies/fsdp.py')]}")
     config = Config.fromfile(path)

@@ -1,4 +1,4 @@
-"""mim's commands, run by hand as it were: from another folder, on the installed wheel."""
+"""mim's commands on the installed wheel, run from another folder."""
 
 import functools
 import hashlib
@@ -102,7 +102,7 @@ def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
         flat = (tmp_path / f"{model['Name']}.py").read_text()
         assert "_base_" not in flat
         assert "dcnv4_mm." in flat
-    # Nothing is released of the models that learn generated sets, or for BEVFormer v2.
+    # There are no released files of the quickstart models and of BEVFormer v2.
     weights = [model["Weights"] for model in here if model["Weights"] != [""]]
     assert len(weights) == 12 + 8 + 15
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights

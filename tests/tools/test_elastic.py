@@ -86,7 +86,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_process_is_started_again(folder, monkeypatch):
     """The steps that are done again have the same losses."""
-    # Else torch 2.13 lets the restarted processes find the addresses of the old ones, and wait.
+    # Otherwise, in torch 2.13, restarted processes find the addresses of the old ones and wait.
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     program = [TRAIN, "config.py", "--launcher=pytorch", "--resume", "--work-dir=out"]

@@ -100,7 +100,7 @@ def test_evaluation_gives_metrics_predictions_and_images(trained):
 
 
 def test_evaluation_of_flipped_copies(trained):
-    """Of a model without masks, which mmdet cannot average."""
+    """With a model without masks, which mmdet cannot average."""
     weights = torch.load(trained / "out" / "epoch_1.pth", weights_only=False)["state_dict"]
     weights = {name: tensor for name, tensor in weights.items() if ".mask_head." not in name}
     torch.save({"state_dict": weights}, trained / "boxes.pth")

@@ -82,7 +82,7 @@ def test_image_shows_every_stage(run_tool, files, tmp_path):
 
 
 def test_receptive_fields_are_the_gradients(offsets):
-    """Of all features by one pixel, which is the norm of differences; none far outside."""
+    """Their maximum is the norm of finite differences; far outside they are zero."""
     torch.manual_seed(0)
     backbone = FlashInternImage("nano").eval().double()
     image = torch.randn(1, 3, 64, 96).double()
