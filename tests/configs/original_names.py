@@ -124,12 +124,12 @@ def translate_backbone(cfg, model):
 
 def translate_norms(model):
     epsilons = {}
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.SyncBatchNorm):
-            epsilons.setdefault(type(module).__name__, set()).add(module.eps)
+    for kind in (nn.LayerNorm, nn.GroupNorm, nn.SyncBatchNorm):
+        if found := {m.eps for m in model.modules() if isinstance(m, kind)}:
+            epsilons[kind.__name__] = sorted(found)
     return {
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "built.norm_eps": {name: sorted(values) for name, values in epsilons.items()},
+        "built.norm_eps": epsilons,
     }
 
 
