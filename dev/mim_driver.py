@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcnv4_mm.cli.checks import make_folder
 from dcnv4_mm.cli.configs import apply_options, stop
 
 if TYPE_CHECKING:
@@ -73,10 +74,7 @@ def write_data(script: str, arguments: list[str], work_dir: Path) -> Path:
     Returns:
         The stamp of the dataset, which changes with its content.
     """
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        stop(f"cannot write to {work_dir}: {error.strerror}; give another --work-dir")
+    make_folder(work_dir, "--work-dir")
     generator = Path(__file__).parent / "generators" / f"{script}.py"
     data = work_dir / "data" / script
     run([sys.executable, str(generator), str(data), *arguments], work_dir, work_dir / "data.log")

@@ -6,7 +6,7 @@ python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out FILE.pkl] [--tta]
 import argparse
 import copy
 
-from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_work_dir
+from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_folder
 from dcnv4_mm.cli.configs import add_arguments, load_config, stop
 from dcnv4_mm.cli.distributed import end_processes, start_processes
 from dcnv4_mm.cli.guards import add_guards, hook_name
@@ -82,7 +82,7 @@ def main() -> None:
     cfg = load_config(args)
     check_data(cfg, "test")
     check_checkpoint(args.checkpoint)
-    make_work_dir(cfg)
+    make_folder(cfg.work_dir, "--work-dir")
     cfg.load_from = args.checkpoint
     leave_out_averaging(cfg)
     add_guards(cfg)

@@ -6,7 +6,7 @@ torchrun --nproc_per_node 2 tools/train.py CONFIG --launcher pytorch
 
 import argparse
 
-from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_work_dir
+from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_folder
 from dcnv4_mm.cli.configs import add_arguments, load_config, stop
 from dcnv4_mm.cli.distributed import end_processes, start_processes
 from dcnv4_mm.cli.guards import add_guards
@@ -70,7 +70,7 @@ def main() -> None:
         check_checkpoint(cfg.load_from)
     use_safe_checkpoints(cfg)
     add_guards(cfg)
-    make_work_dir(cfg)
+    make_folder(cfg.work_dir, "--work-dir")
     start_processes(cfg)
     try:
         runner = build_runner(cfg)

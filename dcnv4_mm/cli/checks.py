@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def make_work_dir(cfg: "Config") -> None:
-    """Makes the work folder, and stops if nothing can be written there."""
+def make_folder(path: str | Path, option: str) -> None:
+    """Makes the folder that an option names, and stops if nothing can be written there."""
     try:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cfg.work_dir):
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        stop(f"cannot write to {cfg.work_dir}: {error.strerror}; give another --work-dir")
+        stop(f"cannot write to {path}: {error.strerror}; give another {option}")
 
 
-def check_checkpoint(path: str) -> None:
+def check_checkpoint(path: str | Path) -> None:
     """Stops if a checkpoint that is a local file does not exist."""
-    if "://" not in path and not Path(path).is_file():
+    if "://" not in str(path) and not Path(path).is_file():
         stop(f"the checkpoint {path} does not exist")
 
 

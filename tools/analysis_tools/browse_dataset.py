@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dcnv4_mm.cli.checks import check_data
+from dcnv4_mm.cli.checks import check_data, make_folder
 from dcnv4_mm.cli.configs import add_cfg_options, read_config, stop
 
 
@@ -108,10 +108,7 @@ def main() -> None:
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg[f"{args.phase}_dataloader"].dataset)
     draw = DRAWERS[cfg.default_scope](dataset)
-    try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        stop(f"cannot write to {args.out_dir}: {error.strerror}; give another --out-dir")
+    make_folder(args.out_dir, "--out-dir")
     for index in range(min(args.count, len(dataset))):
         path = args.out_dir / f"{index:05}.jpg"
         cv2.imwrite(str(path), draw(index))

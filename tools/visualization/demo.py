@@ -7,10 +7,10 @@ import argparse
 import logging
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
-from dcnv4_mm.cli.configs import ENV_HINT, find_config, install_hosts, stop
+from dcnv4_mm.cli.checks import check_checkpoint, make_folder
+from dcnv4_mm.cli.configs import read_config, stop
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -151,24 +151,15 @@ DRAWERS = {"mmdet": detect, "mmpretrain": classify, "mmseg": segment}
 def main() -> None:
     args = parse_args()
     images = find_images(args.input)
-    args.config = find_config(args.config)
-    if not args.checkpoint.is_file():
-        stop(f"{args.checkpoint} does not exist")
-    install_hosts()
-    from mmengine.config import Config
-
-    cfg = Config.fromfile(args.config)
+    check_checkpoint(args.checkpoint)
+    cfg = read_config(args.config, [])
+    args.config = cfg.filename
     host = cfg.get("default_scope", "mmdet")
     if host == "mmdet3d":
         stop("an image has no camera calibration: use bev_demo.py, which takes a sample")
     if host not in DRAWERS:
         stop(f"no demo for configs of {host}; there is one for {', '.join(DRAWERS)}")
-    if find_spec(host) is None:
-        stop(f"{host} is not installed; {ENV_HINT}")
-    try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        stop(f"cannot write to {args.out_dir}: {error.strerror}; give another --out-dir")
+    make_folder(args.out_dir, "--out-dir")
     logging.getLogger("mmengine").setLevel(logging.WARNING)
     for path in DRAWERS[host](args, readable(images)):
         print(path)
