@@ -46,10 +46,10 @@ class CheckDataHook(Hook):
     """Checks before the first iteration that data, heads and evaluators fit together.
 
     Detection: names and order of the classes in the dataset, the annotation file and the heads;
-    required fields, ids, boxes and masks; the evaluator's file; image sizes, from the headers of
-    a few files. Segmentation: classes of heads, loaders and dataset, and which classes occur in
-    the first label maps. Classification: classes and folders. BEV: classes and evaluator. All
-    hosts: whether a dataset has any samples.
+    required fields, ids, boxes and masks; the evaluator's file; missing images; image sizes, from
+    the headers of a few files. Segmentation: classes of heads, loaders and dataset, missing files,
+    and which classes occur in the first label maps. Classification: classes, folders, lists of
+    labels. BEV: classes, evaluator, missing images. All hosts: whether a dataset has any samples.
 
     Args:
         label_maps: Number of label maps in which segmentation looks for the classes.
