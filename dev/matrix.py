@@ -58,7 +58,7 @@ MODELS = {
     "Cascade Mask R-CNN": ("cascade-mask-rcnn_flash-internimage-l_fpn_8xb2-1x_coco", RCNN),
     "UPerNet": ("upernet_flash-internimage-t_8xb2-160k_ade20k-512x512", ADE20K),
     "Mask2Former": ("mask2former_flash-internimage-t_8xb2-160k_ade20k-512x512", ADE20K),
-    "BEVFormer v2": ("bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d", NUSCENES),
+    "BEVFormer v2": ("bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d", NUSCENES),
 }
 # In this process, with a log line for every step.
 PLAIN = [
@@ -242,15 +242,23 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="add the results to this page")
     args = parser.parse_args()
     commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT)
+    failed = []
     for name in args.lanes:
         print(f"{name}: Python {LANES[name].python}, torch {LANES[name].torch}", flush=True)
-        cells = run_lane(name, args.steps)
+        try:
+            cells = run_lane(name, args.steps)
+        except SystemExit as error:
+            print(error, file=sys.stderr)
+            failed.append(name)
+            continue
         if args.write:
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             stamp = dict(date=date.today().isoformat(), commit=commit.decode().strip())
             results[name] = results.get(name, {}) | cells | stamp
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             args.write.write_text(page(results))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

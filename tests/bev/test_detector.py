@@ -11,8 +11,9 @@ import torch
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev_toy import SIZE, build, images, losses_of, sample
+from bev.small_detector import SIZE, build, images, losses_of, sample
 
+from dcnv4_mm.bev.feature_cache import FeatureCache
 from dcnv4_mm.bev.layers.grid_mask import GridMask
 
 
@@ -22,7 +23,7 @@ def detector():
 
 
 def test_neighbours_run_in_evaluation_mode_without_gradient(detector):
-    """P15: their statistics do not count, and every part is as before afterwards."""
+    """Their statistics do not count, and every part is as before afterwards."""
     detector.train()
     # A part that its owner keeps in evaluation mode stays there.
     detector.fcos3d_bbox_head.fcos2d_head.eval()
@@ -42,7 +43,7 @@ def test_missing_frames_are_not_computed(detector):
 
 
 def test_every_parameter_gets_a_gradient(detector):
-    """Also at a scene's end, and without objects in the images (P22, P26)."""
+    """Also at a scene's end, and without objects in the images."""
     for case in (sample(), sample(valid=(False, True, False)), sample(mono=0)):
         detector.zero_grad()
         losses = losses_of(detector, images(), [case])
@@ -61,7 +62,7 @@ def test_images_without_objects_cost_nothing(detector):
 
 @pytest.mark.parametrize("padding", [0, 16])
 def test_a_flip_is_undone_on_the_features(detector, padding):
-    """P12: with a backbone that commutes with it, a mirrored sample gives the same features."""
+    """With a backbone that commutes with it, a mirrored sample gives the same features."""
     imgs = images()[:, :6]
     imgs[..., SIZE[1] - padding :] = 0
     metas = [sample(flip=flip).metainfo for flip in (False, True)]
@@ -74,7 +75,7 @@ def test_a_flip_is_undone_on_the_features(detector, padding):
 
 @pytest.mark.parametrize("height", [64, 128])
 def test_a_flip_changes_no_loss(height):
-    """P12: boxes, intrinsics and objects stay as they are, for both heads."""
+    """Boxes, intrinsics and objects stay as they are, for both heads."""
     imgs = torch.randn(1, 6, 3, height, 256)
     plain, mirrored = (
         losses_of(build(), imgs, [sample(frames=(0,), flip=flip)]) for flip in (False, True)
@@ -140,6 +141,41 @@ def test_warping_moves_the_other_frames_alone():
     torch.testing.assert_close(warped[1:], still[1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("alignment", ["projection", "warp"])
+@torch.no_grad()
+def test_cached_frames_give_the_same_boxes(alignment):
+    """With projection the encoder runs for every sample; warped features are encoded once."""
+    detector = build(frames=3, temporal_alignment=alignment).eval()
+    pixels, cameras = images(frames=5).unflatten(1, (5, 6)), sample().metainfo["lidar2img"][0]
+    encoder, calls = detector.pts_bbox_head.transformer.encoder, []
+    encoder.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+
+    def drive(cached):
+        detector.cache = FeatureCache(cached)
+        calls.clear()
+        found = []
+        for current in range(1, 4):
+            motion = np.tile(np.eye(4), (3, 1, 1))
+            motion[:, 1, 3] = [-1.7, 0, 1.7]
+            packed = sample(frame_tokens=tuple(range(current - 1, current + 2)))
+            packed.set_metainfo(
+                dict(lidar_to_current=motion, lidar2img=cameras @ np.linalg.inv(motion)[:, None])
+            )
+            imgs = pixels[:, current - 1 : current + 2].flatten(1, 2)
+            found.append(detector._forward(dict(imgs=imgs), [packed]))
+            assert len(detector.cache) <= cached
+        return found, sum(calls)
+
+    plain, plain_encoded = drive(0)
+    detector.img_backbone.seen.clear()
+    ours, encoded = drive(3)
+    assert sum(len(seen[0]) for seen in detector.img_backbone.seen) == 5 * 6
+    assert (plain_encoded, encoded) == ((9, 9) if alignment == "projection" else (9, 5))
+    for one, other in zip(ours, plain, strict=True):
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
 def test_predictions(detector):
     results = detector.eval().predict(dict(imgs=images()), [sample()])
     (result,) = results
@@ -169,7 +205,7 @@ def test_wrong_inputs(detector):
 
 
 def test_grid_mask():
-    """P15 as well: stripes of rows and columns remain; nothing happens in evaluation."""
+    """Stripes of rows and columns remain; nothing happens in evaluation."""
     torch.manual_seed(0)
     mask, imgs = GridMask(prob=1.0), torch.ones(4, 6, 3, 48, 64)
     assert mask.eval()(imgs) is imgs
@@ -185,8 +221,8 @@ def test_grid_mask():
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    """P22: one at a scene's end, the other without objects in its images."""
-    import distributed_detector
+    """One at a scene's end, the other without objects in its images."""
+    from bev import distributed_detector
 
     script = Path(distributed_detector.__file__)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

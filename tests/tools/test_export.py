@@ -7,7 +7,7 @@ from dcnv4_mm.export.onnx import custom_ops_library
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed")
 
-from host_models import small_config
+from integrations.host_models import small_config
 
 pytestmark = pytest.mark.mmseg
 
@@ -82,14 +82,25 @@ def test_every_format_equals_eager_mode_in_another_process(run_tool, folder, kin
 
 
 # By model: the size of images, so that the coarsest map has two rows, and the outputs of an image
-# at each of three sizes: class logits and boxes or masks of every query, or the cells of the BEV.
+# at each of three sizes: class logits or scores, and boxes or masks, of every query. BEVFormer v2
+# also returns the history: two frames of six cameras by level.
 OUTPUTS = {
     "dino": ((128, 160), [("10x5", "10x4")] * 3),
     "mask2former": (
         (128, 160),
         [("20x7", "20x32x40"), ("20x7", "20x36x50"), ("20x7", "20x40x32")],
     ),
-    "bevformerv2": ((256, 320), [("256x48",)] * 3),
+    "bevformerv2": (
+        (256, 320),
+        [
+            ("60x9", "60x10", *(f"2x6x48x{level}" for level in levels))
+            for levels in (
+                ("32x40", "16x20", "8x10"),
+                ("34x45", "17x23", "9x12"),
+                ("40x32", "20x16", "10x8"),
+            )
+        ],
+    ),
 }
 
 
@@ -102,10 +113,10 @@ def test_transformers_equal_eager_mode_in_another_process(run_tool, tmp_path, na
     (height, width), outputs = OUTPUTS[name]
     arguments = ("config.py", "model.pth", "model.pt2", "--size", height, width)
     result = run_tool("export.py", *arguments, "--tolerance", 5e-5, cwd=tmp_path)
-    pictures = "6x3" if name == "bevformerv2" else "3"
+    images = "6x3" if name == "bevformerv2" else "3"
     sizes = (1, height, width), (3, height + 13, width + 37), (2, width, height)
     assert table(result) == [
-        (f"{batch}x{pictures}x{h}x{w}", f"{batch}x{output}")
+        (f"{batch}x{images}x{h}x{w}", f"{batch}x{output}")
         for (batch, h, w), shapes in zip(sizes, outputs, strict=True)
         for output in shapes
     ]
