@@ -42,10 +42,6 @@ def kernels_check(*tensors: Tensor) -> bool:
         return False
     for tensor in tensors:
         # No subclass: fake tensors, for one, have no kernels.
-        if type(tensor) is not Tensor or not (
-            load_library("cpu") is None
-            if tensor.is_cpu
-            else tensor.is_cuda and load_library("cuda") is None
-        ):
+        if type(tensor) is not Tensor or not (tensor.is_cpu or tensor.is_cuda):
             return False
-    return True
+    return load_library("cpu" if tensor.is_cpu else "cuda") is None
