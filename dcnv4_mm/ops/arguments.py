@@ -16,8 +16,9 @@ def read_float(name: str, argument: object) -> float:
         TypeError: It is not a number. A tensor is not one, as its gradient would be lost.
         ValueError: It is not finite.
     """
-    # A float goes through as it is: that of a compiled graph is a symbol.
-    if not isinstance(argument, float):
+    # A float goes through as it is: that of a compiled graph is a symbol. NumPy's becomes one, as
+    # torch.compile takes numbers of NumPy for tensors.
+    if type(argument) is not float:
         if not isinstance(argument, numbers.Real):
             raise TypeError(f"{name} must be a number, got {argument!r}")
         argument = float(argument)
