@@ -34,10 +34,10 @@ def swap_deformable_attention(model: nn.Module) -> int:
 
     It finds mmcv's ``MultiScaleDeformableAttention`` in models of the OpenMMLab libraries, and the
     attention of Hugging Face transformers' Deformable DETR, RT-DETR, RT-DETRv2, D-FINE, DEIMv2,
-    LW-DETR, RF-DETR, Grounding DINO, OmDet-Turbo, Mask2Former, OneFormer and relatives. Our own DINO
-    and Mask2Former call this function by default. Modules keep their parameters, state-dict keys,
-    hooks and arguments, and compute the same. Subclasses of mmcv's class are not changed, as they
-    may compute something else.
+    LW-DETR, RF-DETR, Grounding DINO, OmDet-Turbo, Mask2Former, OneFormer and relatives. Our own
+    DINO and Mask2Former call this function by default. Modules keep their parameters, state-dict
+    keys, hooks and arguments, and compute the same. Subclasses of mmcv's class are not changed, as
+    they may compute something else.
 
     Args:
         model: A built model, changed in place.
