@@ -89,7 +89,7 @@ SECTIONS = {
     "swap_attention": (
         "DETRs with swapped attention",
         "The forward of one image, before and after `swap_deformable_attention`; our own models "
-        "are swapped by default.",
+        "are swapped by default. CPU time where one thread was measured.",
     ),
     "drop_in": (
         "ConvNeXt-B and ViT-B with DCNv4",
