@@ -49,9 +49,10 @@ class BEVFormerV2(Base3DDetector):
             by the ego motion, as in the paper. Their weights are not interchangeable.
         frames_per_batch: Number of frames without gradients that go through backbone and encoder
             at once; more need more memory.
-        cached_frames: In evaluation, the number of frames whose feature maps are kept by
-            ``frame_tokens`` of the metainfo, so that a frame is computed once for all samples that
-            contain it. Of use are ``frames[-1] - frames[0] + 1``.
+        cached_frames: In evaluation, the number of frames whose feature maps, or with
+            ``"warp"`` BEV features, are kept by ``frame_tokens`` of the metainfo, so that a frame
+            is computed once for all samples that contain it. Of use are
+            ``frames[-1] - frames[0] + 1``.
         legacy_flip: Mirrors images without their padding as the original does, which shifts
             the features of a padded image.
         data_preprocessor: As in mmdet3d.
@@ -156,7 +157,7 @@ class BEVFormerV2(Base3DDetector):
 
         Returns:
             BEV features (B, T, Q, C), which of the frames exist (B, T), and the feature maps of
-            the current frame.
+            the current frame; none of the maps where BEV features are cached instead.
         """
         frames = _check(images, metas)
         images = images.unflatten(1, (len(frames), -1))
@@ -173,18 +174,19 @@ class BEVFormerV2(Base3DDetector):
         encoded: dict[tuple[int, int], Tensor] = {}
         features: list[Tensor] = []
         with _evaluating(self), torch.no_grad():
-            kept: dict[tuple[int, int], Sequence[Tensor]] = {}
+            kept: dict[tuple[int, int], list[Tensor]] = {}
             for first in range(0, len(pairs), self.frames_per_batch):
                 part = pairs[first : first + self.frames_per_batch]
-                levels = self._features(images, metas, part, kept if inference else None)
-                encoded.update(zip(part, self._encode(levels, part, geometry, images), strict=True))
-            if inference:
+                bevs = self._encode_part(images, metas, part, geometry, kept if inference else None)
+                encoded.update(zip(part, self._align(bevs, part, geometry), strict=True))
+            if kept:
                 rows = [kept[sample, current] for sample in range(len(metas))]
                 features = [torch.stack(level) for level in zip(*rows, strict=True)]
         if not inference:
             features = self.extract_feat(images[:, current], metas)
             part = [(sample, current) for sample in range(len(metas))]
-            encoded.update(zip(part, self._encode(features, part, geometry, images), strict=True))
+            bevs = self._encode(features, part, geometry, images)
+            encoded.update(zip(part, self._align(bevs, part, geometry), strict=True))
         missing = torch.zeros_like(encoded[0, current])
         stacked = [
             torch.stack([encoded.get((sample, frame), missing) for frame in range(len(frames))])
@@ -192,33 +194,42 @@ class BEVFormerV2(Base3DDetector):
         ]
         return torch.stack(stacked), geometry.valid, features
 
-    def _features(
+    def _encode_part(
         self,
         images: Tensor,
         metas: Sequence[dict],
         pairs: Sequence[tuple[int, int]],
-        kept: dict[tuple[int, int], Sequence[Tensor]] | None,
-    ) -> list[Tensor]:
-        """Feature maps of some frames, in evaluation mode, as far as possible from the cache.
+        geometry: SampleGeometry,
+        kept: dict[tuple[int, int], list[Tensor]] | None,
+    ) -> Tensor:
+        """BEV features (P, Q, C) of some frames, before alignment; with ``kept`` by the cache.
 
-        Levels (P, N, C, h, w). Those of current frames are put into ``kept``.
+        The feature maps of current frames are put into ``kept``, unless BEV features are cached.
         """
-        if kept is None:
-            chosen = [metas[sample] for sample, _ in pairs]
-            return self.extract_feat(torch.stack([images[pair] for pair in pairs]), chosen)
-        keys = {pair: self._key(metas[pair[0]], pair[1], images) for pair in pairs}
-        found = {pair: self.cache.get(key) for pair, key in keys.items()}
-        new = [pair for pair in pairs if found[pair] is None]
-        if new:
-            chosen = [metas[sample] for sample, _ in new]
-            levels = self.extract_feat(torch.stack([images[pair] for pair in new]), chosen)
-            for index, pair in enumerate(new):
-                found[pair] = tuple(level[index] for level in levels)
-                self.cache.put(keys[pair], found[pair])
-        for sample, frame in pairs:
-            if metas[sample]["frames"][frame] == 0:
-                kept[sample, frame] = found[sample, frame]
-        return [torch.stack(level) for level in zip(*(found[p] for p in pairs), strict=True)]
+        keys = [kept is not None and self._key(metas[s], frame, images) for s, frame in pairs]
+
+        def extract(indices: Sequence[int]) -> list[Tensor]:
+            chosen = [pairs[index] for index in indices]
+            pixels = torch.stack([images[pair] for pair in chosen])
+            return self.extract_feat(pixels, [metas[sample] for sample, _ in chosen])
+
+        def encode(indices: Sequence[int]) -> list[Tensor]:
+            chosen = [pairs[index] for index in indices]
+            return [self._encode(extract(indices), chosen, geometry, images)]
+
+        if any(keys) and self._caches_bevs:
+            return self.cache.fetch(keys, encode)[0]
+        levels = self.cache.fetch(keys, extract)
+        for index, (sample, frame) in enumerate(pairs):
+            if kept is not None and geometry.is_current[frame]:
+                kept[sample, frame] = [level[index] for level in levels]
+        return self._encode(levels, pairs, geometry, images)
+
+    @property
+    def _caches_bevs(self) -> bool:
+        # On its own grid a frame's BEV features are the same for all samples. Proposals, however,
+        # need the feature maps.
+        return self.temporal_alignment == "warp" and not self.pts_bbox_head.num_proposal_queries
 
     def _key(self, meta: dict, frame: int, images: Tensor) -> tuple | None:
         """What the features of a frame depend on beside the weights; ``None`` for not known."""
@@ -235,23 +246,23 @@ class BEVFormerV2(Base3DDetector):
         geometry: SampleGeometry,
         images: Tensor,
     ) -> Tensor:
-        """BEV features (P, Q, C) of some frames, in the current LiDAR frame."""
+        """BEV features (P, Q, C) of some frames: on the current grid, or to be warped on theirs."""
+        own = self.temporal_alignment == "warp"
+        matrices = geometry.own_lidar_to_image if own else geometry.lidar_to_image
+        size = (images.shape[-2], images.shape[-1])
+        return self.pts_bbox_head.encode(levels, torch.stack([matrices[p] for p in pairs]), size)
 
-        def of_frames(x: Tensor) -> Tensor:
-            return torch.stack([x[pair] for pair in pairs])
-
-        lidar_to_image, motion = of_frames(geometry.lidar_to_image), None
-        if self.temporal_alignment == "warp":
-            motion = of_frames(geometry.lidar_to_current)
-            # From each frame's own LiDAR frame to pixels.
-            lidar_to_image = lidar_to_image @ motion.unsqueeze(1)
-            if all(geometry.is_current[pair[1]] for pair in pairs):
-                motion = None
-        augmentation = geometry.bev_augmentation
+    def _align(
+        self, bevs: Tensor, pairs: Sequence[tuple[int, int]], geometry: SampleGeometry
+    ) -> Tensor:
+        """Warps BEV features (P, Q, C) into the current LiDAR frame, and as the objects."""
+        motion, augmentation = None, geometry.bev_augmentation
+        moves = not all(geometry.is_current[frame] for _, frame in pairs)
+        if self.temporal_alignment == "warp" and moves:
+            motion = torch.stack([geometry.lidar_to_current[pair] for pair in pairs])
         if augmentation is not None:
             augmentation = torch.stack([augmentation[sample] for sample, _ in pairs])
-        size = (images.shape[-2], images.shape[-1])
-        return self.pts_bbox_head.encode(levels, lidar_to_image, size, augmentation, motion)
+        return self.pts_bbox_head.transformer.align(bevs, augmentation, motion)
 
     def loss(
         self,

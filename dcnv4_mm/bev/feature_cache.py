@@ -1,15 +1,16 @@
-"""Feature maps of recent frames, by sample token."""
+"""Feature maps or BEV features of recent frames, by sample token."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 __all__ = ["FeatureCache"]
 
 
 class FeatureCache:
-    """Keeps the feature maps of the most recently used frames.
+    """Keeps tensors of the most recently used frames.
 
     Args:
         capacity: Number of frames to keep; 0 for none.
@@ -52,3 +53,27 @@ class FeatureCache:
         self._frames.move_to_end(key)
         while len(self._frames) > self.capacity:
             self._frames.popitem(last=False)
+
+    def fetch(
+        self, keys: Sequence[tuple | None], compute: Callable[[list[int]], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """The tensors of several frames; those that are not there are computed and kept.
+
+        Args:
+            keys: The frames' keys.
+            compute: Function of the indices of the missing frames that returns their tensors,
+                each stacked along the first dim.
+
+        Returns:
+            The tensors of all frames, each stacked along the first dim.
+        """
+        if not any(keys):
+            return list(compute(list(range(len(keys)))))
+        found = [self.get(key) for key in keys]
+        missing = [index for index, tensors in enumerate(found) if tensors is None]
+        if missing:
+            computed = compute(missing)
+            for row, index in enumerate(missing):
+                found[index] = tuple(tensor[row] for tensor in computed)
+                self.put(keys[index], found[index])
+        return [torch.stack(tensors) for tensors in zip(*found, strict=True)]

@@ -17,6 +17,7 @@ class SampleGeometry:
     Attributes:
         valid: Which frames exist, (B, T).
         lidar_to_image: From the current LiDAR frame to pixels, (B, T, N, 4, 4).
+        own_lidar_to_image: From each frame's own LiDAR frame to pixels, (B, T, N, 4, 4).
         lidar_to_current: From the LiDAR frame of each frame to the current one, (B, T, 4, 4).
         intrinsics: Of the current frame's cameras, (B, N, 3, 3).
         bev_augmentation: The transform applied to the objects, (B, 3, 3), or ``None``.
@@ -25,6 +26,7 @@ class SampleGeometry:
 
     valid: Tensor
     lidar_to_image: Tensor
+    own_lidar_to_image: Tensor
     lidar_to_current: Tensor
     intrinsics: Tensor
     bev_augmentation: Tensor | None
@@ -34,25 +36,23 @@ class SampleGeometry:
     def of(cls, metas: Sequence[dict], device: torch.device) -> "SampleGeometry":
         """Reads the metainfo of samples."""
         augmented = metas[0].get("bev_augmentation") is not None
-        arrays = [
-            np.stack([np.asarray(meta["frame_valid"], np.float32) for meta in metas]),
-            *(
-                np.stack([meta[key] for meta in metas])
-                for key in ("lidar2img", "lidar_to_current", "cam2img")
-            ),
-        ]
+        valid = np.stack([np.asarray(meta["frame_valid"], np.float32) for meta in metas])
+        projections, motions, intrinsics = (
+            np.stack([meta[key] for meta in metas])
+            for key in ("lidar2img", "lidar_to_current", "cam2img")
+        )
+        # Multiplied in float64: the same for every sample that contains the frame.
+        arrays = [valid, projections, projections @ motions[:, :, None], motions, intrinsics]
         if augmented:
             arrays.append(np.stack([meta["bev_augmentation"] for meta in metas]))
         packed = torch.from_numpy(np.concatenate([x.astype(np.float32).ravel() for x in arrays]))
         if device.type == "cuda":
             packed = packed.pin_memory().to(device, non_blocking=True)
         parts = packed.split([array.size for array in arrays])
-        valid, *matrices = (x.view(a.shape) for x, a in zip(parts, arrays, strict=True))
+        exists, *matrices = (x.view(a.shape) for x, a in zip(parts, arrays, strict=True))
         return cls(
-            valid > 0,
-            matrices[0],
-            matrices[1],
-            matrices[2],
-            matrices[3] if augmented else None,
+            exists > 0,
+            *matrices[:4],
+            matrices[4] if augmented else None,
             tuple(offset == 0 for offset in metas[0]["frames"]),
         )

@@ -1,6 +1,7 @@
 """Functions of tensors that are exported from the hosts' models, with example inputs."""
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
@@ -23,6 +24,10 @@ class ExportWrapper(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    def dynamic_shapes(self) -> tuple:
+        """The dynamic dims as ``torch.export`` takes them."""
+        return tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in self.free)
 
     def examples(
         self, batch: int, height: int, width: int, generator: torch.Generator
@@ -74,23 +79,83 @@ class Masks(ExportWrapper):
         return classes[-1], masks[-1]
 
 
-class BirdsEyeView(ExportWrapper):
-    """BEV map (N, Q, C) of one frame, by the backbone, neck and encoder of BEVFormer v2.
+class Boxes3D(ExportWrapper):
+    """Boxes and scores of every query of our BEVFormer v2, and the history for the next frame.
 
-    The inputs are images (N, cameras, 3, H, W) and projections (N, cameras, 4, 4), from the LiDAR
-    frame to pixels.
+    Inputs, for cameras in the order of the model's embeddings:
+
+    - images (N, cameras, 3, H, W) of the newest frame,
+    - projections (N, T, cameras, 4, 4) from the LiDAR frame of the current frame to the pixels of
+      each frame,
+    - with more than one frame: whether each of them exists (N, T), and the history: the feature
+      maps of the K frames before the newest one by level, (N, K, cameras, C, h, w).
+
+    Outputs are boxes (N, Q, 9: gravity centre, length, width, height, yaw, velocity) in the LiDAR
+    frame of the current frame, scores (N, Q, classes), and the history of the next frame.
+
+    Args:
+        model: The detector.
+        frames: The keyframe offsets of its dataset.
+        online: Whether the newest frame is the current one, and future frames are missing.
+            Otherwise the newest one is the last of ``frames``.
+
+    Attributes:
+        offsets: The offsets of the T frames.
+
+    Raises:
+        ValueError: The model warps BEV features, or has proposal queries.
     """
 
-    free = ((0, 3, 4), (0,))
+    def __init__(self, model: nn.Module, frames: Sequence[int], *, online: bool = False) -> None:
+        super().__init__(model)
+        if model.temporal_alignment != "projection":
+            raise ValueError("no export of a BEVFormer v2 with temporal_alignment='warp'")
+        if model.pts_bbox_head.num_proposal_queries:
+            raise ValueError("no export of a BEVFormer v2 with proposal queries")
+        newest = 0 if online else frames[-1]
+        self.offsets = tuple(offset for offset in frames if offset <= newest)
+        self.num_future = len(frames) - len(self.offsets)
+        self.history_length = newest - frames[0]
+        levels = model.pts_bbox_head.num_levels if self.history_length else 0
+        self.free = ((0, 3, 4), (0,), *(((0,),) if levels else ()), *[(0, 4, 5)] * levels)
 
-    def forward(self, images: Tensor, lidar_to_image: Tensor) -> Tensor:
-        features = self.model.extract_feat(images, [{}])
-        return self.model.pts_bbox_head.encode(features, lidar_to_image, tuple(images.shape[-2:]))
+    def dynamic_shapes(self) -> tuple:
+        """The dynamic dims as ``torch.export`` takes them; the history is one argument."""
+        shapes = super().dynamic_shapes()
+        return (*shapes[:3], shapes[3:]) if self.history_length else shapes
+
+    def forward(
+        self,
+        images: Tensor,
+        lidar_to_image: Tensor,
+        exists: Tensor | None = None,
+        *history: Tensor,
+    ) -> tuple[Tensor, ...]:
+        head = self.model.pts_bbox_head
+        levels = self.model.extract_feat(images, [{}])[: head.num_levels]
+        windows = [level.unsqueeze(1) for level in levels]
+        if history:
+            windows = [torch.cat(parts, 1) for parts in zip(history, windows, strict=True)]
+        indices = [offset - self.offsets[0] for offset in self.offsets]
+        features = [torch.stack([w[:, i] for i in indices], 1).flatten(0, 1) for w in windows]
+        size = (images.shape[-2], images.shape[-1])
+        bevs = head.encode(features, lidar_to_image.flatten(0, 1), size)
+        bevs = bevs.unflatten(0, (-1, len(indices)))
+        if exists is None:
+            exists = torch.ones_like(lidar_to_image[:, :, 0, 0, 0], dtype=torch.bool)
+        if self.num_future:
+            bevs, exists = (
+                torch.cat((x, torch.zeros_like(torch.cat([x[:, :1]] * self.num_future, 1))), 1)
+                for x in (bevs, exists)
+            )
+        logits, codes = head(bevs, exists, self.offsets.index(0))
+        boxes = head.coder.boxes(codes[-1])
+        return boxes, logits[-1].sigmoid(), *([w[:, 1:] for w in windows] if history else ())
 
     def examples(
         self, batch: int, height: int, width: int, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
-        """Random images of cameras at the car's center that face all directions."""
+        """Random images of cameras at the car's center that face all directions, as it drives."""
         cameras = len(self.model.pts_bbox_head.transformer.cams_embeds)
         images = torch.randn(batch, cameras, 3, height, width, generator=generator)
         angles = torch.arange(cameras) * (2 * math.pi / cameras)
@@ -100,16 +165,38 @@ class BirdsEyeView(ExportWrapper):
         intrinsics = torch.tensor(
             [[0.8 * width, 0, width / 2], [0, 0.8 * width, height / 2], [0, 0, 1]]
         )
-        projections = torch.eye(4).repeat(cameras, 1, 1)
-        projections[:, :3, :3] = intrinsics @ axes.unflatten(-1, (3, 3))
-        return images, projections.repeat(batch, 1, 1, 1)
+        projections = torch.eye(4).repeat(len(self.offsets), cameras, 1, 1)
+        projections[..., :3, :3] = intrinsics @ axes.unflatten(-1, (3, 3))
+        motion = torch.eye(4).repeat(len(self.offsets), 1, 1)
+        motion[:, 1, 3] = -2.0 * torch.tensor(self.offsets)
+        projections = (projections @ motion.unsqueeze(1)).repeat(batch, 1, 1, 1, 1)
+        if not self.history_length:
+            return images, projections
+        exists = torch.ones(batch, len(self.offsets), dtype=torch.bool)
+        # One sample is at the start of a scene.
+        exists[0, : self.offsets.index(0)] = False
+        levels = self.model.extract_feat(images[:1], [{}])[: self.model.pts_bbox_head.num_levels]
+        history = [
+            level.std()
+            * torch.randn(batch, self.history_length, *level.shape[1:], generator=generator)
+            for level in levels
+        ]
+        return images, projections, exists, *history
 
 
-def wrap_for_export(model: nn.Module, host: str) -> ExportWrapper:
+def wrap_for_export(
+    model: nn.Module, host: str, frames: Sequence[int] = (0,), *, online: bool = False
+) -> ExportWrapper:
     """Wraps a host's model for export; its deformable attention uses this package's operator.
 
+    Args:
+        model: The model.
+        host: Scope of the model's registry.
+        frames: Of BEVFormer v2: the keyframe offsets of its dataset.
+        online: Of BEVFormer v2: see :class:`Boxes3D`.
+
     Raises:
-        ValueError: Models of this host are not supported.
+        ValueError: Models of this host or with these settings are not supported.
     """
     if host == "mmpretrain":
         return Classes(model)
@@ -122,5 +209,5 @@ def wrap_for_export(model: nn.Module, host: str) -> ExportWrapper:
         swap_deformable_attention(model)
         return Masks(model) if hasattr(model.decode_head, "pixel_decoder") else Logits(model)
     if host == "mmdet3d" and hasattr(getattr(model, "pts_bbox_head", None), "encode"):
-        return BirdsEyeView(model)
+        return Boxes3D(model, frames, online=online)
     raise ValueError(f"no export of a {type(model).__name__} of {host}")

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.mmdet3d
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 from bev_toy import SIZE, build, images, losses_of, sample
 
+from dcnv4_mm.bev.feature_cache import FeatureCache
 from dcnv4_mm.bev.layers.grid_mask import GridMask
 
 
@@ -138,6 +139,41 @@ def test_warping_moves_the_other_frames_alone():
     torch.testing.assert_close(warped[0, :8], still[0, 2:], rtol=1e-3, atol=1e-3)
     assert (warped[0, 8:] == 0).all()
     torch.testing.assert_close(warped[1:], still[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alignment", ["projection", "warp"])
+@torch.no_grad()
+def test_cached_frames_give_the_same_boxes(alignment):
+    """With projection the encoder runs for every sample; warped features are encoded once."""
+    detector = build(frames=3, temporal_alignment=alignment).eval()
+    pixels, cameras = images(frames=5).unflatten(1, (5, 6)), sample().metainfo["lidar2img"][0]
+    encoder, calls = detector.pts_bbox_head.transformer.encoder, []
+    encoder.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+
+    def drive(cached):
+        detector.cache = FeatureCache(cached)
+        calls.clear()
+        found = []
+        for current in range(1, 4):
+            motion = np.tile(np.eye(4), (3, 1, 1))
+            motion[:, 1, 3] = [-1.7, 0, 1.7]
+            packed = sample(frame_tokens=tuple(range(current - 1, current + 2)))
+            packed.set_metainfo(
+                dict(lidar_to_current=motion, lidar2img=cameras @ np.linalg.inv(motion)[:, None])
+            )
+            imgs = pixels[:, current - 1 : current + 2].flatten(1, 2)
+            found.append(detector._forward(dict(imgs=imgs), [packed]))
+            assert len(detector.cache) <= cached
+        return found, sum(calls)
+
+    plain, plain_encoded = drive(0)
+    detector.img_backbone.seen.clear()
+    ours, encoded = drive(3)
+    assert sum(len(seen[0]) for seen in detector.img_backbone.seen) == 5 * 6
+    assert (plain_encoded, encoded) == ((9, 9) if alignment == "projection" else (9, 5))
+    for one, other in zip(ours, plain, strict=True):
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
 def test_predictions(detector):

@@ -61,7 +61,8 @@ class Recording:
         features = [levels[str(level)].float() for level in range(len(levels))]
         if augmentation is not None:
             augmentation = augmentation.unsqueeze(0)
-        return self.head.encode(features, self.lidar_to_image(frame), IMAGE_SIZE, augmentation)
+        encoded = self.head.encode(features, self.lidar_to_image(frame), IMAGE_SIZE)
+        return self.head.transformer.align(encoded, augmentation)
 
     def run(self, mode, *, missing=()):
         """BEV maps by frame, logits and codes in one of the recorded modes."""

@@ -20,7 +20,7 @@ from mmengine.registry import init_default_scope
 from dcnv4_mm.bev.drawing import draw_mosaic
 from dcnv4_mm.bev.inferencer import MultiViewDet3DInferencer
 
-NAME = "bevformerv2_r18_fpn_1xb2-40e-bi3_synthetic-nus-3d"
+NAME = "bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d"
 
 
 @pytest.fixture(scope="module")

@@ -79,11 +79,14 @@ def make_runner(tmp_path):
 def tiny_data(tmp_path_factory):
     """Folder with two images of two classes in COCO's format, with label maps, and in folders.
 
-    And with an info file of three samples that names images which do not exist.
+    And with an info file of three samples.
     """
     root = tmp_path_factory.mktemp("tiny")
     for split in ("train", "val"):
         write_images(root / split)
+    for name in CAMERAS:
+        (root / "samples" / f"CAM_{name}").mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(root / "samples" / f"CAM_{name}" / "0.jpg")
     dump(infos("v1.0-trainval"), root / "infos.pkl")
     return root
 

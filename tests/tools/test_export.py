@@ -82,14 +82,25 @@ def test_every_format_equals_eager_mode_in_another_process(run_tool, folder, kin
 
 
 # By model: the size of images, so that the coarsest map has two rows, and the outputs of an image
-# at each of three sizes: class logits and boxes or masks of every query, or the cells of the BEV.
+# at each of three sizes: class logits or scores, and boxes or masks, of every query. BEVFormer v2
+# also returns the history: two frames of six cameras by level.
 OUTPUTS = {
     "dino": ((128, 160), [("10x5", "10x4")] * 3),
     "mask2former": (
         (128, 160),
         [("20x7", "20x32x40"), ("20x7", "20x36x50"), ("20x7", "20x40x32")],
     ),
-    "bevformerv2": ((256, 320), [("256x48",)] * 3),
+    "bevformerv2": (
+        (256, 320),
+        [
+            ("60x9", "60x10", *(f"2x6x48x{level}" for level in levels))
+            for levels in (
+                ("32x40", "16x20", "8x10"),
+                ("34x45", "17x23", "9x12"),
+                ("40x32", "20x16", "10x8"),
+            )
+        ],
+    ),
 }
 
 

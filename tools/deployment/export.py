@@ -61,6 +61,11 @@ def parse_args() -> argparse.Namespace:
         help="error allowed, relative to the output's largest number; default 1e-3",
     )
     parser.add_argument(
+        "--online",
+        action="store_true",
+        help="BEVFormer v2 with future frames: treat them as missing",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="as for train.py"
     )
     parser.set_defaults(launcher="none", local_rank=0, work_dir=None)
@@ -109,8 +114,11 @@ def build(args: argparse.Namespace) -> "ExportWrapper":
         load_released(model, read_file(args.checkpoint))
     except (ValueError, OSError) as error:
         stop(f"{args.checkpoint}: {error}")
+    options = {}
+    if host == "mmdet3d":
+        options = dict(frames=cfg.test_dataloader.dataset.get("frames", (0,)), online=args.online)
     try:
-        return wrap_for_export(model, host).eval()
+        return wrap_for_export(model, host, **options).eval()
     except ValueError as error:
         stop(str(error))
 
@@ -122,9 +130,8 @@ def record(part: "ExportWrapper", size: Sequence[int]) -> "ExportedProgram":
     from dcnv4_mm.export.tracing import SymbolicSizes
 
     inputs = part.examples(2, *size, torch.Generator().manual_seed(0))
-    shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in part.free)
     with SymbolicSizes():
-        return torch.export.export(part, inputs, dynamic_shapes=shapes)
+        return torch.export.export(part, inputs, dynamic_shapes=part.dynamic_shapes())
 
 
 def write(program: "ExportedProgram", kind: str, path: str) -> None:

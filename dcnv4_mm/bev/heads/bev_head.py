@@ -137,12 +137,7 @@ class BEVFormerV2Head(BaseModule):
             nn.init.constant_(branch[-1].bias, -math.log(99))
 
     def encode(
-        self,
-        features: Sequence[Tensor],
-        lidar_to_image: Tensor,
-        image_size: tuple[int, int],
-        bev_augmentation: Tensor | None = None,
-        motion: Tensor | None = None,
+        self, features: Sequence[Tensor], lidar_to_image: Tensor, image_size: tuple[int, int]
     ) -> Tensor:
         """Encodes the BEV features of one frame.
 
@@ -150,8 +145,6 @@ class BEVFormerV2Head(BaseModule):
             features: The cameras' feature maps by level, the finest first, (B, N, C, h, w).
             lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
             image_size: Padded (H, W) of the images.
-            bev_augmentation: (B, 3, 3), the transform applied to the objects.
-            motion: (B, 4, 4), from the LiDAR frame of the BEV grid to the one to warp it into.
 
         Returns:
             (B, Q, C).
@@ -163,8 +156,6 @@ class BEVFormerV2Head(BaseModule):
             image_size,
             bev_queries=self.bev_embedding.weight,
             bev_pos=(encoding.col_embed.weight, encoding.row_embed.weight),
-            bev_augmentation=bev_augmentation,
-            motion=motion,
         )
 
     def forward(

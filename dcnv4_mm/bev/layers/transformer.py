@@ -62,8 +62,6 @@ class BEVTransformer(nn.Module):
         *,
         bev_queries: Tensor,
         bev_pos: tuple[Tensor, Tensor],
-        bev_augmentation: Tensor | None = None,
-        motion: Tensor | None = None,
     ) -> Tensor:
         """Encodes the BEV features of one frame.
 
@@ -73,8 +71,6 @@ class BEVTransformer(nn.Module):
             image_size: Padded (H, W) of the images.
             bev_queries: (Q, C).
             bev_pos: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2).
-            bev_augmentation: (B, 3, 3), the transform applied to the objects.
-            motion: (B, 4, 4), from the LiDAR frame of the BEV grid to the one to warp it into.
 
         Returns:
             (B, Q, C).
@@ -85,7 +81,7 @@ class BEVTransformer(nn.Module):
             level.flatten(3).transpose(2, 3) + self.cams_embeds[:, None] + embedding
             for level, embedding in zip(features, self.level_embeds, strict=True)
         ]
-        encoded = self.encoder(
+        return self.encoder(
             bev_queries.expand(batch, -1, -1),
             bev_pos=bev_pos,
             features=torch.cat(maps, dim=2),
@@ -93,9 +89,23 @@ class BEVTransformer(nn.Module):
             lidar_to_image=lidar_to_image,
             image_size=image_size,
         )
+
+    def align(
+        self, bevs: Tensor, bev_augmentation: Tensor | None = None, motion: Tensor | None = None
+    ) -> Tensor:
+        """Warps encoded BEV features into another LiDAR frame, then as the objects.
+
+        Args:
+            bevs: (B, Q, C).
+            bev_augmentation: (B, 3, 3), the transform applied to the objects.
+            motion: (B, 4, 4), from the LiDAR frame of the BEV grid to the one to warp it into.
+
+        Returns:
+            (B, Q, C).
+        """
         if bev_augmentation is None and motion is None:
-            return encoded
-        grid = encoded.transpose(1, 2).unflatten(2, self.encoder.bev_shape)
+            return bevs
+        grid = bevs.transpose(1, 2).unflatten(2, self.encoder.bev_shape)
         if motion is not None:
             half_extent = self.encoder.point_cloud_range[3]
             grid = warp_bev(grid, motion[:, :3, :3], motion[:, :2, 3] / half_extent)

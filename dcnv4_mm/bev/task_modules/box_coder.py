@@ -52,6 +52,15 @@ class BoxCoder:
             (x, y, sizes[0], sizes[1], z, sizes[2], yaw.sin(), yaw.cos(), vx, vy), dim=-1
         )
 
+    @staticmethod
+    def boxes(codes: Tensor) -> Tensor:
+        """Boxes (..., 9) of codes (..., 10) in metres."""
+        x, y, length, width, z, height, sine, cosine, vx, vy = codes.unbind(-1)
+        return torch.stack(
+            (x, y, z, length.exp(), width.exp(), height.exp(), torch.atan2(sine, cosine), vx, vy),
+            dim=-1,
+        )
+
     def to_metres(self, codes: Tensor) -> Tensor:
         """Converts x, y and z of codes from fractions of the range to metres."""
         fractions = torch.cat((codes[..., :2], codes[..., 4:5]), dim=-1)
@@ -78,11 +87,7 @@ class BoxCoder:
         scores, flat = logits.sigmoid().flatten(1).topk(count)
         labels, query = flat % classes, flat // classes
         chosen = codes.gather(1, query.unsqueeze(-1).expand(-1, -1, codes.shape[-1]))
-        x, y, length, width, z, height, sine, cosine, vx, vy = chosen.unbind(-1)
-        boxes = torch.stack(
-            (x, y, z, length.exp(), width.exp(), height.exp(), torch.atan2(sine, cosine), vx, vy),
-            dim=-1,
-        )
+        boxes = self.boxes(chosen)
         return boxes, scores, labels, in_range(boxes[..., :3], self.post_center_range)
 
     def decode(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

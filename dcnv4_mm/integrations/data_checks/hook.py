@@ -45,11 +45,12 @@ def find_faults(model: nn.Module, splits: list[Split], host: str) -> list[Fault]
 class CheckDataHook(Hook):
     """Checks before the first iteration that data, heads and evaluators fit together.
 
-    Detection: names and order of the classes in the data set, the annotation file and the heads;
-    required fields, ids, boxes and masks; the evaluator's file; image sizes, from the headers of
-    a few files. Segmentation: classes of heads, loaders and data set, and which classes occur in
-    the first label maps. Classification: classes and folders. BEV: classes and evaluator. All
-    hosts: whether anything is left to train on.
+    Detection: names and order of the classes in the dataset, the annotation file and the heads;
+    required fields, ids, boxes and masks; the evaluator's file; missing images; image sizes, from
+    the headers of a few files. Segmentation: classes of heads, loaders and dataset, missing files,
+    and which classes occur in the first label maps. Classification: classes, folders, lists of
+    labels. BEV: classes, evaluator, missing images. All hosts: whether anything is left to train
+    on.
 
     Args:
         label_maps: Number of label maps after which segmentation says which classes occurred.

@@ -3,7 +3,8 @@
 mmdet's ``CocoDataset`` drops the parsed file after loading, and parsing COCO's again takes 20 s.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmengine.dataset import BaseDataset
 
 from dcnv4_mm.integrations.data_checks.coco_json import find_faults
 from dcnv4_mm.integrations.data_checks.faults import DataError, Fault, compare_names, format_table
+from dcnv4_mm.integrations.data_checks.images import missing_files
 
 __all__ = [
     "AnnotationFile",
@@ -31,8 +33,8 @@ class AnnotationFile:
     Attributes:
         names: Category names, in the order of the file, which is that of mmdet's labels.
         ids: Category ids in the same order.
-        faults: What is wrong with the file itself.
-        fingerprint: Equal for equal images and annotations.
+        faults: What is wrong with the file and the images that it lists.
+        fingerprint: Equal for equal images, categories and annotations; 0 in training.
     """
 
     names: tuple[str, ...]
@@ -90,10 +92,14 @@ def annotation_file(dataset: Any) -> AnnotationFile:
 
 
 def fingerprint(content: dict) -> int:
-    """A number that is equal for equal images and annotation ids."""
+    """A number that is equal for equal images, categories and annotations."""
     images = frozenset((image["id"], image["file_name"]) for image in content["images"])
-    annotations = content.get("annotations", [])
-    return hash((images, len(annotations), sum(hash(a["id"]) for a in annotations)))
+    categories = tuple((category["id"], category["name"]) for category in content["categories"])
+    annotations = frozenset(
+        (a["id"], a["image_id"], a["category_id"], *a["bbox"])
+        for a in content.get("annotations", [])
+    )
+    return hash((images, categories, annotations))
 
 
 def _read(dataset: Any, path: str) -> Any:
@@ -113,21 +119,22 @@ def _read(dataset: Any, path: str) -> Any:
                 names=tuple(category["name"] for category in categories),
                 ids=tuple(category["id"] for category in categories),
                 faults=tuple(faults),
-                fingerprint=fingerprint(self.dataset),
+                fingerprint=fingerprint(self.dataset) if dataset.test_mode else 0,
             )
-            vars(dataset)[_ATTRIBUTE] = record
-            _stop_if_nothing_is_left(dataset, self.dataset, record)
+            kept = _kept_images(dataset, self.dataset, record)
+            missing = _missing_images(dataset, kept)
+            vars(dataset)[_ATTRIBUTE] = replace(record, faults=(*faults, *missing))
             super().createIndex()
 
     return Checked(path)
 
 
-def _stop_if_nothing_is_left(dataset: Any, content: dict, record: AnnotationFile) -> None:
-    """Counts what mmdet's filter will drop, and by which rule."""
+def _kept_images(dataset: Any, content: dict, record: AnnotationFile) -> list[dict]:
+    """The images that mmdet's filter will keep; raises ``DataError`` by its rules if none is."""
     images, rules = content["images"], dataset.filter_cfg or {}
     classes = dataset.metainfo.get("classes") or ()
     if dataset.test_mode or not images:
-        rules = {}
+        return images
     wanted = {i for i, name in zip(record.ids, record.names, strict=True) if name in classes}
     with_objects = {
         a["image_id"] for a in content.get("annotations", []) if a["category_id"] in wanted
@@ -136,8 +143,8 @@ def _stop_if_nothing_is_left(dataset: Any, content: dict, record: AnnotationFile
     empty = [i for i in images if rules.get("filter_empty_gt") and i["id"] not in with_objects]
     small = [i for i in images if min(i["width"], i["height"]) < side]
     dropped = {image["id"] for image in [*empty, *small]}
-    if len(dropped) < len({image["id"] for image in images}):
-        return
+    if kept := [image for image in images if image["id"] not in dropped]:
+        return kept
     what = [f"none of its {len(images)} images is left"]
     if empty:
         what.append(f"{len(empty)} have no object of the data set's classes (filter_empty_gt)")
@@ -149,6 +156,18 @@ def _stop_if_nothing_is_left(dataset: Any, content: dict, record: AnnotationFile
         text += "; no class is in both lists:\n" + compare_names(classes, record.names, titles)
     table = format_table([*record.faults, Fault(dataset.ann_file, text)])
     raise DataError(f"the data cannot be used:\n{table}")
+
+
+def _missing_images(dataset: Any, images: list[dict]) -> list[Fault]:
+    # Images elsewhere than on a disk are not looked up, nor are those of a part of a dataset.
+    if dataset.backend_args or dataset._indices is not None:
+        return []
+    folder = dataset.data_prefix["img"]
+    missing = missing_files(os.path.join(folder, image["file_name"]) for image in images)
+    if not missing:
+        return []
+    what = f"{len(missing)} of {len(images)} images are missing, such as {missing[0]}"
+    return [Fault(dataset.ann_file, what)]
 
 
 def _serialize_data(dataset: BaseDataset) -> Any:

@@ -61,8 +61,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(data_root=data_root, ann_file=data_root + ann_file)
 test_evaluator = val_evaluator
 
-epochs = 40
-train_cfg = dict(max_epochs=epochs, val_interval=20)
+epochs = 100
+train_cfg = dict(max_epochs=epochs, val_interval=50)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=1.0)})
 )
