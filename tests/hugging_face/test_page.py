@@ -50,4 +50,4 @@ def test_hub(tmp_path, monkeypatch):
     # The block's "." is a clone.
     names = {}
     exec(BLOCKS[2].replace('"."', repr(str(ROOT))), names)
-    assert names["model"](torch.rand(1, 3, 32, 32)).shape == (1, 1000)
+    assert names["model"].eval()(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
