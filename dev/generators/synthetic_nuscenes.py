@@ -17,6 +17,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FORMAT = 1
 # The devkit's splits to train on and to evaluate on: they name the scenes, 8 + 2 and 700 + 150.
 SPLITS = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val")}
+TEST_VERSION = "v1.0-test"
 SECONDS = 0.5
 START = 1_530_000_000_000_000
 LIDAR = "LIDAR_TOP"
@@ -133,7 +135,8 @@ class Tables:
     """nuScenes' tables, with tokens that count."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[dict]] = defaultdict(list)
+        # Those of the test set are there, and empty.
+        self.rows = defaultdict(list, instance=[], sample_annotation=[])
 
     def add(self, table: str, **fields: object) -> str:
         token = f"{table.replace('_', '')[:12]}{len(self.rows[table]):08x}".ljust(32, "0")
@@ -298,8 +301,9 @@ class SceneWriter:
         root: The set's folder.
         tables: Tables to add to.
         tokens: Of categories, attributes and sensors.
-        size: (W, H) of the pictures.
-        keyframes: How many.
+        size: (W, H) of the images.
+        keyframes: Number of keyframes.
+        annotate: Whether to write the objects to the tables.
     """
 
     def __init__(
@@ -309,9 +313,11 @@ class SceneWriter:
         tokens: dict[str, str],
         size: tuple[int, int],
         keyframes: int,
+        *,
+        annotate: bool = True,
     ) -> None:
         self.root, self.tables, self.tokens = root, tables, tokens
-        self.size, self.keyframes = size, keyframes
+        self.size, self.keyframes, self.annotate = size, keyframes, annotate
 
     def write(
         self, name: str, way: Way, things: list[Thing], start: int, empty: int | None
@@ -339,7 +345,7 @@ class SceneWriter:
                 shown = [] if index == empty else [t for t in things if index in t.keyframes]
                 rows.append(self._data(sensor, calibrated, sample, seconds, start, way, shown))
             tables.link("sample_data", rows)
-        for thing in things:
+        for thing in things if self.annotate else ():
             kept = [index for index in thing.keyframes if index != empty]
             self._annotate(thing, [samples[i] for i in kept], [times[i] for i in kept], way)
 
@@ -445,13 +451,13 @@ def _points(things: list[Thing], seconds: float, to_lidar: np.ndarray) -> np.nda
     return np.pad(points, ((0, 0), (0, 2))).astype(np.float32)
 
 
-def scene_names(version: str, counts: tuple[int, int]) -> list[str]:
-    """The first scenes of the two splits of a version."""
+def scene_names(splits: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """The first scenes of some of the devkit's splits."""
     names = []
-    for split, count in zip(SPLITS[version], counts, strict=True):
+    for split, count in zip(splits, counts, strict=True):
         scenes = create_splits_scenes()[split]
         if not 0 <= count <= len(scenes):
-            raise ValueError(f"{split} of {version} has {len(scenes)} scenes, got {count}")
+            raise ValueError(f"{split} has {len(scenes)} scenes, got {count}")
         names += scenes[:count]
     return names
 
@@ -466,12 +472,16 @@ def write_set(
     size: tuple[int, int],
     version: str,
     seed: int,
+    first: int = 0,
 ) -> None:
-    """Writes tables, pictures and points of the named scenes; see :func:`generate`."""
+    """Writes tables, images and points of the named scenes; see :func:`generate`.
+
+    The scenes count from ``first``. Those of the test set have no annotations.
+    """
     tables = Tables()
     tokens = fixed_tables(tables)
-    writer = SceneWriter(root, tables, tokens, size, keyframes)
-    for number, name in enumerate(names):
+    writer = SceneWriter(root, tables, tokens, size, keyframes, annotate=version != TEST_VERSION)
+    for number, name in enumerate(names, start=first):
         rng = np.random.default_rng([seed, number])
         way = Way(np.array([300.0 * number + 400, 900.0]), SECONDS * (keyframes - 1) / 2)
         things = scene_things(rng, way, keyframes, objects, reach, top_speed)
@@ -491,6 +501,7 @@ def generate(
     *,
     train: int = 2,
     val: int = 1,
+    test: int = 0,
     keyframes: int = 10,
     objects: int = 10,
     reach: float = math.inf,
@@ -505,6 +516,7 @@ def generate(
         out_dir: Folder to make.
         train: Scenes to train on.
         val: Scenes to evaluate on.
+        test: Scenes without annotations, as another version ``v1.0-test`` in the same folder.
         keyframes: Of each scene, half a second apart.
         objects: Of each scene, beside one of every category.
         reach: Metres within which the objects lie in the middle of a scene, above 11.
@@ -520,15 +532,22 @@ def generate(
         ValueError: The version has fewer scenes, or the folder holds something else.
         subprocess.CalledProcessError: The info files could not be made.
     """
-    names = scene_names(version, (train, val))
+    names, tests = scene_names(SPLITS[version], (train, val)), scene_names(("test",), (test,))
     options = dict(keyframes=keyframes, objects=objects, reach=reach, top_speed=top_speed)
     options |= dict(size=list(size), version=version, seed=seed)
     settings = dict(name="synthetic_nuscenes", format=FORMAT, train=train, val=val, **options)
+    if test:
+        settings["test"] = test
 
     def write(folder: Path) -> None:
         write_set(folder, names, **options)
+        versions = [version]
+        if tests:
+            write_set(folder, tests, **{**options, "version": TEST_VERSION}, first=len(names))
+            versions.append(TEST_VERSION)
         prepare = ROOT / "tools" / "dataset_converters" / "prepare_nuscenes.py"
-        subprocess.run([sys.executable, prepare, folder, "--version", version], check=True)
+        for each in versions:
+            subprocess.run([sys.executable, prepare, folder, "--version", each], check=True)
 
     return write_whole(out_dir, settings, write)
 
@@ -538,6 +557,7 @@ def main() -> int:
     parser.add_argument("out_dir", type=Path, help="folder to make")
     parser.add_argument("--train", type=int, default=2, help="scenes to train on")
     parser.add_argument("--val", type=int, default=1, help="scenes to evaluate on")
+    parser.add_argument("--test", type=int, default=0, help="scenes of v1.0-test, not annotated")
     parser.add_argument("--keyframes", type=int, default=10)
     parser.add_argument("--objects", type=int, default=10, help="beside one of every category")
     parser.add_argument("--reach", type=float, default=math.inf, help="metres to the farthest")

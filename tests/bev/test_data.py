@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_the_generator_knows_how_many_scenes_there_are(tmp_path):
     command = [sys.executable, tool, tmp_path / "set", "--train=9"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "mini_train of v1.0-mini has 8 scenes, got 9" in result.stderr
+    assert "mini_train has 8 scenes, got 9" in result.stderr
     assert not (tmp_path / "set").exists()
 
 
@@ -512,6 +513,20 @@ def test_prepare_names_what_is_missing(tmp_path, nuscenes_root):
     )
     assert result.returncode == 1
     assert "lacks maps, samples/CAM_FRONT," in result.stderr
+
+
+def test_train_and_val_can_be_merged(nuscenes_root, tmp_path):
+    """Every sample has its neighbours as in its own file."""
+    for split in ("train", "val"):
+        shutil.copy(nuscenes_root / f"bevformerv2_infos_{split}.pkl", tmp_path)
+    tool = runpy.run_path(str(ROOT / "tools" / "dataset_converters" / "prepare_nuscenes.py"))
+    both = dataset(nuscenes_root, "val", ann_file=str(tool["merge"](tmp_path)))
+    parts = [dataset(nuscenes_root, split) for split in ("train", "val")]
+    infos = [part.get_data_info(i) for part in parts for i in range(len(part))]
+    assert [both.get_data_info(i)["token"] for i in range(len(both))] == [i["token"] for i in infos]
+    first = len(parts[0])
+    assert both[first]["data_samples"].frame_valid == parts[1][0]["data_samples"].frame_valid
+    assert both[first]["data_samples"].sample_idx == first
 
 
 def test_a_submission_of_the_test_set(nuscenes_root, tmp_path):
