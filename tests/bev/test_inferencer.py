@@ -1,5 +1,6 @@
 """The inferencer: by name, what the model finds in samples of an info file, and their images."""
 
+import re
 import runpy
 import sys
 from functools import partial
@@ -283,6 +284,35 @@ def test_what_cannot_be_built(checkpoint, infos, tmp_path):
         MultiViewDet3DInferencer(NAME, other, infos=infos)
     with pytest.raises(FileNotFoundError):
         MultiViewDet3DInferencer(NAME, checkpoint, infos=tmp_path / "none.pkl", device="cpu")
+
+
+def test_the_stream_of_the_page(tmp_path, monkeypatch):
+    config = get_config(f"dcnv4_mm::bevformerv2/{NAME}.py")
+    config.model.pts_bbox_head.num_cameras = 1
+    config.dump(tmp_path / "config.py")
+    init_default_scope("mmdet3d")
+    weights = dict(
+        state_dict=MODELS.build(config.model).state_dict(), meta=dict(mmengine_version="0.10.7")
+    )
+    torch.save(weights, tmp_path / "epoch_24.pth")
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "docs" / "bev.md").read_text().split("\n## Images of your own cameras\n")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].replace("> 0.3", "> 0")
+    mounting = np.eye(4)
+    mounting[2, 3] = 1.84
+    names = dict(
+        image=np.zeros((90, 160, 3), np.uint8),
+        intrinsics=np.array([[80.0, 0, 80], [0, 80, 45], [0, 0, 1]]),
+        extrinsics=np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]),
+        pose=np.eye(4),
+        mounting=mounting,
+    )
+    exec(block, names)
+    in_lidar_frame = names["near"].gravity_center.numpy()
+    assert len(in_lidar_frame) > 0
+    np.testing.assert_allclose(
+        names["in_ego_frame"] - in_lidar_frame, [[0, 0, 1.84]] * len(in_lidar_frame), atol=1e-5
+    )
 
 
 @pytest.fixture

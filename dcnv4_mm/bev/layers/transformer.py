@@ -142,7 +142,10 @@ class BEVTransformer(nn.Module):
         Returns:
             As :class:`ObjectDecoder` returns.
         """
-        query_pos, content = queries.expand(bev_embed.shape[0], -1, -1).chunk(2, dim=-1)
+        # Contiguous: torch's decomposition of matmul compares strides. The 2 * C of a chunk would
+        # equal B * C for two example samples, and an exported graph would serve no other batch.
+        parts = queries.expand(bev_embed.shape[0], -1, -1).chunk(2, dim=-1)
+        query_pos, content = (part.contiguous() for part in parts)
         learned = self.reference_points(query_pos).float().sigmoid()
         if reference_points is not None:
             learned = torch.where(reference_points.isfinite(), reference_points, learned)
