@@ -41,7 +41,7 @@ RUN := benchmarks/run.py
 TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 --tiny \
 	--out work_dirs/gpu-dry-run
 
-.PHONY: help install quickstart test coverage fuzz test-mim test-export check lint matrix matrix-oldest trials \
+.PHONY: help install quickstart test coverage fuzz ptx test-mim test-export check lint matrix matrix-oldest trials \
 	bench gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit wheel clean
 .DELETE_ON_ERROR:
 
@@ -67,6 +67,9 @@ coverage: install ## run the tests and count the lines that they reach
 
 fuzz: install ## call the operators 5000 times at random, and read 200 damaged files of each kind
 	for seed in 0 1; do $(PYTEST) --hypothesis-profile=long --hypothesis-seed=$$seed tests/fuzz || exit 1; done
+
+ptx: install ## run the tests of the CUDA kernels on their compiled code, without a GPU (needs nvcc)
+	$(PYTEST) --numprocesses $(TEST_JOBS) --dist loadgroup -m ptx tests/ops
 
 test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in empty environments, drive mim
 	$(PYTEST) -m mim

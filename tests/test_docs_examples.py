@@ -1,4 +1,4 @@
-"""The Python of the documentation: every program runs, on small inputs, and every config fits."""
+"""Python in the documentation: programs run, on small inputs, and configs can be built."""
 
 import re
 from pathlib import Path

@@ -155,7 +155,7 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Geometry
 }
 
 // The gradient of value where each sum has one owner, in its final type and place. A block owns
-// pixels of one camera, and looks at the queries that this one sees.
+// pixels of one camera, and visits the queries that this one sees.
 template <typename Storage, typename Team>
 DCNV4_MM_DEVICE void backward_value_owned_block(const Params& p, const Geometry& geometry,
                                                 const Ownership& o, uint32_t block, Team& team) {

@@ -19,7 +19,7 @@ constexpr Kernels kernels_of() {
           backward_value<Storage, Points>};
 }
 
-// There is no float64 value with float32 points: that place is filled, but not used.
+// There is no float64 value with float32 points: that entry is filled, but not used.
 constexpr KernelTable kernel_table() {
   return {{
       {kernels_of<double, double>(), kernels_of<double, double>()},

@@ -1,6 +1,6 @@
-// The order in which the CPU kernels take the queries: those that look at the same part of a
-// camera's picture one after the other. Row by row over the ground, queries would come back to a
-// part long after the cache has lost it.
+// The order in which the CPU kernels process the queries: those that sample the same part of a
+// camera's image one after the other. Row by row over the ground, queries would come back to a
+// part long after it has left the cache.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,11 @@
 namespace dcnv4_mm::bev_cross_attn {
 namespace {
 
-// Parts of a picture, from left to right: the points of a pillar lie above each other.
+// Vertical strips of an image, left to right: the points of a pillar lie above each other.
 constexpr int64_t kSectors = 64;
 
-// Where a query looks, among cameras * kSectors + 1 places: into the first camera that sees it,
-// where its pillar's first point is. The last place is for queries that no camera sees.
+// The bin of a query among cameras * kSectors + 1: its pillar's first point in the first camera
+// that sees it. The last bin is for queries that no camera sees.
 template <typename Real>
 int64_t place_of(const Params& p, int64_t sample, int64_t query) {
   const auto at = [&](const CameraPitches& pitches, int64_t camera) {
@@ -29,12 +29,12 @@ int64_t place_of(const Params& p, int64_t sample, int64_t query) {
   return camera * kSectors + sector;
 }
 
-// The rows of the flattened (B, Q): sample by sample, place by place.
+// The rows of the flattened (B, Q): sample by sample, bin by bin.
 template <typename Real>
 std::vector<int64_t> rows_by_place(const Params& p) {
   std::vector<int64_t> rows(p.batch * p.queries), places(p.queries);
   for (int64_t sample = 0; sample < p.batch; ++sample) {
-    // Where the rows of each place begin.
+    // Where the rows of each bin begin.
     std::vector<int64_t> next(p.cameras * kSectors + 2);
     for (int64_t query = 0; query < p.queries; ++query) {
       places[query] = place_of<Real>(p, sample, query);

@@ -23,7 +23,7 @@ inline Geometry geometry_of(const Params& p) {
   return {flash_deform_attn::level_table(p), divisor_of(p.pillar)};
 }
 
-// The pictures of all cameras as the images of a batch.
+// The images of all cameras as a batch.
 inline flash_deform_attn::Params images_of(const Params& p) {
   flash_deform_attn::Params images = p;
   images.batch *= p.cameras;

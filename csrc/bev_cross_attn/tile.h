@@ -112,7 +112,7 @@ DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const Level
   return point_at(y - Real(0.5), x - Real(0.5), height, width, weight);
 }
 
-// The first pixel of a head in a camera's picture.
+// The first pixel of a head in a camera's image.
 template <typename Storage>
 DCNV4_MM_DEVICE const Storage* image_of(const Params& p, const Pair& pair, int32_t camera) {
   return static_cast<const Storage*>(p.value) +

@@ -19,7 +19,7 @@ int32_t attribute(cudaDeviceAttr name, int32_t device) {
   return value;
 }
 
-// A device with its limits, which are asked for once.
+// A device with its limits, which are queried once.
 Device device_at(int32_t index) {
   constexpr int32_t most = 64;
   static std::array<Device, most> devices;

@@ -11,7 +11,7 @@ inline int32_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-// Of the type of the arithmetic.
+// The size of the type of the arithmetic.
 inline int32_t real_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 }  // namespace dcnv4_mm

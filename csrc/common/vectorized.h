@@ -63,7 +63,7 @@ DCNV4_MM_DEVICE uint32_t as_word(__half2 pair) {
   return word;
 }
 
-// Reads memory that nobody writes while the kernel runs.
+// Reads memory that no thread writes while the kernel runs.
 template <int count, typename Storage>
 DCNV4_MM_DEVICE Words<Storage, count> load_words(const Storage* address) {
   constexpr int bytes = Words<Storage, count>::bytes;

@@ -211,7 +211,7 @@ DCNV4_MM_DEVICE void add_owned(uint32_t place, int32_t first, const Weights<Real
   }
 }
 
-// The points that a block looks at at a time: so many of each of its groups, in sequence over the
+// The points that a block visits at a time: as many of each of its groups, in sequence over the
 // output image, from point `k` of `pixel` on.
 struct Turn {
   int32_t pixel, k;

@@ -55,7 +55,7 @@ Division divide(const Params& p, int64_t threads) {
     return parts % threads == 0 || parts >= enough;
   };
   // Threads that own groups of the same pixels disturb each other's caches, so divide into images
-  // and bands first. A band also looks at the points of some rows around it: not too thin.
+  // and bands first. A band also visits the points of some rows around it: not too thin.
   int64_t bands = 1;
   while (!is_even(p.batch * bands, 4 * threads) && p.height / (bands + 1) >= 8) ++bands;
   while (!is_even(p.batch * bands * p.groups, 2 * threads)) ++bands;

@@ -168,8 +168,8 @@ DCNV4_MM_INLINE void locate_points(const Params& p, int64_t row_pixels, int64_t 
   }
 }
 
-// Turns the dot products of the first `count` points into gradients of coordinates and masks, in
-// the place of these.
+// Turns the dot products of the first `count` points into gradients of coordinates and masks,
+// which overwrite these.
 template <typename Real>
 DCNV4_MM_INLINE void differentiate_points(const Params& p, int64_t count,
                                           const Block<Real>& block) {

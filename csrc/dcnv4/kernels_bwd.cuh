@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(256, 4)
   backward_value_atomic_block<Storage, unit, units>(params, tiling, blockIdx.x, sums, team);
 }
 
-// Allows a kernel all the shared memory that a block can have; asked for once per device.
+// Allows a kernel all the shared memory that a block can have; requested once per device.
 template <typename Storage>
 void allow_shared_memory(const Device& device) {
   static std::atomic<uint64_t> allowed{0};  // one bit per device

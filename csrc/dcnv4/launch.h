@@ -266,7 +266,7 @@ inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceL
 }
 
 // How the blocks of the other kind of kernel own grad_value: each has some pixels, in sequence, of
-// some channels of one image, sums their gradients in shared memory, and looks at all points for
+// some channels of one image, sums their gradients in shared memory, and visits all points for
 // that. Every sum has one owner and one order.
 struct Ownership {
   int32_t threads;

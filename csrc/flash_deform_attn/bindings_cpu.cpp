@@ -42,7 +42,7 @@ void backward_value_bands(const Params& p, int64_t bands, int64_t begin, int64_t
 }
 
 void backward_value(const Params& p, const cpu::Kernels& kernels) {
-  // Every band looks at all points of its head.
+  // Every band visits all points of its head.
   const int64_t bands = bands_per_unit(p, p.batch * p.heads);
   const double nanoseconds = p.queries * item_nanoseconds(p) + p.pixels * p.channels * 0.1;
   torch::stable::parallel_for(

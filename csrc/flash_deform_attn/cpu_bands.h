@@ -9,7 +9,7 @@
 namespace dcnv4_mm::flash_deform_attn {
 namespace {
 
-// Every band looks at all points of its unit: as few bands as keep the threads busy, and 16-bit
+// Every band visits all points of its unit: as few bands as keep the threads busy, and 16-bit
 // gradients' float32 sums small beside the tensors.
 int64_t bands_per_unit(const Params& p, int64_t units) {
   constexpr int64_t max_sum_bytes = 16 << 20;

@@ -148,8 +148,8 @@ DCNV4_MM_INLINE void locate_points(int64_t count, const Block<Real>& block) {
   }
 }
 
-// Turns the dot products of the first `count` points into gradients: of the locations, in their
-// place, and of the weights.
+// Turns the dot products of the first `count` points into gradients: of the locations, which
+// these overwrite, and of the weights.
 template <typename Real>
 DCNV4_MM_INLINE void differentiate_points(int64_t count, const Block<Real>& block) {
   constexpr int lanes = kLanes<Real>;

@@ -217,8 +217,8 @@ inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceL
 }
 
 // How the blocks of the deterministic kernel own grad_value: each has some pixels, in sequence, of
-// some channels of one head of one image, sums their gradients in shared memory, and for that looks
-// at all points of the levels that the pixels are of. Every sum has one owner and one order.
+// some channels of one head of one image and sums their gradients in shared memory. For that it
+// visits all points of the levels that the pixels are of. Every sum has one owner and one order.
 struct Ownership {
   int32_t threads;
   int32_t shared_bytes;

@@ -11,8 +11,8 @@ import torch
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev_samples import surround_cameras
-from bev_toy import CHANNELS, SIZE, build, images, sample
+from bev.samples import surround_cameras
+from bev.small_detector import CHANNELS, SIZE, build, images, sample
 from helpers import ROOT
 
 from dcnv4_mm.export.wrappers import Boxes3D

@@ -46,7 +46,7 @@ def raw(tmp_path, monkeypatch):
         (("test",), "v1.0-test", 2),
     ):
         names = generator["scene_names"](splits, [1] * len(splits))
-        generator["write_set"](
+        generator["write_scenes"](
             tmp_path / "data" / "nuscenes", names, version=version, first=first, **options
         )
     (tmp_path / "config.py").write_text(CONFIG)

@@ -1,4 +1,4 @@
-"""Tiny data sets, and runners that train one step on them behind the check."""
+"""Tiny datasets, and runners that train one step on them behind the check."""
 
 import itertools
 import json
@@ -38,14 +38,14 @@ class Model(BaseModel):
 
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch):
-    """Leaves out what takes a runner and its data sets a second each and checks nothing."""
+    """Leaves out what takes a runner and its datasets a second each and checks nothing."""
     monkeypatch.setattr("gc.collect", lambda *_: 0)
     monkeypatch.setattr(Config, "pretty_text", "")
 
 
 @pytest.fixture
 def make_runner(tmp_path):
-    """Function that makes a runner with `CheckDataHook` of a host's data sets and heads."""
+    """Function that makes a runner with `CheckDataHook` of a host's datasets and heads."""
 
     def make(host, train, val=None, evaluator=None, *, hook=(), **heads):
         def loader(dataset):
@@ -79,11 +79,14 @@ def make_runner(tmp_path):
 def tiny_data(tmp_path_factory):
     """Folder with two images of two classes in COCO's format, with label maps, and in folders.
 
-    And with an info file of three samples that names images which do not exist.
+    And with an info file of three samples.
     """
     root = tmp_path_factory.mktemp("tiny")
     for split in ("train", "val"):
         write_images(root / split)
+    for name in CAMERAS:
+        (root / "samples" / f"CAM_{name}").mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(root / "samples" / f"CAM_{name}" / "0.jpg")
     dump(infos("v1.0-trainval"), root / "infos.pkl")
     return root
 

@@ -1,4 +1,4 @@
-"""mmdet3d's data: classes of heads, pipelines and data sets, and the evaluator's file."""
+"""mmdet3d's data: classes of heads, pipelines and datasets, and the evaluator's file."""
 
 import pytest
 
@@ -10,6 +10,7 @@ from mmdet3d.utils import register_all_modules
 from dcnv4_mm.integrations.data_checks import CheckDataHook, DataError
 
 CLASSES = ("bus", "car")
+CAMERAS = ("FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT")
 
 
 @pytest.fixture
@@ -17,12 +18,13 @@ def check(tiny_data, make_runner):
     """Function that checks a run on three samples, with some settings changed."""
     register_all_modules(init_default_scope=False)
 
-    def run(*, kept=CLASSES, val=CLASSES, num_classes=2, evaluator="infos.pkl"):
+    def run(*, kept=CLASSES, val=CLASSES, num_classes=2, evaluator="infos.pkl", images="samples"):
         data = {
             "type": "NuScenesDataset",
             "data_root": str(tiny_data),
             "ann_file": "infos.pkl",
             "metainfo": {"classes": CLASSES, "version": "v1.0-trainval"},
+            "data_prefix": {f"CAM_{name}": f"{images}/CAM_{name}" for name in CAMERAS},
             "modality": {"use_camera": True, "use_lidar": False},
             "pipeline": [{"type": "ObjectNameFilter", "classes": kept}],
         }
@@ -33,7 +35,7 @@ def check(tiny_data, make_runner):
         # A head of proposals knows no classes.
         heads["fcos_rpn_head"] = {"num_classes": 1}
         runner = make_runner("mmdet3d", data, other, metric, **heads)
-        # Built, not run: the images do not exist.
+        # Built, not run: there are no points to load.
         assert runner.train_loop
         assert runner.val_loop
         (hook,) = (hook for hook in runner.hooks if isinstance(hook, CheckDataHook))
@@ -52,6 +54,7 @@ def test_data_that_fit(check):
         ({"num_classes": 10}, "pts_bbox_head of Model has num_classes=10"),
         ({"kept": ("bus", "car", "truck")}, "ObjectNameFilter in the pipeline keeps 3 classes"),
         ({"val": ("car", "bus")}, r"(?s)than in train_dataloader.*\*   0 bus +car"),
+        ({"images": "sweeps"}, "18 of 18 sampled images are missing, such as .*sweeps/CAM_FRONT"),
         ({"evaluator": "other.pkl"}, "val_evaluator\n.*other.pkl, val_dataloader reads .*infos"),
     ],
 )

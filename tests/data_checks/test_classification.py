@@ -1,4 +1,4 @@
-"""mmpretrain's data: classes of head and data sets, and the same folders in all splits."""
+"""mmpretrain's data: classes of head and datasets, and the same folders in all splits."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def run(tmp_path, make_runner):
     """Function that trains an epoch on folders of images."""
     register_all_modules(init_default_scope=False)
 
-    def train(*, val=("cat", "dog"), classes=None, num_classes=2):
+    def train(*, val=("cat", "dog"), classes=None, num_classes=2, listed=None):
         for split, folders in {"train": ("cat", "dog"), "val": val}.items():
             for folder in folders:
                 (tmp_path / split / folder).mkdir(parents=True, exist_ok=True)
@@ -26,6 +26,9 @@ def run(tmp_path, make_runner):
             "pipeline": [{"type": "LoadImageFromFile"}, {"type": "PackInputs"}],
             "metainfo": {"classes": classes} if classes else None,
         }
+        if listed:
+            (tmp_path / "list.txt").write_text(listed)
+            data["ann_file"] = str(tmp_path / "list.txt")
         splits = [{**data, "data_prefix": str(tmp_path / name)} for name in ("train", "val")]
         evaluator = {"type": "Accuracy"}
         make_runner("mmpretrain", *splits, evaluator, head={"num_classes": num_classes}).train()
@@ -50,3 +53,14 @@ def test_folders_that_fit(run):
 def test_folders_that_do_not_fit(run, settings, message):
     with pytest.raises(DataError, match=message):
         run(**settings)
+
+
+def test_a_list_of_images_and_labels(run):
+    fits = "cat/1.png 0\ndog/1.png 1\n"
+    run(listed=fits, classes=("cat", "dog"))
+    for listed, message in (
+        (fits.replace(" 1", " 2"), "1 labels are not 0 to 1, the classes of head: such as 2 of"),
+        (fits.replace("dog", "hen"), "1 of 2 images are missing, such as .*hen/1.png"),
+    ):
+        with pytest.raises(DataError, match=message):
+            run(listed=listed, classes=("cat", "dog"))

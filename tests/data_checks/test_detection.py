@@ -140,8 +140,14 @@ MASK = "segmentation is not polygons of at least 3 points"
         (put("image_id", 77), "1 annotation of an image that is not listed"),
         (put("category_id", 77), "1 annotation of a category that is not listed"),
         (put("id", 0, "images"), "1 image id in use more than once: 0"),
-        (put("width", 48, "images"), "64 x 48 pixels, the file says 48 x 48"),
-        (put("file_name", "none.jpg", "images"), "none.jpg is not in"),
+        (put("width", 48, "images"), "64 x 48 pixels, the file lists 48 x 48"),
+        (put("file_name", "none.jpg", "images"), "1 of 4 images are missing, such as .*none.jpg"),
+        (put("width", "64", "images"), "1 image whose width or height is not a positive number"),
+        (put("area", None), "1 annotation whose area is not a number"),
+        (put("area", 0), "1 of 4 annotations would be dropped .* annotation 3 with bbox"),
+        (put("bbox", [0.1, 0.1, 0.4, 0.5]), "1 of 4 annotations would be dropped"),
+        (put("bbox", [70, 8, 20, 20]), "1 of 4 annotations would be dropped"),
+        (put("segmentation", {"counts": [0, 3072], "size": [64, 48]}), MASK),
     ],
 )
 def test_faults_of_a_file(run, folder, change, message):
@@ -149,6 +155,29 @@ def test_faults_of_a_file(run, folder, change, message):
     with pytest.raises(DataError, match=message) as error:
         run()
     assert str(folder / "val.json") in str(error.value)
+
+
+def test_corners_instead_of_sizes(run, folder):
+    def change(whole):
+        box = whole["annotations"][0]
+        corners = ([8, 8, 28, 28], [30, 10, 60, 40], [20, 20, 50, 47])
+        whole["annotations"] = [
+            {**box, "id": number + 1, "bbox": corners[number % 3]} for number in range(9)
+        ]
+
+    rewrite(folder, "train.json", change)
+    with pytest.raises(DataError, match=r"6 of 9 end outside .* annotation 2 with bbox .30, 10"):
+        run()
+
+
+def test_images_that_are_not_read_may_be_missing(run, folder):
+    (folder / "2.jpg").unlink()
+    with pytest.raises(DataError, match="1 of 4 images are missing"):
+        run()
+    everything = {"filter_cfg": None}
+    with pytest.raises(DataError, match=r"(?s)train.json.*1 of 4 images are missing.*val.json"):
+        run(train=everything)
+    run(train={"indices": 2}, val={"indices": 2})
 
 
 def test_training_alone_does_not_need_what_only_scores_need(run, folder):
@@ -177,8 +206,12 @@ def test_forgotten_classes_of_the_validation(run):
         run(val={"metainfo": {}})
 
 
-def test_an_evaluator_with_another_file(run, folder):
-    rewrite(folder, "other.json", put("file_name", "2.jpg", "images"))
+@pytest.mark.parametrize(
+    "change",
+    [put("file_name", "2.jpg", "images"), put("bbox", [9, 9, 20, 20]), reorder, rename],
+)
+def test_an_evaluator_with_another_file(run, folder, change):
+    rewrite(folder, "other.json", change)
     with pytest.raises(DataError, match=r"val_evaluator\n.*ann_file holds other images"):
         run(evaluator="other.json")
 
@@ -201,11 +234,15 @@ def test_a_turned_image(run, folder):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(folder / "1.jpg", exif=exif)
-    with pytest.raises(DataError, match=r"48 x 64 pixels, the file says 64 x 48 \(EXIF"):
+    with pytest.raises(DataError, match=r"48 x 64 pixels, the file lists 64 x 48 \(EXIF"):
         run()
-    upright = {"width": 48, "height": 64}
+
+    def turn(whole):
+        whole["images"][1] |= {"width": 48, "height": 64}
+        whole["annotations"][2]["segmentation"]["size"] = [64, 48]
+
     for name in ("train.json", "val.json"):
-        rewrite(folder, name, lambda whole: whole["images"][1].update(upright))
+        rewrite(folder, name, turn)
     run()
 
 

@@ -1,4 +1,4 @@
-"""mmseg's data: classes of heads, loaders and data sets agree, and label maps teach something."""
+"""mmseg's data: classes of heads, loaders and datasets agree, and label maps teach something."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,13 @@ def run(tmp_path, make_runner):
     """Function that trains an epoch on label maps with the given values in two halves."""
     register_all_modules(init_default_scope=False)
 
-    def train(values=(0, 1), names=2, loader=(), data=(), **heads):
+    def train(values=(0, 1), names=2, loader=(), data=(), change=None, **heads):
         for index in range(4):
             labels = np.repeat(np.array(values, np.uint8), 16)[None].repeat(32, 0)
             Image.new("RGB", labels.shape[::-1]).save(tmp_path / f"{index}.jpg")
             Image.fromarray(labels).save(tmp_path / f"{index}.png")
+        if change:
+            change(tmp_path)
         step = {"type": "dcnv4_mm.LoadSegAnnotations", "num_classes": 2, **dict(loader)}
         dataset = {
             "type": "BaseSegDataset",
@@ -70,7 +72,7 @@ def test_heads_with_other_classes(run):
 
 
 def test_zero_label_on_the_wrong_side(run):
-    with pytest.raises(DataError, match="has reduce_zero_label=True, the data set False"):
+    with pytest.raises(DataError, match="has reduce_zero_label=True, the dataset False"):
         run(loader={"reduce_zero_label": True})
 
 
@@ -83,3 +85,24 @@ def test_one_class_with_softmax(run):
 def test_no_image_of_the_suffix(run):
     with pytest.raises(DataError, match=r"has no sample.*img_suffix='\.JPG'"):
         run(data={"img_suffix": ".JPG"})
+
+
+def remove_a_map(folder):
+    (folder / "2.png").unlink()
+
+
+def turn_a_map(folder):
+    Image.new("RGB", (48, 32)).save(folder / "2.jpg")
+    Image.new("L", (32, 48)).save(folder / "2.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove_a_map, "1 of 4 label maps are missing, such as .*2.png"),
+        (turn_a_map, "2.png has 32 x 48 pixels, its image 48 x 32: EXIF orientation"),
+    ],
+)
+def test_maps_that_do_not_fit_their_images(run, change, message):
+    with pytest.raises(DataError, match=message):
+        run(change=change)

@@ -1,4 +1,4 @@
-"""mmcv's deformable attention with this package's operator: the same module, the same numbers."""
+"""mmcv's deformable attention on this package's operator: same parameters, same results."""
 
 import copy
 import pickle

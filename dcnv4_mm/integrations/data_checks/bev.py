@@ -1,18 +1,20 @@
-"""Checks data sets of mmdet3d: classes of heads, pipelines and data sets, and the evaluator."""
+"""Checks datasets of mmdet3d: classes of heads, pipelines and datasets, and the evaluator."""
 
 from pathlib import Path
+from typing import Any
 
 from mmdet3d.datasets.transforms import ObjectNameFilter
 from torch import nn
 
 from dcnv4_mm.integrations.data_checks.faults import Fault
+from dcnv4_mm.integrations.data_checks.images import missing_files, sample
 from dcnv4_mm.integrations.data_checks.splits import Split, check_heads, transforms
 
 __all__ = ["check"]
 
 
 def check(model: nn.Module, split: Split) -> list[Fault]:
-    """Finds what is wrong with a split of an mmdet3d config."""
+    """Finds the faults of a split of an mmdet3d config."""
     heads = {
         name: module.num_classes
         for name, module in model.named_modules()
@@ -26,13 +28,31 @@ def check(model: nn.Module, split: Split) -> list[Fault]:
         for step in transforms(dataset.pipeline):
             if isinstance(step, ObjectNameFilter) and len(step.labels) != len(classes):
                 what = (
-                    f"ObjectNameFilter in the pipeline keeps {len(step.labels)} classes, the data "
-                    f"set has {len(classes)}: set both alike"
+                    f"ObjectNameFilter in the pipeline keeps {len(step.labels)} classes, "
+                    f"the dataset has {len(classes)}: make them equal"
                 )
                 faults.append(Fault(split.where, what))
+        faults += _check_images(split, dataset)
         for metric in split.metrics:
             other = getattr(metric, "ann_file", None)
             if other and Path(other).resolve() != Path(dataset.ann_file).resolve():
                 what = f"ann_file is {other}, {split.where} reads {dataset.ann_file}"
                 faults.append(Fault(f"{split.name}_evaluator", what))
     return faults
+
+
+def _check_images(split: Split, dataset: Any) -> list[Fault]:
+    """Finds missing images of the cameras in a sample of the frames."""
+    if dataset.backend_args or not dataset.modality.get("use_camera"):
+        return []
+    infos = [dataset.get_data_info(index) for index in sample(range(len(dataset)))]
+    paths = [
+        camera["img_path"]
+        for info in infos
+        for camera in info.get("images", {}).values()
+        if camera.get("img_path")
+    ]
+    if not (missing := missing_files(paths)):
+        return []
+    what = f"{len(missing)} of {len(paths)} sampled images are missing, such as {missing[0]}"
+    return [Fault(split.where, what)]

@@ -1,19 +1,20 @@
-"""Sizes of image files, from their headers."""
+"""Image files: which are missing, and their sizes from their headers."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
 
-__all__ = ["image_size", "sample"]
+__all__ = ["image_size", "missing_files", "sample"]
 
 _T = TypeVar("_T")
 _ORIENTATION = 0x0112
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image as OpenCV reads it: turned as its EXIF orientation says.
+    """Width and height of an image as OpenCV reads it: rotated by its EXIF orientation.
 
     Args:
         path: The file; only its header is read.
@@ -36,3 +37,18 @@ def sample(items: Sequence[_T], count: int = 16) -> list[_T]:
     if len(items) <= count:
         return list(items)
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """The paths where there is no file; each folder is listed once."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = (
+                set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
+            )
+        if name not in folders[folder]:
+            missing.append(path)
+    return missing
