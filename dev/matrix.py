@@ -242,15 +242,23 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="add the results to this page")
     args = parser.parse_args()
     commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT)
+    failed = []
     for name in args.lanes:
         print(f"{name}: Python {LANES[name].python}, torch {LANES[name].torch}", flush=True)
-        cells = run_lane(name, args.steps)
+        try:
+            cells = run_lane(name, args.steps)
+        except SystemExit as error:
+            print(error, file=sys.stderr)
+            failed.append(name)
+            continue
         if args.write:
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             stamp = dict(date=date.today().isoformat(), commit=commit.decode().strip())
             results[name] = results.get(name, {}) | cells | stamp
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             args.write.write_text(page(results))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,23 @@ def test_model_zoo_is_what_the_metafiles_say():
     assert (ROOT / "docs" / "model_zoo.md").read_text() == zoo.model_zoo()
 
 
+def test_evidence_exists_and_the_page_is_up_to_date():
+    """`python docs/make_evidence.py` writes it."""
+    spec = importlib.util.spec_from_file_location("evidence", ROOT / "docs" / "make_evidence.py")
+    evidence = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evidence)
+    for claims in yaml.safe_load(evidence.CLAIMS.read_text()).values():
+        for shown in (name for claim in claims for name in claim.get("shown", ())):
+            path, _, test = shown.partition("::")
+            assert (ROOT / path).is_file(), path
+            assert f"def {test}(" in (ROOT / path).read_text() or not test, shown
+    # A clone may lack the history that the last column comes from.
+    without = re.sub(r"\| [^|]* \|$", "|", evidence.PAGE.read_text(), flags=re.MULTILINE)
+    assert without == re.sub(
+        r"\| [^|]* \|$", "|", evidence.page(lambda path: ""), flags=re.MULTILINE
+    )
+
+
 def results(page: Path) -> dict[str, list[str]]:
     """The numeric cells of a page's result tables, by the config that their row links."""
     found = {}

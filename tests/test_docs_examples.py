@@ -30,6 +30,9 @@ ELSEWHERE = {
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }
 ELSEWHERE |= {
+    name: "tests/hugging_face/test_page.py" for name in BLOCKS if "docs/transformers.md" in name
+}
+ELSEWHERE |= {
     name: "tests/test_docs_own_data.py" for name in BLOCKS if name.startswith("docs/own_data/")
 }
 PROGRAMS = [name for name, code in BLOCKS.items() if re.search("^(import|from) ", code, re.M)]

@@ -2,8 +2,9 @@
 
 ===================  ==============================================================================
 ``cpu_<set>``        the CPU kernels of an instruction set
-``..._on_host``      the CUDA code, compiled for the host (``host_cuda/``), as on a device of the
-                     table there: every way to the gradient of value that a device may choose
+``..._on_host``      the CUDA code, compiled for the host (``host_cuda/``), as on a device of
+                     ``fake_device/``: every way to the gradient of value that a device may choose
+``ptx_...``          the CUDA code, compiled by nvcc and interpreted (``ptx/``), in the same ways
 ``cuda...``          the CUDA kernels on a GPU
 ===================  ==============================================================================
 """
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers import ROOT
+from ops.ptx.compiled import FAKE_DEVICE, ptx_of
 
 import dcnv4_mm.ops.functional  # noqa: F401  (defines and loads the operators)
 from dcnv4_mm.ops.bev_cross_attn.registration import SCHEMAS as BEV_SCHEMAS
@@ -39,18 +41,29 @@ HOST_RUNS = {
     "parts_on_host": ("tiny", True),
     "tiny_on_host": ("tiny", False),
 }
+PTX_RUNS = {
+    "ptx_75": ("sm_75", False),
+    "ptx_90": ("sm_90", False),
+    "ptx_75_deterministic": ("sm_75", True),
+    "ptx_90_deterministic": ("sm_90", True),
+    "ptx_tiny": ("tiny", False),
+    "ptx_parts": ("tiny", True),
+}
 HOST = tuple(HOST_RUNS)
+PTX = tuple(PTX_RUNS)
 CUDA = ("cuda_default", "cuda_deterministic")
-BACKENDS = (*CPU, *HOST, *CUDA)
+BACKENDS = (*CPU, *HOST, *PTX, *CUDA)
 
-host_library = torch.library.Library("dcnv4_mm_host", "DEF")
+# Operators on CPU tensors that run CUDA code.
+libraries = [torch.library.Library(f"dcnv4_mm_{kind}", "DEF") for kind in ("host", "ptx")]
 for _schema in (*DCNV4_SCHEMAS, *ATTENTION_SCHEMAS, *BEV_SCHEMAS):
-    host_library.define(_schema)
+    for _library in libraries:
+        _library.define(_schema)
 
 _HOST_CUDA = ROOT / "tests/ops/host_cuda"
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 _FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-_FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+_FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTEST_NAMESPACE=dcnv4_mm_host"]
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -59,12 +72,14 @@ def build_host(operator, *flags):
     csrc = ROOT / "csrc"
     compiler = os.environ.get("CXX", "g++")
     folder = Path(torch.__file__).parent
-    command = [compiler, *_FLAGS, *flags, f"-I{_HOST_CUDA}", f"-I{csrc}"]
+    folders = [_HOST_CUDA, FAKE_DEVICE, csrc]
+    command = [compiler, *_FLAGS, *flags, *(f"-I{path}" for path in folders)]
     command += [f"-isystem{folder / 'include'}", f"-L{folder / 'lib'}"]
     sources = [*sorted(csrc.glob(f"{operator}/*.cu")), csrc / operator / "bindings_cuda.cpp"]
     headers = [path for suffix in (".h", ".cuh") for path in csrc.rglob(f"*{suffix}")]
     content = hashlib.sha256("\n".join([*command, torch.__version__]).encode())
-    for path in sorted({*headers, *sources, *_HOST_CUDA.rglob("*.*")}):
+    headers += [*_HOST_CUDA.rglob("*.*"), *FAKE_DEVICE.rglob("*.*")]
+    for path in sorted({*headers, *sources}):
         content.update(str(path).encode() + path.read_bytes())
     target = ROOT / "build/host_cuda" / f"{operator}-{content.hexdigest()[:16]}.so"
     if not target.exists():
@@ -143,11 +158,12 @@ class Backend:
         self.deterministic = self.detail == "deterministic"
         self.operators = torch.ops.dcnv4_mm
         self.host = None
-        if name in HOST_RUNS:
-            self.kind = "host"
-            self.host = host_cuda(operator, *flags)
-            self.host_device, self.deterministic = HOST_RUNS[name]
-            self.operators = torch.ops.dcnv4_mm_host
+        runs = {**HOST_RUNS, **PTX_RUNS}
+        if name in runs:
+            self.kind = "host" if name in HOST_RUNS else "ptx"
+            self.host = (host_cuda if name in HOST_RUNS else ptx_of)(operator, *flags)
+            self.host_device, self.deterministic = runs[name]
+            self.operators = getattr(torch.ops, f"dcnv4_mm_{self.kind}")
 
     def forward(self, problem):
         if self.host:
@@ -188,9 +204,17 @@ def open_backend(name, operator):
     _cpu_library().dcnv4_mm_use_cpu_isa(before.encode())
 
 
+def _marks(*values):
+    marks = {"gpu": CUDA, "ptx": PTX}
+    return [
+        getattr(pytest.mark, mark)
+        for mark, names in marks.items()
+        if any(isinstance(value, str) and value in names for value in values)
+    ]
+
+
 def parameter(name):
-    marks = [pytest.mark.gpu] if name in CUDA else []
-    return pytest.param(name, marks=marks, id=name)
+    return pytest.param(name, marks=_marks(name), id=name)
 
 
 def over(*names):
@@ -230,9 +254,7 @@ def pairwise(**axes):
         rows.append([values[axis][row[axis]] for axis in range(len(names))])
     parameters = []
     for row in rows:
-        on_gpu = any(isinstance(value, str) and value in CUDA for value in row)
-        marks = [pytest.mark.gpu] if on_gpu else []
-        parameters.append(pytest.param(*row, marks=marks, id="-".join(map(_label, row))))
+        parameters.append(pytest.param(*row, marks=_marks(*row), id="-".join(map(_label, row))))
     return pytest.mark.parametrize(
         ",".join(names), parameters, indirect=["backend"] if "backend" in names else False
     )

@@ -35,6 +35,15 @@ class CudaBuild(NamedTuple):
         return [found[name] for name in names]
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what interprets compiled kernels for many minutes, unless it is asked for."""
+    if "ptx" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("ptx")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("ptx")]
+
+
 @contextmanager
 def functions_of_setup():
     """What setup.py defines, to build for one architecture; and what undoes later changes."""

@@ -24,12 +24,12 @@ inline void check_cuda(cudaError_t error) {
 // As a device does, refuses what it has no room for.
 template <typename Launch>
 void check_launch(host_cuda::Kernel kernel, const Launch& launch) {
-  using host_cuda::current_device;
+  using fake_device::current;
   check(launch.blocks <= kMaxBlocks, "too many blocks for a CUDA grid: ", launch.blocks);
   check(launch.threads > 0 && launch.threads <= 1024, "no launch has ", launch.threads, " threads");
-  const auto allowed = host_cuda::allowed_shared_bytes.find({kernel, current_device});
+  const auto allowed = host_cuda::allowed_shared_bytes.find({kernel, current});
   const bool is_allowed = allowed != host_cuda::allowed_shared_bytes.end();
-  const int room = host_cuda::kDevices[current_device].shared_per_block << 10;
+  const int room = fake_device::kDevices[current].shared_per_block << 10;
   const int most = std::min(is_allowed ? allowed->second : kSharedByDefault, room);
   check(launch.shared_bytes <= most, "a block may have ", most, " bytes of shared memory, not ",
         launch.shared_bytes);
