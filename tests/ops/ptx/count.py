@@ -1,20 +1,21 @@
 """Counts what the compiled kernels of DCNv4 do at shapes of FlashInternImage.
 
-Usage, without a GPU: ``PYTHONPATH=tests:. python -m ops.ptx.count FILE``, a CSV. Instructions are
-those of warps, without moves and loads of parameters, which are no instructions of a GPU;
-``sectors`` have 32 bytes. ``original_instructions`` are those of the original's kernels, compiled
-and counted likewise.
+Usage, without a GPU: ``PYTHONPATH=tests:. python -m ops.ptx.count`` writes
+``benchmarks/results/sass/dynamic.csv``. Instructions are those of warps, without moves and loads of
+parameters, which are no instructions of a GPU; sectors have 32 bytes. ``original_instructions`` are
+those of the original's kernels, compiled and counted likewise.
 """
 
-import argparse
 import csv
-from pathlib import Path
+import runpy
 
 import torch
+from helpers import ROOT
 from ops.backends import Backend
 from ops.dcnv4.problems import make_problem
 from ops.ptx.compiled import ARCHS
 
+TABLE = ROOT / "benchmarks/results/sass/dynamic.csv"
 # Batch, edge of the map, groups, channels of a group: the original's instructions of the forward
 # in float16 and float32 and of the backward in float16.
 SHAPES = {
@@ -53,12 +54,16 @@ def original(shape, kind, dtype):
     return forward16 if dtype == torch.float16 else forward32
 
 
+def nvcc_release():
+    """Counts of different compilers are not comparable."""
+    return runpy.run_path(str(ROOT / "dev/sass_counts.py"))["nvcc_release"]()
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("file", type=Path)
-    with parser.parse_args().file.open("w", newline="") as file:
+    release = nvcc_release()
+    with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        head = ["arch", "batch", "edge", "groups", "width", "dtype", "call", *COLUMNS]
+        head = ["nvcc", "arch", "batch", "edge", "groups", "width", "dtype", "call", *COLUMNS]
         writer.writerow([*head, "original_instructions", "ratio"])
         for kind, dtype, deterministic in CASES:
             for arch in ARCHS:
@@ -67,8 +72,8 @@ def main():
                     before = original(shape, kind, dtype)
                     ratio = f"{counts['instructions'] / before:.2f}"
                     name = str(dtype).removeprefix("torch.")
-                    row = [arch, *shape, name, kind, *counts.values(), round(before), ratio]
-                    writer.writerow(row)
+                    row = [release, arch, *shape, name, kind, *counts.values()]
+                    writer.writerow([*row, round(before), ratio])
                     file.flush()
 
 
