@@ -41,8 +41,9 @@ RUN := benchmarks/run.py
 TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 --tiny \
 	--out work_dirs/gpu-dry-run
 
-.PHONY: help install quickstart test coverage fuzz ptx test-mim test-export check lint matrix matrix-oldest trials \
-	bench gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench gpu-peers gpu-models docs audit wheel clean
+.PHONY: help install quickstart test coverage fuzz ptx test-mim test-export test-transformers check lint matrix \
+	matrix-oldest trials bench bench-transformers gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench \
+	gpu-peers gpu-models docs audit wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -55,6 +56,9 @@ quickstart: install ## train and evaluate a small detector on generated images t
 
 test: install ## run the tests of this clone
 	$(PYTEST) --numprocesses $(TEST_JOBS) --dist loadgroup -m "not mim and not export"
+
+# An environment that borrows all of .venv but mmpretrain.
+LANE := .venv-transformers
 
 # What ring 1 and bev promise, and the rest.
 INNER := --include='*/dcnv4_mm/ops/*,*/dcnv4_mm/layers/*,*/dcnv4_mm/backbones/*,*/dcnv4_mm/checkpoints/*,*/dcnv4_mm/bev/*'
@@ -76,6 +80,9 @@ test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in emp
 
 test-export: install ## compile and export whole models
 	$(PYTEST) -m export
+
+test-transformers: install $(LANE)/.complete ## test what concerns transformers, beside which mmpretrain cannot be imported
+	PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 $(LANE)/bin/python -m pytest tests/hugging_face
 
 # Each lane is a throw-away environment in build/matrix: Python, torch and hosts from wheels.
 matrix: ## test all combinations of Python and torch that we support; write docs/support.md
@@ -108,6 +115,10 @@ trial-%: install
 bench: install ## measure operators, layers and networks; write docs/benchmarks.md
 	env -u OMP_WAIT_POLICY $(BIN)/python $(RUN) $(OPERATORS) --device cpu --threads 1 2
 	env -u OMP_WAIT_POLICY $(BIN)/python $(RUN) $(STAGES) convergence --device cpu
+	$(BIN)/python benchmarks/report.py
+
+bench-transformers: install $(LANE)/.complete ## measure DETRs, transformers' too, before and after swapping their attention
+	HF_HUB_OFFLINE=1 $(LANE)/bin/python $(RUN) swap_attention --device cpu --threads 1
 	$(BIN)/python benchmarks/report.py
 
 # The steps have limits of their own, and none stops the next; FIRST is a folder for what comes out.
@@ -176,6 +187,16 @@ $(VENV)/.installed: $(VENV)/.complete $(SOURCES)
 	@echo "Compiling the kernels. This takes about a minute."
 	PYTHONWARNINGS=ignore $(KERNELS) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	ln -sfn $(CURDIR)/dcnv4_mm "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/dcnv4_mm"
+	touch $@
+
+# Links, which take no time and no space; what .venv installs later is not seen.
+$(LANE)/.complete: requirements/transformers.txt $(VENV)/.complete | $(VENV)/.installed
+	$(PYTHON) -m venv --clear --without-pip $(LANE)
+	cd $(LANE)/lib/python*/site-packages && folder=$$PWD && cd $(CURDIR) && \
+		$(PIP_INSTALL) --no-deps --target "$$folder" --requirement $< && \
+		for entry in $(CURDIR)/$(VENV)/lib/python*/site-packages/*; do case "$$entry" in \
+			*/mmpretrain*|*/__pycache__) ;; \
+			*) [ -e "$$folder/$${entry##*/}" ] || ln -s "$$entry" "$$folder" ;; esac; done
 	touch $@
 
 # Sphinx and Jupyter bring sixty packages that nothing else needs.

@@ -40,6 +40,7 @@ BENCHMARKS = {
     "backbones": ("models.backbones", "run", "dcnv4", "images per second"),
     "scaling": ("models.backbones", "run_scaling", "dcnv4", "time by image and batch size"),
     "detectors": ("models.detectors", "run", "dcnv4", "the same of detectors and segmentors"),
+    "swap_attention": ("models.attention", "run", "ms_deform_attn", "DETRs, the attention swapped"),
     "drop_in": ("models.drop_in", "run", "dcnv4", "ConvNeXt-B and ViT-B with DCNv4"),
     "export": ("models.export", "run", "dcnv4", "eager mode, compiled, exported"),
     "training": ("models.detectors", "run_training", "dcnv4", "a step's time and memory"),

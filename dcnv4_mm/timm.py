@@ -1,4 +1,7 @@
-"""timm models: importing this module registers ``flash_internimage_{tiny,small,base,large}``.
+"""timm models: importing this module registers FlashInternImage and InternImage.
+
+The names are ``flash_internimage_{tiny,small,base,large}`` and
+``internimage_{tiny,small,base,large,xlarge}``.
 
 Example:
     >>> import timm  # doctest: +SKIP
@@ -23,14 +26,15 @@ from dcnv4_mm.layers import channels_first
 
 __all__ = ["TimmFlashInternImage"]
 
-_RELEASES = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/"
+_RELEASES = "https://huggingface.co/OpenGVLab/{}/resolve/main/"
 
 
 class TimmFlashInternImage(FlashInternImage):
     """FlashInternImage with timm's interface; its keys are those of a classifier of this package.
 
     Args:
-        arch: As for :class:`~dcnv4_mm.backbones.FlashInternImage`.
+        arch: As for :class:`~dcnv4_mm.backbones.FlashInternImage`, but for InternImage's h and g.
+        core_op: ``"DCNv4"``, or ``"DCNv3"`` for InternImage.
         num_classes: Number of classes; 0 returns the pooled features of the head.
         in_chans: Channels of the images.
         global_pool: ``"avg"``, or an empty str for no pooling.
@@ -39,13 +43,15 @@ class TimmFlashInternImage(FlashInternImage):
         layer_scale: Initial layer scale, or ``None``.
 
     Raises:
-        ValueError: ``global_pool`` is neither of the two, or as for the backbone.
+        ValueError: ``global_pool`` is neither of the two, the classifier pools by attention, or as
+            for the backbone.
     """
 
     def __init__(
         self,
         arch: str | Mapping[str, Any],
         *,
+        core_op: str = "DCNv4",
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -55,6 +61,7 @@ class TimmFlashInternImage(FlashInternImage):
     ) -> None:
         super().__init__(
             arch,
+            core_op=core_op,
             in_channels=in_chans,
             drop_path_rate=drop_path_rate,
             layer_scale=layer_scale,
@@ -62,7 +69,8 @@ class TimmFlashInternImage(FlashInternImage):
         )
         self.drop_rate = drop_rate
         self.num_features = self.out_channels[-1]
-        assert isinstance(self.head, ClassificationHead)
+        if not isinstance(self.head, ClassificationHead):
+            raise ValueError("arch: expected a classifier that pools by the mean, not h or g")
         self.head_hidden_size = self.head.fc.in_features
         self.feature_info = [
             dict(num_chs=channels, reduction=4 * 2**stage, module=f"levels.{stage}")
@@ -199,9 +207,10 @@ def _filter(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     return convert_keys(weights, [("", FLASH_INTERN_IMAGE)])
 
 
-def _cfg(file: str, size: int = 224) -> dict[str, Any]:
+def _cfg(file: str, size: int = 224, *, dcnv3: bool = False) -> dict[str, Any]:
+    project = "InternImage" if dcnv3 else "DCNv4"
     return dict(
-        url=_RELEASES + file,
+        url=_RELEASES.format(project) + file,
         custom_load=True,
         num_classes=1000,
         input_size=(3, size, size),
@@ -213,8 +222,8 @@ def _cfg(file: str, size: int = 224) -> dict[str, Any]:
         first_conv="patch_embed.conv1",
         classifier="head.fc",
         license="mit",
-        paper_ids="arXiv:2401.06197",
-        origin_url="https://github.com/OpenGVLab/DCNv4",
+        paper_ids="arXiv:2211.05778" if dcnv3 else "arXiv:2401.06197",
+        origin_url=f"https://github.com/OpenGVLab/{project}",
     )
 
 
@@ -225,6 +234,15 @@ default_cfgs = generate_default_cfgs(
         "flash_internimage_base.in1k": _cfg("flash_intern_image_b_1k_224.pth"),
         "flash_internimage_large.in22k_ft_in1k_384": _cfg(
             "flash_internimage_l_22kto1k_384.pth", size=384
+        ),
+        "internimage_tiny.in1k": _cfg("internimage_t_1k_224.pth", dcnv3=True),
+        "internimage_small.in1k": _cfg("internimage_s_1k_224.pth", dcnv3=True),
+        "internimage_base.in1k": _cfg("internimage_b_1k_224.pth", dcnv3=True),
+        "internimage_large.in22k_ft_in1k_384": _cfg(
+            "internimage_l_22kto1k_384.pth", 384, dcnv3=True
+        ),
+        "internimage_xlarge.in22k_ft_in1k_384": _cfg(
+            "internimage_xl_22kto1k_384.pth", 384, dcnv3=True
         ),
     }
 )
@@ -244,7 +262,8 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 @register_model
 def flash_internimage_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """FlashInternImage-T."""
-    return _create("flash_internimage_tiny", pretrained, **{"arch": "t", **kwargs})
+    arguments = {"arch": "t", **kwargs}
+    return _create("flash_internimage_tiny", pretrained, **arguments)
 
 
 @register_model
@@ -266,3 +285,38 @@ def flash_internimage_large(pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """FlashInternImage-L."""
     arguments = {"arch": "l", "layer_scale": 1e-5, **kwargs}
     return _create("flash_internimage_large", pretrained, **arguments)
+
+
+@register_model
+def internimage_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """InternImage-T."""
+    arguments = {"arch": "t", "core_op": "DCNv3", **kwargs}
+    return _create("internimage_tiny", pretrained, **arguments)
+
+
+@register_model
+def internimage_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """InternImage-S."""
+    arguments = {"arch": "s", "core_op": "DCNv3", "layer_scale": 1e-5, **kwargs}
+    return _create("internimage_small", pretrained, **arguments)
+
+
+@register_model
+def internimage_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """InternImage-B."""
+    arguments = {"arch": "b", "core_op": "DCNv3", "layer_scale": 1e-5, **kwargs}
+    return _create("internimage_base", pretrained, **arguments)
+
+
+@register_model
+def internimage_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """InternImage-L."""
+    arguments = {"arch": "l", "core_op": "DCNv3", "layer_scale": 1e-5, **kwargs}
+    return _create("internimage_large", pretrained, **arguments)
+
+
+@register_model
+def internimage_xlarge(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """InternImage-XL."""
+    arguments = {"arch": "xl", "core_op": "DCNv3", "layer_scale": 1e-5, **kwargs}
+    return _create("internimage_xlarge", pretrained, **arguments)

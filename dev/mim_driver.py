@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcnv4_mm.cli.checks import make_folder
 from dcnv4_mm.cli.configs import apply_options, stop
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
-    # Idle OpenMP threads otherwise spin, and slow a busy machine.
+    # Otherwise idle OpenMP threads spin and slow a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONWARNINGS": "ignore:pkg_resources is deprecated",
-    # mim and mmengine install what they miss, into any Python: never here.
+    # mim and mmengine would install what is missing, into any Python.
     "PIP_REQUIRE_VIRTUALENV": "1",
     "PIP_NO_INDEX": "1",
 }
@@ -52,7 +53,7 @@ def run(command: list[str], folder: Path, log: Path) -> None:
 
 
 def progress(line: str) -> str:
-    """Progress, loss and scores of a line of mmengine's log."""
+    """Extracts progress, loss and metrics from a line of mmengine's log."""
     metrics = r"(?:(?:bbox|segm)_)?mAP(?:_50)?: \S+|mAVE: \S+|mIoU: \S+|accuracy/top\d: \S+"
     wanted = rf"(?:Epoch|Iter)\(\w+\) +\[ *\S+|eta: \S+|(?<=  )loss: \S+|{metrics}"
     return "  ".join(re.findall(wanted, line))
@@ -63,20 +64,17 @@ def mim(*arguments: str) -> list[str]:
 
 
 def write_data(script: str, arguments: list[str], work_dir: Path) -> Path:
-    """Writes a generated data set to where the small configs look for it, unless it is there.
+    """Writes a generated dataset where the small configs expect it, unless it exists.
 
     Args:
-        script: A generator of dev/generators, without its suffix; also the name of the set.
+        script: A generator of dev/generators, without its suffix; also the name of the dataset.
         arguments: Its options.
         work_dir: The folder that commands will run in.
 
     Returns:
-        The stamp of the data set, which changes when its content does.
+        The stamp of the dataset, which changes with its content.
     """
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        stop(f"cannot write to {work_dir}: {error.strerror}; give another --work-dir")
+    make_folder(work_dir, "--work-dir")
     generator = Path(__file__).parent / "generators" / f"{script}.py"
     data = work_dir / "data" / script
     run([sys.executable, str(generator), str(data), *arguments], work_dir, work_dir / "data.log")
@@ -98,7 +96,7 @@ def prepare_folder(folder: Path, cfg: "Config", stamp: Path) -> None:
     Args:
         folder: The run's work folder.
         cfg: The resolved config.
-        stamp: The stamp of the data set.
+        stamp: The stamp of the dataset.
     """
     parts = f"{cfg.pretty_text}\n{stamp.read_text()}"
     mark = hashlib.sha256(parts.encode()).hexdigest()
@@ -112,7 +110,7 @@ def prepare_folder(folder: Path, cfg: "Config", stamp: Path) -> None:
 
 
 def train(config: Path, folder: Path, work_dir: Path, options: list[str]) -> Path:
-    """Trains through mim unless that is done; an interrupted training goes on.
+    """Trains through mim unless that is done; resumes an interrupted training.
 
     Args:
         config: An installed config.
@@ -130,7 +128,7 @@ def train(config: Path, folder: Path, work_dir: Path, options: list[str]) -> Pat
         print(f"  {folder.name}: trained already")
         return final
     if pointer.is_file() and not Path(pointer.read_text()).is_file():
-        # Interrupted while the checkpoint was being replaced: nothing to go on from.
+        # Interrupted while the checkpoint was being replaced: nothing to resume from.
         pointer.unlink()
     command = mim("train", "dcnv4_mm", config.name, "--work-dir", str(folder), "--resume")
     command += ["--cfg-options", *options] if options else []
@@ -139,17 +137,17 @@ def train(config: Path, folder: Path, work_dir: Path, options: list[str]) -> Pat
 
 
 def evaluate(config: Path, checkpoint: Path, folder: Path, work_dir: Path, *extra: str) -> dict:
-    """Tests a checkpoint through mim, once.
+    """Tests a checkpoint through mim unless that is done.
 
     Args:
         config: An installed config.
         checkpoint: The file to test.
-        folder: The run's work folder; what the test writes goes to ``folder/test``.
+        folder: The run's work folder; the test's output goes to ``folder/test``.
         work_dir: The folder to run in.
         extra: More arguments of ``mim test``.
 
     Returns:
-        The host's metrics, by the names that the host gives them.
+        The host's metrics under the host's names.
     """
     result = folder / "metrics.json"
     if result.is_file():

@@ -1,9 +1,8 @@
-"""Writes COCO, ADE20K and nuScenes sets of a few random images where our configs look for them.
+"""Writes COCO, ADE20K and nuScenes datasets of a few random images where our configs expect them.
 
     python dev/tiny_sets.py FOLDER
 
-The unchanged configs then train and test in FOLDER. What they learn is worth nothing: the sets
-show that an installation works.
+The unchanged configs then train and test in FOLDER: a check of an installation, not of learning.
 """
 
 import argparse

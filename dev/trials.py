@@ -1,4 +1,4 @@
-"""Trains small models on generated data through mim, and checks what they have learned.
+"""Trains small models on generated data through mim, and checks their results.
 
     python dev/trials.py offsets [dino] [upernet] [bev] ... [--quick] [--record DIR]
 
@@ -155,7 +155,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a few iterations, to see that everything runs; it learns nothing",
+        help="a few iterations: a test of all steps",
     )
     args = parser.parse_args()
     if args.work_dir is None:
@@ -164,7 +164,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_boxes(config: Path, checkpoint: Path, image: Path, work_dir: Path) -> None:
-    """Draws what a BEVFormerV2 finds in one keyframe, in all cameras and from above.
+    """Draws the predictions of a BEVFormerV2 for one keyframe, in all cameras and from above.
 
     Args:
         config: An installed config.

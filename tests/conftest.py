@@ -1,7 +1,10 @@
-"""What holds for every test: the environment, marks that skip, and a committed list of skips."""
+"""Common to all tests: the environment, skips and their committed list, and `run_tool`."""
 
 import os
+import runpy
+import sys
 from collections import Counter
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +22,9 @@ if find_spec("mmengine"):
     install()
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
+ROOT = Path(__file__).resolve().parents[1]
+# Base names are unique, as mim finds a tool by its base name.
+PROGRAMS = {p.name: p for folder in ("tools", "dev") for p in (ROOT / folder).rglob("*.py")}
 HOSTS = ("mmcv", "mmdet", "mmseg", "mmpretrain", "mmdet3d", "diffusers")
 
 
@@ -57,7 +63,7 @@ def no_default_scope():
 
 @pytest.fixture(autouse=True)
 def nan_filled_empties(request):
-    """Fills what ``torch.empty`` returns, in kernels too, with NaN: nobody may read it."""
+    """Fills what ``torch.empty`` returns, in kernels too, with NaN: none may be read."""
     if request.node.get_closest_marker("gpu"):
         # Deterministic mode would keep the default CUDA kernels from being tested.
         yield
@@ -93,3 +99,33 @@ def skip_counts(reporter) -> Counter[str]:
     # A skip's longrepr is (file, line, "Skipped: reason").
     skips = reporter.stats.get("skipped", [])
     return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skips)
+
+
+@dataclass
+class Result:
+    """The output of a tool, and the message or status with which it stopped, if it failed."""
+
+    stdout: str
+    stderr: str
+    message: str | int | None
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Function that runs a tool in a folder with arguments; any exception but an exit is raised."""
+    # The tools set it; it must not reach other tests.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+    def run(tool, *arguments, cwd):
+        path = PROGRAMS[tool]
+        monkeypatch.chdir(cwd)
+        monkeypatch.syspath_prepend(str(path.parent))
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        message = None
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as error:
+            message = error.code if error.code else None
+        return Result(*capsys.readouterr(), message)
+
+    return run

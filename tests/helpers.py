@@ -1,9 +1,12 @@
-"""Reads the recorded numbers in ``tests/data`` and makes the weights and inputs they belong to."""
+"""Recorded results in ``tests/data`` with their weights and inputs; programs as subprocesses."""
 
 import copy
 import gzip
 import json
 import math
+import os
+import subprocess
+import sys
 import zlib
 from functools import cache
 from pathlib import Path
@@ -13,6 +16,31 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
+# Options of a config: no worker processes.
+NO_WORKERS = [
+    f"{phase}_dataloader.{option}"
+    for phase in ("train", "val", "test")
+    for option in ("num_workers=0", "persistent_workers=False")
+]
+
+
+def run_python(*command, cwd, check=True, **environment):
+    """Runs Python with arguments as a subprocess.
+
+    Returns:
+        Its exit status, unless it is checked to be 0, and its output and errors together.
+    """
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert not check or result.returncode == 0, result.stdout[-4000:]
+    return result.stdout if check else (result.returncode, result.stdout)
 
 
 @cache
@@ -50,14 +78,14 @@ def manifest_stems(kind):
 
 
 def generator(seed):
-    """A generator of the recordings: seeded by a number, or by the checksum of a text."""
+    """A generator of the recordings: seeded by a number, or by the checksum of a str."""
     if isinstance(seed, str):
         seed = zlib.crc32(seed.encode())
     return np.random.Generator(np.random.PCG64(seed))
 
 
 def normal(seed, shape):
-    """Standard normal float64 numbers."""
+    """Standard normal float64 values."""
     return generator(seed).standard_normal(shape)
 
 
@@ -129,7 +157,7 @@ def build_detector(original, device="cpu"):
 def dino_weights(original):
     """The recorded DINO's weights by released name."""
     tensors = weights(manifest("dino", original))
-    # Else all invalid tokens would share one high score, and the choice of queries be undefined.
+    # Otherwise all invalid tokens have one high score, and the choice of queries is undefined.
     tensors["bbox_head.transformer.enc_output.bias"] *= 0.01
     return tensors
 

@@ -1,4 +1,4 @@
-"""The documentation: its links lead somewhere, and its commands are accepted."""
+"""The documentation: its links exist, and its commands are valid."""
 
 import argparse
 import importlib
@@ -110,7 +110,7 @@ def test_the_readmes_have_the_same_content():
         strict=True,
     )
     assert len(sections[0]) == len(sections[1])
-    # But for comments.
+    # Comments do not count.
     without = [[(kind, re.sub("#.*", "", code)) for kind, code in blocks] for blocks in codes]
     assert without[0] == without[1]
 

@@ -1,4 +1,4 @@
-"""The Python of the documentation: every program runs, on small inputs, and every config fits."""
+"""Python in the documentation: programs run, on small inputs, and configs can be built."""
 
 import re
 from pathlib import Path
@@ -28,6 +28,9 @@ ELSEWHERE = {
     "docs/export.md:2": "tests/tools/test_export.py",
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
+}
+ELSEWHERE |= {
+    name: "tests/hugging_face/test_page.py" for name in BLOCKS if "docs/transformers.md" in name
 }
 ELSEWHERE |= {
     name: "tests/test_docs_own_data.py" for name in BLOCKS if name.startswith("docs/own_data/")

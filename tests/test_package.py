@@ -11,9 +11,10 @@ import torch
 import dcnv4_mm
 
 NAMES = [module.name for module in pkgutil.walk_packages(dcnv4_mm.__path__, "dcnv4_mm.")]
-# It registers with timm, which not every environment has.
-if find_spec("timm") is None:
-    NAMES.remove("dcnv4_mm.timm")
+# They register with libraries that not every environment has.
+for _library in ("timm", "transformers"):
+    if find_spec(_library) is None:
+        NAMES.remove(f"dcnv4_mm.{_library}")
 # This one is imported only where a class of it is built.
 LATE = {"dcnv4_mm.integrations._mmpretrain": pytest.mark.mmpretrain}
 MODULES = [pytest.param(name, marks=LATE.get(name, ())) for name in NAMES]

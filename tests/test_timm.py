@@ -12,7 +12,8 @@ import dcnv4_mm.timm  # noqa: F401
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import load_released, to_released
 
-SIZES = ["tiny", "small", "base", "large"]
+FLASH = [f"flash_internimage_{size}" for size in ("tiny", "small", "base", "large")]
+INTERN = [f"internimage_{size}" for size in ("tiny", "small", "base", "large", "xlarge")]
 TINY = "flash_internimage_tiny"
 # Small enough for fast tests.
 ARCH = {"channels": 8, "depths": (1, 2, 2, 1), "groups": (1, 1, 2, 2)}
@@ -41,18 +42,24 @@ def file(source, tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_registered_models_have_our_classifiers_keys(size):
-    assert f"flash_internimage_{size}" in timm.list_models("flash_internimage*")
+@pytest.mark.parametrize("name", [*FLASH, *INTERN])
+def test_registered_models_have_our_classifiers_keys(name):
+    assert name in timm.list_models("*internimage*")
+    size = name.rsplit("_", 1)[1]
     with torch.device("meta"):
-        model = timm.create_model(f"flash_internimage_{size}")
-        layer_scale = None if size == "tiny" else 1e-5
-        ours = FlashInternImage(size[0], layer_scale=layer_scale, num_classes=1000)
+        model = timm.create_model(name)
+        ours = FlashInternImage(
+            size,
+            core_op="DCNv4" if name in FLASH else "DCNv3",
+            layer_scale=None if size == "tiny" else 1e-5,
+            num_classes=1000,
+        )
     shapes = [{k: t.shape for k, t in m.state_dict().items()} for m in (model, ours)]
     assert shapes[0] == shapes[1]
     cfg = model.pretrained_cfg
-    assert cfg["url"].startswith("https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern")
-    assert cfg["input_size"] == ((3, 384, 384) if size == "large" else (3, 224, 224))
+    project = "DCNv4" if name in FLASH else "InternImage"
+    assert cfg["url"].startswith(f"https://huggingface.co/OpenGVLab/{project}/resolve/main/")
+    assert cfg["input_size"] == ((3, 384, 384) if "large" in size else (3, 224, 224))
     assert model.get_parameter(f"{cfg['classifier']}.weight").shape[0] == cfg["num_classes"]
     assert model.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == 3
 
@@ -160,3 +167,19 @@ def test_checkpointing_gives_the_same_gradients():
 def test_pooling_that_does_not_exist(arguments):
     with pytest.raises(ValueError, match="global_pool"):
         create(**arguments)
+
+
+def test_attention_pooling_is_refused():
+    with torch.device("meta"), pytest.raises(ValueError, match="h or g"):
+        timm.create_model("internimage_tiny", arch="h")
+
+
+@torch.inference_mode()
+def test_internimage_gives_the_same_logits(tmp_path):
+    ours = FlashInternImage(ARCH, core_op="DCNv3", layer_scale=None, num_classes=1000).eval()
+    torch.save({"model": to_released(ours)}, tmp_path / "file.pth")
+    overlay = {"file": str(tmp_path / "file.pth"), "custom_load": True}
+    model = timm.create_model(
+        "internimage_tiny", arch=ARCH, pretrained=True, pretrained_cfg_overlay=overlay
+    ).eval()
+    assert torch.equal(model(IMAGES), ours(IMAGES))

@@ -6,7 +6,7 @@ python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out FILE.pkl] [--tta]
 import argparse
 import copy
 
-from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_work_dir
+from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_folder
 from dcnv4_mm.cli.configs import add_arguments, load_config, stop
 from dcnv4_mm.cli.distributed import end_processes, start_processes
 from dcnv4_mm.cli.guards import add_guards, hook_name
@@ -39,7 +39,7 @@ def show_predictions(cfg, args: argparse.Namespace) -> None:
     host = cfg.get("default_scope")
     hook["enable" if host == "mmpretrain" else "draw"] = True
     hook["show"], hook["wait_time"] = args.show, args.wait_time
-    # mmseg and mmpretrain would paint every 50th and every 5000th.
+    # By default mmseg draws every 50th image and mmpretrain every 5000th.
     hook["interval"] = 1
     if args.show_dir and host == "mmseg":
         cfg.visualizer["save_dir"] = args.show_dir
@@ -47,10 +47,10 @@ def show_predictions(cfg, args: argparse.Namespace) -> None:
         hook["out_dir" if host == "mmpretrain" else "test_out_dir"] = args.show_dir
 
 
-def paint_as_read(visualizer) -> None:
-    """Turns colours the right way: mmpretrain's hook hands over BGR, as OpenCV reads, for RGB."""
-    paint = visualizer.visualize_cls
-    visualizer.visualize_cls = lambda image, *args, **options: paint(
+def draw_in_rgb(visualizer) -> None:
+    """Corrects the channel order: mmpretrain's hook passes BGR where RGB is expected."""
+    draw = visualizer.visualize_cls
+    visualizer.visualize_cls = lambda image, *args, **options: draw(
         image[..., ::-1].copy(), *args, **options
     )
 
@@ -59,7 +59,7 @@ def use_tta(cfg) -> None:
     """Wraps the model for test-time augmentation: the config's own, or flips for detection."""
     parts = (cfg.model, cfg.model.get("roi_head", {}))
     if cfg.get("default_scope") == "mmdet" and any(part.get("mask_head") for part in parts):
-        stop("mmdet cannot average masks over copies: --tta is for models that only find boxes")
+        stop("mmdet cannot average masks over copies: --tta is for models without masks")
     if cfg.get("default_scope") == "mmdet" and "tta_model" not in cfg:
         cfg.tta_model = {
             "type": "DetTTAModel",
@@ -82,7 +82,7 @@ def main() -> None:
     cfg = load_config(args)
     check_data(cfg, "test")
     check_checkpoint(args.checkpoint)
-    make_work_dir(cfg)
+    make_folder(cfg.work_dir, "--work-dir")
     cfg.load_from = args.checkpoint
     leave_out_averaging(cfg)
     add_guards(cfg)
@@ -94,7 +94,7 @@ def main() -> None:
     try:
         runner = build_runner(cfg)
         if hasattr(runner.visualizer, "visualize_cls"):
-            paint_as_read(runner.visualizer)
+            draw_in_rgb(runner.visualizer)
         if args.out:
             runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
         stop_if_unloadable(runner, cfg.filename)
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def leave_out_averaging(cfg) -> None:
-    """Removes the hooks that average weights: a checkpoint has the averages in their place."""
+    """Removes the hooks that average weights: a checkpoint already holds the averages."""
     hooks = cfg.get("custom_hooks") or []
     cfg.custom_hooks = [hook for hook in hooks if not hook_name(hook).endswith("EMAHook")]
 

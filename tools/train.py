@@ -6,7 +6,7 @@ torchrun --nproc_per_node 2 tools/train.py CONFIG --launcher pytorch
 
 import argparse
 
-from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_work_dir
+from dcnv4_mm.cli.checks import check_checkpoint, check_data, make_folder
 from dcnv4_mm.cli.configs import add_arguments, load_config, stop
 from dcnv4_mm.cli.distributed import end_processes, start_processes
 from dcnv4_mm.cli.guards import add_guards
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from this checkpoint, or from the work folder's latest that can be read",
+        help="resume from this checkpoint, or from the latest readable one in the work folder",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -47,7 +47,7 @@ def use_amp(cfg) -> None:
 
 
 def use_safe_checkpoints(cfg) -> None:
-    """Replaces mmengine's checkpoint hook by the one that leaves a checkpoint after any fault."""
+    """Replaces mmengine's checkpoint hook by SafeCheckpointHook."""
     hook = cfg.get("default_hooks", {}).get("checkpoint")
     if hook and hook.get("type") == "CheckpointHook":
         hook.type = "dcnv4_mm.SafeCheckpointHook"
@@ -70,7 +70,7 @@ def main() -> None:
         check_checkpoint(cfg.load_from)
     use_safe_checkpoints(cfg)
     add_guards(cfg)
-    make_work_dir(cfg)
+    make_folder(cfg.work_dir, "--work-dir")
     start_processes(cfg)
     try:
         runner = build_runner(cfg)

@@ -27,7 +27,7 @@ model = dict(
     test_cfg=dict(rpn=dict(max_per_img=300)),
 )
 
-# The pictures stay as they are; Resize only notes the scale for the evaluation.
+# Images keep their size; Resize only records the scale factor for the evaluation.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),

@@ -77,7 +77,7 @@ ARCHS: Mapping[str, Arch] = {
     ),
 }
 
-# Of the settings below, FlashInternImage alone has others.
+# InternImage has none of these options of FlashInternImage.
 _DCNV3: dict[str, Any] = dict(dw_kernel_size=None, dcn_output_bias=False, mlp_fc2_bias=False)
 # InternImage's. Its T, S and L have the sizes of FlashInternImage's, its B another offset_scale.
 DCNV3_ARCHS: Mapping[str, Arch] = {

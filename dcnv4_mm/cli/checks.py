@@ -11,46 +11,41 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def make_work_dir(cfg: "Config") -> None:
-    """Makes the work folder, and stops if nothing can be written there."""
+def make_folder(path: str | Path, option: str) -> None:
+    """Makes the folder that an option names, and stops if nothing can be written there."""
     try:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cfg.work_dir):
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        stop(f"cannot write to {cfg.work_dir}: {error.strerror}; give another --work-dir")
+        stop(f"cannot write to {path}: {error.strerror}; give another {option}")
 
 
-def check_checkpoint(path: str) -> None:
+def check_checkpoint(path: str | Path) -> None:
     """Stops if a checkpoint that is a local file does not exist."""
-    if "://" not in path and not Path(path).is_file():
+    if "://" not in str(path) and not Path(path).is_file():
         stop(f"the checkpoint {path} does not exist")
 
 
 def check_data(cfg: "Config", *phases: str) -> None:
-    """Stops if a data set that a phase ("train", "val", "test") reads is not there."""
+    """Stops if a dataset that a phase ("train", "val", "test") reads is missing."""
+    from dcnv4_mm.integrations.data_checks.of_config import dataset_configs
+
     for phase in phases:
         loader = cfg.get(f"{phase}_dataloader")
-        for dataset in plain_datasets(loader["dataset"]) if loader else ():
+        for dataset in dataset_configs(loader["dataset"]) if loader else ():
             root = dataset.get("data_root") or ""
-            # The pictures' and the label maps' folders of segmentation sets.
+            # Segmentation datasets: the folders of images and of label maps.
             prefix = dataset.get("data_prefix")
             folders = prefix if isinstance(prefix, dict) else {}
             parts = [folders.get(kind) for kind in ("img_path", "seg_map_path")]
-            # mmpretrain's ImageNet names a folder of the root so.
+            # mmpretrain's ImageNet names a subfolder of the root by its split.
             parts.append(dataset.get("split") if dataset.get("type") == "ImageNet" else None)
             for path in filter(None, (root, dataset.get("ann_file"), *parts)):
-                whole = path if path == root else os.path.join(root, path)
-                if "://" not in whole and not os.path.exists(whole):
+                full = path if path == root else os.path.join(root, path)
+                if "://" not in full and not os.path.exists(full):
                     stop(
-                        f"{os.path.abspath(whole)} does not exist; put or link the data there, or "
+                        f"{os.path.abspath(full)} does not exist; put or link the data there, or "
                         f"set data_root and ann_file of {phase}_dataloader.dataset with "
                         "--cfg-options (and ann_file of the evaluator)"
                     )
-
-
-def plain_datasets(dataset: dict) -> list[dict]:
-    """The data sets inside of wrappers such as RepeatDataset and ConcatDataset."""
-    if "datasets" in dataset:
-        return [inner for d in dataset["datasets"] for inner in plain_datasets(d)]
-    return plain_datasets(dataset["dataset"]) if "dataset" in dataset else [dataset]

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
-ENV_HINT = "python -m dcnv4_mm.env says what to install"
+ENV_HINT = "python -m dcnv4_mm.env lists what to install"
 
-# mmengine and mmcv 2.1 warn of this at every look-up of an installed package.
+# mmengine and mmcv 2.1 warn about this at every lookup of an installed package.
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 
@@ -90,7 +90,7 @@ def read_config(name: str, options: list[str]) -> "Config":
 
 
 def install_hosts() -> None:
-    """Prepares this process for OpenMMLab; warns of installed libraries that do not fit."""
+    """Prepares this process for OpenMMLab; warns about incompatible libraries."""
     try:
         from dcnv4_mm.integrations import find_problems, install
 
@@ -109,7 +109,7 @@ def configs_folder() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """Path of a config: as given, or of one of this package by its file name; stops without."""
+    """Path of a config, given as a path or as the file name of one of this package; or stops."""
     path = Path(name)
     if path.is_file():
         return path

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def start_processes(cfg: "Config") -> None:
-    """Joins the process group over gloo where there is no CUDA; mmengine does so where there is."""
+    """Joins the process group over gloo without CUDA; with CUDA, mmengine does it."""
     import torch
 
     if cfg.launcher == "none" or torch.cuda.is_available():

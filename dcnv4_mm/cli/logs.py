@@ -1,4 +1,4 @@
-"""Reading what mmengine has logged below a work folder."""
+"""Reads the scalars that mmengine logs below a work folder."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ COUNTERS = {"step", "iter", "epoch", "time", "data_time", "memory"}
 
 
 def read_logs(folder: Path) -> dict[str, Points]:
-    """Everything that mmengine logged below a work folder: values by iteration, by name.
+    """Scalars logged below a work folder: values by iteration, by name.
 
-    A run that was interrupted and went on has logged some iterations twice: the later counts.
+    A resumed run has logged some iterations twice: the later value counts.
     """
     paths = sorted(folder.glob("*/vis_data/scalars.json"))
     records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]

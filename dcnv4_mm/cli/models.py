@@ -1,4 +1,4 @@
-"""A model of any host, and batches to feed it, for the tools that count and measure."""
+"""Models of any host and batches for them, for the tools that count and measure."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -9,23 +9,23 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
 
-# Height and width of a picture where nothing else is said: what the papers measure with.
+# Default image size (height, width): what the papers measure with.
 SIZES = {"mmdet": (800, 1280), "mmseg": (512, 512), "mmpretrain": (224, 224)}
 
 
 def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what the model is fed with."""
+    """Adds the options that choose the model's input."""
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of random pictures; default: 800 1280 (mmdet), 512 512 (mmseg), 224 224 (mmpretrain)",
+        help="of random images; default: 800 1280 (mmdet), 512 512 (mmseg), 224 224 (mmpretrain)",
     )
     parser.add_argument(
         "--from-dataset",
         action="store_true",
-        help="take samples of the config's test set instead of random pictures; needed for mmdet3d",
+        help="take samples of the config's test set instead of random images; needed for mmdet3d",
     )
 
 
@@ -60,12 +60,12 @@ def build_model(cfg: "Config", checkpoint: str | None = None) -> "nn.Module":
 
 
 def make_batch(cfg: "Config", args: argparse.Namespace, count: int) -> dict:
-    """A batch as the host's loader gives it, of random pictures or from the test set.
+    """A batch as the host's data loader yields it, of random images or from the test set.
 
     Args:
         cfg: The config.
         args: The parsed arguments of :func:`add_batch_arguments`.
-        count: Pictures or samples in the batch.
+        count: Number of images or samples in the batch.
 
     Returns:
         ``inputs`` and ``data_samples``, for ``model.test_step`` or ``model.data_preprocessor``.
@@ -81,21 +81,21 @@ def make_batch(cfg: "Config", args: argparse.Namespace, count: int) -> dict:
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         return pseudo_collate([dataset[index % len(dataset)] for index in range(count)])
     if host not in SIZES:
-        stop(f"random pictures do not make a sample of {host}: add --from-dataset")
+        stop(f"random images do not make a sample of {host}: add --from-dataset")
     import torch
 
     height, width = args.size or SIZES[host]
     generator = torch.Generator().manual_seed(0)
     shape = (count, 3, height, width)
-    pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), (height, width))
     sample = sample_class(host)
     samples = [sample(metainfo={**meta, "scale_factor": (1.0, 1.0)}) for _ in range(count)]
-    return {"inputs": list(pictures), "data_samples": samples}
+    return {"inputs": list(images), "data_samples": samples}
 
 
 def sample_class(host: str) -> type:
-    """The class in which a host keeps what is known of a picture."""
+    """The host's data-sample class."""
     if host == "mmdet":
         from mmdet.structures import DetDataSample as Sample
     elif host == "mmseg":

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def build_runner(cfg: "Config"):
-    """Builds mmengine's runner, or the one that the config asks for."""
+    """Builds mmengine's runner, or the config's ``runner_type``."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
@@ -28,7 +28,7 @@ def stop_if_unloadable(runner, config: str) -> None:
         try:
             load_or_resume()
         except (ValueError, OSError) as error:
-            # One of a file that cannot be read names the file alone.
+            # The error of an unreadable file does not name the config.
             stop(str(error) if config in str(error) else f"{error} (for {config})")
 
     runner.load_or_resume = load_or_stop

@@ -1,10 +1,11 @@
 """Integration with the OpenMMLab libraries."""
 
+import sys
 from types import ModuleType
 
 from torch import nn
 
-from dcnv4_mm.integrations import mmcv_ext
+from dcnv4_mm.integrations import _transformers
 from dcnv4_mm.integrations._hosts import find_problems
 
 __all__ = ["find_problems", "install", "is_swapped", "swap_deformable_attention"]
@@ -29,48 +30,60 @@ def install() -> None:
 
 
 def swap_deformable_attention(model: nn.Module) -> int:
-    """Makes every ``MultiScaleDeformableAttention`` of mmcv in a model use this package's operator.
+    """Makes the multi-scale deformable attention of a model use this package's operator.
 
-    DINO, Deformable DETR, Mask2Former and other models of the OpenMMLab libraries contain this
-    module. Our own DINO and Mask2Former call this function by default. The modules keep their
-    parameters, state-dict keys, hooks and arguments, and compute the same; on the CPU mmcv has no
-    kernel, this package has one. Subclasses of mmcv's class are not changed, as they may compute
-    something else.
+    It finds mmcv's ``MultiScaleDeformableAttention`` in models of the OpenMMLab libraries, and the
+    attention of Hugging Face transformers' Deformable DETR, RT-DETR, RT-DETRv2, D-FINE, DEIMv2,
+    LW-DETR, RF-DETR, Grounding DINO, OmDet-Turbo, Mask2Former, OneFormer and relatives. Our own
+    DINO and Mask2Former call this function by default. Modules keep their parameters, state-dict
+    keys, hooks and arguments, and compute the same. Subclasses of mmcv's class are not changed, as
+    they may compute something else.
 
     Args:
         model: A built model, changed in place.
 
     Returns:
-        Number of modules swapped; 0 if there are none, or none that were not swapped before.
+        Number of attention layers swapped; 0 if there are none, or none that were not swapped
+        before.
 
     Raises:
-        ImportError: mmcv is not installed, or its operators do not load.
+        ValueError: A layer of transformers has deformable attention that this package does not
+            compute, such as discrete sampling; the model is then unchanged.
 
     Note:
-        At a sampling location exactly one pixel outside the image mmcv's CPU path has a derivative,
-        this operator has none. Freshly initialized models have such locations, trained ones rarely.
+        At a sampling location exactly one pixel outside the image ``grid_sample``, which both
+        libraries use on the CPU, has a derivative, this operator has none. Freshly initialized
+        models have such locations, trained ones rarely.
 
     Example:
-        >>> swap_deformable_attention(nn.Linear(2, 2))  # doctest: +SKIP
+        >>> swap_deformable_attention(nn.Linear(2, 2))
         0
     """
-    mmcv = _import_mmcv()
-    modules = [m for m in model.modules() if type(m) is mmcv.MultiScaleDeformableAttention]
-    for module in modules:
-        module.__class__ = mmcv.DeformableAttention
-    return len(modules)
+    replacements = _transformers.find_replacements(model)
+    if mmcv := _import_mmcv():
+        modules = [m for m in model.modules() if type(m) is mmcv.MultiScaleDeformableAttention]
+        for module in modules:
+            module.__class__ = mmcv.DeformableAttention
+    else:
+        modules = []
+    for replace in replacements:
+        replace()
+    return len(modules) + len(replacements)
 
 
 def is_swapped(model: nn.Module) -> bool:
     """Whether any module of a model is one that :func:`swap_deformable_attention` has changed."""
-    return any(isinstance(m, _import_mmcv().DeformableAttention) for m in model.modules())
+    mmcv = _import_mmcv()
+    return any(
+        _transformers.is_swapped(m) or (mmcv and isinstance(m, mmcv.DeformableAttention))
+        for m in model.modules()
+    )
 
 
-def _import_mmcv() -> ModuleType:
-    mmcv_ext.install()
-    try:
-        from dcnv4_mm.integrations import _mmcv
-    except ImportError as error:
-        message = f"mmcv.ops cannot be imported ({error}): {mmcv_ext.serving()}"
-        raise ImportError(message) from error
+def _import_mmcv() -> ModuleType | None:
+    """Our class for mmcv's modules, or ``None`` in a process that has not imported mmcv.ops."""
+    if "mmcv.ops" not in sys.modules:
+        return None
+    from dcnv4_mm.integrations import _mmcv
+
     return _mmcv

@@ -12,15 +12,13 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
-from dataset_folder import check_sizes, command_line, show_progress, write_whole
+from dataset_folder import GeneratedDataset, random_generator, write_image
 from pycocotools import mask as coco_mask
 
-FORMAT = 1
 SPLITS = ("train", "val")
 # In OpenCV's channel order.
 COLORS = {"red": (40, 40, 220), "green": (60, 190, 60), "blue": (220, 120, 30)}
@@ -138,18 +136,19 @@ def annotation(label: int, mask: np.ndarray, image_id: int, annotation_id: int) 
     }
 
 
-def write_split(folder: Path, split: str, seed: int, count: int) -> Iterator[None]:
+def write_split(folder: Path, index: int, seed: int, count: int) -> Iterator[None]:
     """Writes a split's images, yielding after each, then its annotation file."""
-    (folder / split).mkdir()
+    split = SPLITS[index]
+    for path in (folder / split, folder / "annotations"):
+        path.mkdir(exist_ok=True)
     images, annotations = [], []
-    for index in range(count):
-        rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
-        image, objects = draw_image(rng)
-        name = f"{index + 1:06d}.png"
-        cv2.imwrite(str(folder / split / name), image)
-        images.append({"id": index + 1, "file_name": name, "width": SIDE, "height": SIDE})
+    for image_id in range(1, count + 1):
+        image, objects = draw_image(random_generator(seed, index, image_id - 1))
+        name = f"{image_id:06d}.png"
+        write_image(folder / split / name, image)
+        images.append({"id": image_id, "file_name": name, "width": SIDE, "height": SIDE})
         for label, mask in objects:
-            annotations.append(annotation(label, mask, index + 1, len(annotations) + 1))
+            annotations.append(annotation(label, mask, image_id, len(annotations) + 1))
         yield
     content = {
         "info": {"description": f"barbells, {split}, seed {seed}"},
@@ -161,42 +160,9 @@ def write_split(folder: Path, split: str, seed: int, count: int) -> Iterator[Non
     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-def generate(
-    out_dir: str | Path,
-    *,
-    seed: int = 0,
-    num_train: int = 600,
-    num_val: int = 150,
-) -> bool:
-    """Writes the dataset to ``out_dir``, or keeps a finished one.
-
-    The folder appears under its name only when it is complete.
-
-    Args:
-        out_dir: Folder to make: ``annotations/{train,val}.json``, ``train/*.png``, ``val/*.png``.
-        seed: Fixes every image; the two splits share none.
-        num_train: Number of training images, at least 2.
-        num_val: Number of held-out images, at least 2.
-
-    Returns:
-        True if the dataset was written, False if it was there already.
-
-    Raises:
-        ValueError: Too few images, or the folder holds something else.
-        OSError: The folder cannot be written.
-    """
-    check_sizes(seed, num_train, num_val)
-    settings = {"name": "barbells", "format": FORMAT, "seed": seed}
-    settings |= {"train": num_train, "val": num_val}
-
-    def write(folder: Path) -> None:
-        (folder / "annotations").mkdir()
-        splits = (write_split(folder, split, seed, settings[split]) for split in SPLITS)
-        show_progress("barbells", chain.from_iterable(splits), num_train + num_val)
-
-    return write_whole(out_dir, settings, write)
-
+DATASET = GeneratedDataset(
+    name="barbells", format=1, write_split=write_split, num_train=600, num_val=150
+)
 
 if __name__ == "__main__":
-    description = "Write a small COCO dataset of barbells."
-    sys.exit(command_line("barbells", description, generate, num_train=600, num_val=150))
+    sys.exit(DATASET.main("Write a small COCO-format dataset of barbells."))

@@ -1,8 +1,8 @@
-"""Writes a small instance-segmentation set in COCO format: shapes on textured backgrounds.
+"""Writes a small instance-segmentation dataset in COCO format: shapes on textured backgrounds.
 
-The set exercises what real COCO files hold: polygons, run-length masks, occlusion, small objects, a
-crowd region and a picture without objects. An object's colour hints at its class, its outline
-decides.
+It covers what real COCO files contain: polygons, run-length masks, occlusion, small objects, a
+crowd region and an image without objects. An object's outline defines its class; the colour is only
+correlated with it.
 
     python dev/generators/mini_coco.py data/mini_coco
     python dev/generators/mini_coco.py data/coco --as-coco    # every COCO config runs on it
@@ -14,22 +14,20 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
-from dataset_folder import check_sizes, command_line, show_progress, write_whole
+from dataset_folder import GeneratedDataset, random_generator, write_image
 from pycocotools import mask as coco_mask
 
-FORMAT = 1
 CLASSES = ("disk", "ring", "triangle", "box", "star")
 SPLITS = ("train", "val")
 SIDE_RANGE = (160, 256)
-# Outlines are drawn on a grid this many times finer than the picture: smooth edges and polygons.
+# Outlines are drawn on a grid this many times finer than the image, for smooth edges and polygons.
 FINE = 4
 MIN_VISIBLE_PIXELS = 60
-MIN_VISIBLE_SHARE = 0.55
+MIN_VISIBLE_FRACTION = 0.55
 
 
 @dataclass
@@ -39,7 +37,7 @@ class Instance:
     Args:
         label: Index into ``CLASSES``.
         fine_mask: Visible part on the fine grid, bool, (H * FINE, W * FINE).
-        drawn_pixels: Fine pixels of the whole object, hidden part included.
+        drawn_pixels: Fine pixels of the object, including hidden ones.
         crowd: Whether this is one region for many objects (COCO's ``iscrowd``).
     """
 
@@ -51,7 +49,7 @@ class Instance:
     def still_visible(self, cover: np.ndarray) -> bool:
         """Whether enough of the object would stay visible under a further mask."""
         left = np.count_nonzero(self.fine_mask & ~cover)
-        return left >= max(MIN_VISIBLE_PIXELS * FINE**2, MIN_VISIBLE_SHARE * self.drawn_pixels)
+        return left >= max(MIN_VISIBLE_PIXELS * FINE**2, MIN_VISIBLE_FRACTION * self.drawn_pixels)
 
     def touches(self, mask: np.ndarray) -> bool:
         """Whether the visible part shares a pixel with a mask."""
@@ -117,21 +115,21 @@ def color(hue: float, saturation: float, value: float) -> np.ndarray:
     return 255 * np.array([blue, green, red], np.float32)
 
 
-def paint(image: np.ndarray, label: int, mask: np.ndarray, rng: np.random.Generator) -> None:
+def draw_object(image: np.ndarray, label: int, mask: np.ndarray, rng: np.random.Generator) -> None:
     """Blends a textured object into ``image`` in place; ``mask`` is on the fine grid."""
     height, width = image.shape[:2]
     size = (width, height)
     alpha = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
-    # Neighbouring classes share a third of their hues: the colour hints, the outline decides.
+    # Neighbouring classes have a third of their hues in common.
     hue = (label + rng.uniform(-0.75, 0.75)) / len(CLASSES)
     base = color(hue, rng.uniform(0.55, 0.95), rng.uniform(0.55, 0.95))
     image += alpha * (texture((height, width), base, 14, rng) - image)
 
 
-def place(
+def add_object(
     instances: list[Instance], shape: tuple[int, int], rng: np.random.Generator, *, tries: int = 30
 ) -> Instance | None:
-    """A new object that hides none of the others too much; often on top of another one."""
+    """Draws a new object that hides none of the others too much; often on top of another one."""
     height, width = shape
     for _ in range(tries):
         label = int(rng.integers(len(CLASSES)))
@@ -177,14 +175,14 @@ def crowd_region(
 
 
 def draw_image(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, list[Instance]]:
-    """One picture and its objects.
+    """Draws an image and its objects.
 
     Args:
         rng: Source of all randomness.
         kind: "objects", "crowd" (objects and one crowd region) or "empty".
 
     Returns:
-        The picture, uint8 (H, W, 3) in OpenCV's channel order, and its objects in drawing order.
+        The image, uint8 (H, W, 3) in OpenCV's channel order, and its objects in drawing order.
     """
     height, width = (int(side) for side in rng.integers(SIDE_RANGE[0], SIDE_RANGE[1] + 1, 2))
     shape = (height, width)
@@ -195,12 +193,12 @@ def draw_image(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, list[In
         region, tiny_masks = crowd_region(shape, rng)
         instances.append(region)
         for mask in tiny_masks:
-            paint(image, region.label, mask, rng)
+            draw_object(image, region.label, mask, rng)
     for _ in range(0 if kind == "empty" else int(rng.integers(3, 7))):
-        instance = place(instances, shape, rng)
+        instance = add_object(instances, shape, rng)
         if instance is None:
             break
-        paint(image, instance.label, instance.fine_mask, rng)
+        draw_object(image, instance.label, instance.fine_mask, rng)
         for other in instances:
             other.fine_mask &= ~instance.fine_mask
         instances.append(instance)
@@ -209,7 +207,7 @@ def draw_image(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, list[In
 
 
 def segmentation(instance: Instance) -> list[list[float]] | dict:
-    """COCO's form of a visible mask: polygons, or run lengths for crowds and masks with holes."""
+    """COCO segmentation of the visible mask: polygons; run lengths for crowds and holes."""
     fine = instance.fine_mask.astype(np.uint8)
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     # hierarchy[0, i, 3] is the parent: only holes have one.
@@ -244,7 +242,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def annotation(
     instance: Instance, image_id: int, annotation_id: int, shape: tuple[int, int]
 ) -> dict:
-    """COCO's record of an object; area and box are those of the stored mask."""
+    """The COCO annotation of an object; area and box are those of the stored mask."""
     stored = segmentation(instance)
     encoded = coco_mask.frPyObjects(stored, *shape)
     if isinstance(encoded, list):
@@ -260,24 +258,24 @@ def annotation(
     }
 
 
-def write_split(folder: Path, split: str, seed: int, count: int) -> Iterator[None]:
-    """Writes the pictures and the annotation file of one split; yields after each picture."""
-    (folder / split).mkdir()
+def write_split(folder: Path, index: int, seed: int, count: int) -> Iterator[None]:
+    """Writes a split's images, yielding after each, then its annotation file."""
+    split = SPLITS[index]
+    for path in (folder / split, folder / "annotations"):
+        path.mkdir(exist_ok=True)
     images: list[dict] = []
     annotations: list[dict] = []
-    for index in range(count):
-        # The first picture has the crowd, the second no object: even the smallest set has both.
-        kind = {0: "crowd", 1: "empty"}.get(index, "objects")
-        rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
-        picture, instances = draw_image(rng, kind)
-        name = f"{index + 1:06d}.jpg"
-        if not cv2.imwrite(str(folder / split / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise OSError(f"cannot write {folder / split / name}")
-        height, width = picture.shape[:2]
-        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
+    for image_id in range(1, count + 1):
+        # The first image has a crowd, the second no object: even the smallest split has both.
+        kind = {1: "crowd", 2: "empty"}.get(image_id, "objects")
+        image, instances = draw_image(random_generator(seed, index, image_id - 1), kind)
+        name = f"{image_id:06d}.jpg"
+        write_image(folder / split / name, image, cv2.IMWRITE_JPEG_QUALITY, 92)
+        height, width = image.shape[:2]
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         for instance in instances:
             annotations.append(
-                annotation(instance, index + 1, len(annotations) + 1, (height, width))
+                annotation(instance, image_id, len(annotations) + 1, (height, width))
             )
         yield
     content = {
@@ -293,7 +291,7 @@ def write_split(folder: Path, split: str, seed: int, count: int) -> Iterator[Non
 
 
 def make_like_coco(folder: Path) -> None:
-    """Gives a written set the file names of COCO 2017 and its 80 classes; shapes are the first."""
+    """Renames files and classes to those of COCO 2017; the shapes become its first classes."""
     from dcnv4_mm.integrations import install
 
     install()
@@ -309,50 +307,14 @@ def make_like_coco(folder: Path) -> None:
         (folder / split).rename(folder / f"{split}2017")
 
 
-def generate(
-    out_dir: str | Path,
-    *,
-    seed: int = 0,
-    num_train: int = 240,
-    num_val: int = 60,
-    as_coco: bool = False,
-) -> bool:
-    """Writes the set to ``out_dir``, or keeps a finished one.
-
-    The folder appears under its name only when it is complete.
-
-    Args:
-        out_dir: Folder to make: ``annotations/{train,val}.json``, ``train/*.jpg``, ``val/*.jpg``.
-        seed: Fixes every picture; the two splits share none.
-        num_train: Pictures to train on, at least 2.
-        num_val: Held-out pictures, at least 2.
-        as_coco: Name files and classes as COCO 2017 does, for configs of 80 classes; needs mmdet.
-
-    Returns:
-        True if the set was written, False if it was there already.
-
-    Raises:
-        ValueError: Too few pictures, or the folder holds something else.
-        OSError: The folder cannot be written.
-    """
-    check_sizes(seed, num_train, num_val)
-    settings = {"name": "mini_coco", "format": FORMAT, "seed": seed}
-    settings |= {"train": num_train, "val": num_val}
-    if as_coco:
-        settings["as_coco"] = True
-
-    def write(folder: Path) -> None:
-        (folder / "annotations").mkdir()
-        splits = (write_split(folder, split, seed, settings[split]) for split in SPLITS)
-        show_progress("mini COCO", chain.from_iterable(splits), num_train + num_val)
-        if as_coco:
-            make_like_coco(folder)
-
-    return write_whole(out_dir, settings, write)
-
+DATASET = GeneratedDataset(
+    name="mini_coco",
+    format=1,
+    write_split=write_split,
+    num_train=240,
+    num_val=60,
+    flags={"as_coco": ("file names and the 80 classes of COCO 2017; needs mmdet", make_like_coco)},
+)
 
 if __name__ == "__main__":
-    description = "Write a small COCO-format instance set of drawn shapes."
-    flags = {"--as-coco": "file names and the 80 classes of COCO 2017"}
-    sizes = {"num_train": 240, "num_val": 60}
-    sys.exit(command_line("mini_coco", description, generate, **sizes, flags=flags))
+    sys.exit(DATASET.main("Write a small COCO-format dataset of drawn shapes."))

@@ -1,6 +1,6 @@
-"""Writes a small classification set in ImageNet's folders: one shape on a textured background.
+"""Writes a small classification dataset in ImageNet's folders: one shape on a textured background.
 
-Ten classes, the outlines of mini COCO in warm and in cold colours; a folder for each.
+Ten classes: the outlines of mini COCO in warm and in cold colours.
 
     python dev/generators/mini_imagenet.py data/mini_imagenet
 """
@@ -9,18 +9,18 @@ import sys
 
 import cv2
 import numpy as np
-from class_folders import ClassFolders
+from dataset_folder import GeneratedDataset, class_folders
 from mini_coco import CLASSES as OUTLINES
 from mini_coco import color, draw_outline, texture
 
-# Hues in turns around the colour wheel; the two have none in common.
+# Ranges of hues as fractions of the colour wheel, which do not overlap.
 HUES = {"cold": (0.45, 0.7), "warm": (-0.05, 0.17)}
 CLASSES = tuple(f"{warmth}_{outline}" for warmth in HUES for outline in sorted(OUTLINES))
 SIDE_RANGE = (80, 128)
 
 
 def draw_image(name: str, rng: np.random.Generator) -> np.ndarray:
-    """One picture of a class: uint8 (H, W, 3) in OpenCV's channel order."""
+    """Draws an image of a class: uint8 (H, W, 3) in OpenCV's channel order."""
     warmth, outline = name.split("_")
     shape = tuple(int(side) for side in rng.integers(SIDE_RANGE[0], SIDE_RANGE[1] + 1, 2))
     # The background may have any colour.
@@ -35,16 +35,15 @@ def draw_image(name: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-SET = ClassFolders(
+DATASET = GeneratedDataset(
     name="mini_imagenet",
     format=1,
-    classes=CLASSES,
-    draw_image=draw_image,
-    suffix=".JPEG",
+    write_split=class_folders(CLASSES, draw_image, ".JPEG"),
     num_train=120,
     num_val=40,
+    least=1,
+    unit="images per class",
 )
-generate = SET.generate
 
 if __name__ == "__main__":
-    sys.exit(SET.main("Write a small ImageNet-format set of shapes."))
+    sys.exit(DATASET.main("Write a small ImageNet-format dataset of shapes."))

@@ -1,4 +1,4 @@
-"""Writes a small set to learn to generate: 32 x 32 pictures of four bright shapes in the dark.
+"""Writes a small dataset for generative models: 32 x 32 images of four bright shapes.
 
 python dev/generators/mini_shapes.py data/mini_shapes
 """
@@ -7,18 +7,18 @@ import sys
 
 import cv2
 import numpy as np
-from class_folders import ClassFolders
+from dataset_folder import GeneratedDataset, class_folders
 
 SIDE = 32
 CLASSES = ("cross", "ring", "square", "triangle")
 # Blue, green, red.
 GROUND = np.array([50.0, 40.0, 30.0])
-# Drawn so much larger, then averaged: edges come out smooth.
+# Supersampling factor, for smooth edges.
 FINER = 8
 
 
 def outline(name: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """Share of every pixel that a shape covers: float32 (SIDE, SIDE)."""
+    """Coverage of every pixel by a shape: float32 (SIDE, SIDE) in [0, 1]."""
     mask = np.zeros((SIDE * FINER, SIDE * FINER), np.uint8)
     middle = tuple(int(value) for value in centre * FINER)
     if name == "ring":
@@ -37,7 +37,7 @@ def outline(name: str, centre: np.ndarray, radius: float, angle: float) -> np.nd
 
 
 def draw_image(name: str, rng: np.random.Generator) -> np.ndarray:
-    """One picture of a class: uint8 (SIDE, SIDE, 3)."""
+    """Draws an image of a class: uint8 (SIDE, SIDE, 3)."""
     radius = rng.uniform(9, 13)
     centre = SIDE / 2 + rng.uniform(-2, 2, 2)
     mask = outline(name, centre, radius, np.pi / 4 + rng.uniform(-0.15, 0.15))[..., None]
@@ -46,16 +46,15 @@ def draw_image(name: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-SET = ClassFolders(
+DATASET = GeneratedDataset(
     name="mini_shapes",
     format=2,
-    classes=CLASSES,
-    draw_image=draw_image,
-    suffix=".png",
+    write_split=class_folders(CLASSES, draw_image, ".png"),
     num_train=1000,
     num_val=100,
+    least=1,
+    unit="images per class",
 )
-generate = SET.generate
 
 if __name__ == "__main__":
-    sys.exit(SET.main("Write a small set of shapes, a folder per class."))
+    sys.exit(DATASET.main("Write a small dataset of shapes, one folder per class."))

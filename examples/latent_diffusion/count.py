@@ -2,7 +2,7 @@
 
     python examples/latent_diffusion/count.py examples/latent_diffusion/configs/imagenet-256.yaml
 
-For one evaluation of one picture or latent; a multiplication and an addition are two operations.
+For one evaluation of one image or latent; a multiplication and an addition are two operations.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def rows(config: Path, classes: int = 1000) -> list[str]:
     """Rows of a Markdown table: kind, widths, parameters in millions, GFLOP."""
     settings, found = read_settings(config), []
     for name, (operator, narrow) in KINDS.items():
-        # Nothing is initialised or computed: shapes are enough.
+        # On the meta device nothing is initialised or computed.
         with torch.device("meta"):
             unet = build_unet(settings, operator, classes, narrow=narrow)
         unet.to_empty(device="cpu")

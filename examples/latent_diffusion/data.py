@@ -1,4 +1,4 @@
-"""Pictures in a folder per class, or latents that encode.py has made of them."""
+"""Images in one folder per class, or the latents that encode.py computes."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
-__all__ = ["Pictures", "open_data", "to_square"]
+__all__ = ["ImageFolder", "open_data", "to_square"]
 
-ENDINGS = {".jpeg", ".jpg", ".png", ".webp"}
+SUFFIXES = {".jpeg", ".jpg", ".png", ".webp"}
 
 
-class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures of a folder per class, as (3, size, size) in [-1, 1], with their labels.
+class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
+    """Images (3, size, size) in [-1, 1] with their labels, from one folder per class.
 
     Args:
-        folder: Holds one folder of pictures for each class.
-        size: Side in pixels; larger pictures are shrunk, then cropped in the middle.
+        folder: Holds one folder of images for each class.
+        size: Side in pixels; images are resized, then center-cropped.
 
     Raises:
-        ValueError: There are no pictures.
+        ValueError: There are no images.
     """
 
     def __init__(self, folder: str | Path, size: int) -> None:
@@ -36,11 +36,11 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
             (path, label)
             for label, name in enumerate(self.classes)
             for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in ENDINGS
+            if path.suffix.lower() in SUFFIXES
         ]
         if not self.items:
             raise ValueError(
-                f"{folder} must hold a folder of pictures ({', '.join(sorted(ENDINGS))}) for each "
+                f"{folder} must hold a folder of images ({', '.join(sorted(SUFFIXES))}) for each "
                 "class, got none"
             )
 
@@ -55,7 +55,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle of a picture, scaled so that its shorter side is ``size``."""
+    """Resizes the shorter side of an image to ``size`` and center-crops it."""
     scale = size / min(image.size)
     wide, high = (max(size, round(side * scale)) for side in image.size)
     left, top = (wide - size) // 2, (high - size) // 2
@@ -64,25 +64,24 @@ def to_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def open_data(folder: str | Path, channels: int, size: int) -> tuple[Dataset, list[str]]:
-    """Opens a training set, and names its classes.
+    """Opens a training set; returns it and the names of its classes.
 
     Args:
-        folder: One folder of pictures for each class, or ``*.safetensors`` of encode.py.
-        channels: Channels of the U-Net: 3 for pictures.
-        size: Side of what the U-Net works on.
+        folder: One folder of images for each class, or ``*.safetensors`` of encode.py.
+        channels: Channels of the U-Net; 3 for images.
+        size: Side of the U-Net's input.
 
     Raises:
-        ValueError: The folder holds no data, or other than the U-Net works on.
+        ValueError: The folder holds no data, or data that does not fit the U-Net.
     """
     paths = sorted(Path(folder).glob("*.safetensors"))
     if not paths:
         if channels != 3:
             raise ValueError(
-                f"{folder} holds no latents (*.safetensors) of {channels} channels: make them with "
-                "encode.py"
+                f"{folder} holds no latents (*.safetensors) of {channels} channels: run encode.py"
             )
-        pictures = Pictures(folder, size)
-        return pictures, pictures.classes
+        images = ImageFolder(folder, size)
+        return images, images.classes
     parts = []
     for path in paths:
         tensors = load_file(path)

@@ -1,4 +1,4 @@
-"""Fréchet Inception distance between samples and real pictures, by torch-fidelity.
+"""Fréchet Inception distance between samples and real images, by torch-fidelity.
 
     python examples/latent_diffusion/fid.py samples data/imagenet/val --size 256
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import ENDINGS, to_square
+from data import SUFFIXES, to_square
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,8 +19,8 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 
-class AllPictures(Dataset[Tensor]):
-    """Every picture below a folder, uint8 (3, size, size).
+class AllImages(Dataset[Tensor]):
+    """All images below a folder, uint8 (3, size, size).
 
     Raises:
         ValueError: There are fewer than two.
@@ -28,14 +28,14 @@ class AllPictures(Dataset[Tensor]):
 
     def __init__(self, folder: Path, size: int) -> None:
         self.size = size
-        # A grid is none of the samples.
+        # The grid of sample.py is not a sample.
         self.paths = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in ENDINGS and path.name != "grid.png"
+            if path.suffix.lower() in SUFFIXES and path.name != "grid.png"
         )
         if len(self.paths) < 2:
-            raise ValueError(f"{folder} must hold at least two pictures, got {len(self.paths)}")
+            raise ValueError(f"{folder} must hold at least two images, got {len(self.paths)}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,7 +47,7 @@ class AllPictures(Dataset[Tensor]):
 
 
 def check_weights(path: Path | None) -> None:
-    """Sees that the Inception network is there and holds tensors alone.
+    """Checks that the Inception network can be read and holds only tensors.
 
     torch-fidelity itself would unpickle anything.
 
@@ -65,20 +65,20 @@ def check_weights(path: Path | None) -> None:
         where = path or URL_INCEPTION_V3
         raise ValueError(
             f"the Inception network cannot be read from {where}: {error}; download "
-            f"{URL_INCEPTION_V3} where there is a network, and give the file as --weights"
+            f"{URL_INCEPTION_V3} on another machine, and give the file as --weights"
         ) from error
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fréchet Inception distance of two folders.")
-    parser.add_argument("samples", type=Path, help="pictures in any folders below this one")
-    parser.add_argument("reference", type=Path, help="real pictures, likewise")
+    parser.add_argument("samples", type=Path, help="folder of generated images")
+    parser.add_argument("reference", type=Path, help="folder of real images")
     parser.add_argument("--size", type=int, required=True, help="side to which all are cropped")
     parser.add_argument("--weights", type=Path, help="file of the Inception network")
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
     try:
-        inputs = [AllPictures(folder, args.size) for folder in (args.samples, args.reference)]
+        inputs = [AllImages(folder, args.size) for folder in (args.samples, args.reference)]
         check_weights(args.weights)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
@@ -94,7 +94,7 @@ def main() -> None:
     )
     print(
         f"FID {found['frechet_inception_distance']:.4g} of {len(inputs[0])} samples against "
-        f"{len(inputs[1])} pictures"
+        f"{len(inputs[1])} images"
     )
 
 

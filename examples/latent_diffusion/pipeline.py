@@ -1,4 +1,4 @@
-"""The pipeline that makes pictures of asked classes, from a U-Net and, for latents, a VAE."""
+"""Class-conditional generation pipeline of a U-Net and, for latents, a VAE."""
 
 import json
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ __all__ = ["ClassConditionalPipeline", "load_pipeline"]
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
-    """Makes pictures of classes with classifier-free guidance.
+    """Generates images of classes with classifier-free guidance.
 
     Args:
-        unet: Predicts what ``scheduler`` asks for from noisy pictures or latents; the last of its
-            ``num_class_embeds`` classes is "any".
-        scheduler: Removes the noise step by step.
-        vae: Turns latents into pictures; ``None`` if the U-Net works on pixels.
+        unet: Denoises images or latents, with the prediction type of ``scheduler``; the last of
+            its ``num_class_embeds`` classes is the unconditional one.
+        scheduler: The noise scheduler.
+        vae: Decodes latents to images; ``None`` if the U-Net works on pixels.
         class_names: Names of the classes, in the order of their labels.
 
     Example:
@@ -75,18 +75,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Makes one picture for each of ``classes``.
+        """Generates one image for each of ``classes``.
 
         Args:
             classes: Names or labels, N of them.
-            guidance_scale: 1 takes the class's prediction as it is; more exaggerates what sets it
-                apart from that for any class, at the price of a second evaluation.
-            num_inference_steps: Evaluations for a picture, at least 1.
-            generator: Makes the noise; on the CPU the same for all devices.
+            guidance_scale: Scale of classifier-free guidance; 1 turns it off, more needs a second
+                evaluation in each step.
+            num_inference_steps: Number of denoising steps, at least 1.
+            generator: Source of the noise; one on the CPU gives the same on all devices.
             output_type: ``"pil"``, ``"np"`` (N, H, W, 3) or ``"pt"`` (N, 3, H, W), in [0, 1].
 
         Returns:
-            The pictures, as ``images``.
+            The images, as ``images``.
 
         Raises:
             ValueError: A class is unknown, or a number is out of its range.
@@ -121,18 +121,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return self.unet(sample, step, labels).sample
         any_class = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
         both = self.unet(torch.cat([sample] * 2), step, torch.cat([labels, any_class])).sample
-        asked, unasked = both.chunk(2)
-        return unasked + guidance_scale * (asked - unasked)
+        conditional, unconditional = both.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def load_pipeline(folder: str | Path) -> ClassConditionalPipeline:
-    """Loads what ``train.py`` has saved; weights from safetensors only.
+    """Loads a pipeline of ``train.py``; weights from safetensors only.
 
     Raises:
         ValueError: The folder holds no such pipeline.
     """
     folder = Path(folder)
-    # diffusers would import whatever module the file names.
+    # diffusers would import any module that the file names.
     kinds = {kind.__name__: kind for kind in (UNet2DModel, DCNv4UNet2DModel)}
     try:
         index = json.loads((folder / "model_index.json").read_text())

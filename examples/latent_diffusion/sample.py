@@ -1,9 +1,9 @@
-"""Makes pictures of classes with a pipeline that train.py has saved.
+"""Generates images of classes with a pipeline of train.py.
 
     python examples/latent_diffusion/sample.py work_dirs/mine/pipeline --count 8 --out-dir samples
 
-Writes ``<class>/<number>.png`` and a grid of the first of each class. A picture follows from its
-class, its number and the seed alone.
+Writes ``<class>/<number>.png`` and a grid of the first of each class. An image depends only on its
+class, its number and the seed.
 """
 
 import argparse
@@ -31,17 +31,17 @@ def write_samples(
     guidance_scale: float = 2.0,
     steps: int = 50,
 ) -> Path:
-    """Makes ``count`` pictures of each class.
+    """Generates ``count`` images of each class.
 
     Args:
-        pipeline: Makes them.
-        classes: Names or, as text, labels.
+        pipeline: The pipeline.
+        classes: Names, or labels as strings.
         out_dir: Folder to write to.
-        count: Pictures of a class, at least 1.
-        batch_size: Pictures made at once, at least 1.
-        seed: Fixes the noise.
+        count: Images per class, at least 1.
+        batch_size: Images per batch, at least 1.
+        seed: Seed of the noise.
         guidance_scale: See the pipeline.
-        steps: Evaluations for a picture.
+        steps: Number of denoising steps.
 
     Returns:
         Path of the grid.
@@ -58,7 +58,7 @@ def write_samples(
     shown: list[Image.Image] = []
     for start in tqdm(range(0, len(wanted), batch_size)):
         part = wanted[start : start + batch_size]
-        made: ImagePipelineOutput = pipeline(
+        output: ImagePipelineOutput = pipeline(
             [label for label, _ in part],
             guidance_scale=guidance_scale,
             num_inference_steps=steps,
@@ -67,7 +67,7 @@ def write_samples(
                 for label, index in part
             ],
         )
-        for (label, index), image in zip(part, made.images, strict=True):
+        for (label, index), image in zip(part, output.images, strict=True):
             name = names[label] if names else str(label)
             _save(image, out_dir / name / f"{index:06d}.png")
             if index < SHOWN:
@@ -88,14 +88,14 @@ def _save(image: Image.Image, path: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make pictures of classes.")
+    parser = argparse.ArgumentParser(description="Generate images of classes.")
     parser.add_argument("pipeline", type=Path, help="the folder that train.py has saved")
     parser.add_argument("--out-dir", type=Path, required=True)
     parser.add_argument("--classes", nargs="+", help="names or labels; default: all")
-    parser.add_argument("--count", type=int, default=8, help="pictures of each class")
+    parser.add_argument("--count", type=int, default=8, help="images per class")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--guidance-scale", type=float, default=2.0, help="1: none")
-    parser.add_argument("--steps", type=int, default=50, help="evaluations for a picture")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -114,7 +114,7 @@ def main() -> None:
         )
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"all pictures are in {args.out_dir}, the first of each class in {grid}")
+    print(f"the images are in {args.out_dir}, a grid in {grid}")
 
 
 if __name__ == "__main__":

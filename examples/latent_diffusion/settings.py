@@ -1,4 +1,4 @@
-"""The settings of a training, read from YAML, and the networks made from them."""
+"""Training settings in YAML, and the networks that they describe."""
 
 import inspect
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ OPERATORS: dict[str, type[UNet2DModel]] = {"dcnv4": DCNv4UNet2DModel, "convoluti
 
 @dataclass(frozen=True)
 class Training:
-    """How a U-Net is trained.
+    """Training settings of a U-Net.
 
     Args:
-        steps: Updates of the weights.
-        batch_size: Pictures of an update, on each process.
-        learning_rate: AdamW's, after the warm-up.
-        warmup_steps: Updates in which it rises from 0.
-        schedule: How it goes on, by diffusers' name: ``constant_with_warmup``, ``cosine``, ...
-        weight_decay: AdamW's.
-        label_dropout: Share of pictures whose class is not told, for guidance.
-        ema_decay: The most that the mean of the weights keeps at an update.
-        max_grad_norm: To what a longer gradient is cut.
-        flip: Whether half of the pictures or latents are mirrored.
-        save_every: Updates from one checkpoint to the next.
-        sample_every: Updates from one grid of samples to the next.
-        sample_steps: Evaluations for a sample of these.
-        log_every: Updates from one line of the log to the next.
+        steps: Number of optimizer steps.
+        batch_size: Images per step and process.
+        learning_rate: Learning rate after the warm-up.
+        warmup_steps: Steps of linear warm-up from 0.
+        schedule: Schedule after it, by diffusers' name: ``constant_with_warmup``, ``cosine``, ...
+        weight_decay: Weight decay of AdamW.
+        label_dropout: Fraction of images trained without their class, for guidance.
+        ema_decay: Maximum decay of the averaged weights.
+        max_grad_norm: Maximum norm of the gradient, by clipping.
+        flip: Whether to flip images or latents horizontally at random.
+        save_every: Steps between checkpoints.
+        sample_every: Steps between grids of samples.
+        sample_steps: Denoising steps of these samples.
+        log_every: Steps between lines of the log.
     """
 
     steps: int
@@ -74,15 +74,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Settings:
-    """A config.
+    """A config of train.py.
 
     Args:
         unet: Arguments of diffusers' ``UNet2DModel``.
         scheduler: Arguments of its ``DDIMScheduler``.
-        training: See :class:`Training`.
-        narrow: What the convolutional U-Net has otherwise to be as large as that with DCNv4.
-        vae: Name or folder of the ``AutoencoderKL`` whose latents are learned.
-        guidance_scale: Of the grids of samples.
+        training: The :class:`Training` settings.
+        narrow: Arguments that make the convolutional U-Net as large as that with DCNv4.
+        vae: Name or folder of the ``AutoencoderKL`` of the latents.
+        guidance_scale: Guidance scale of the grids of samples.
     """
 
     unet: Mapping[str, Any]
@@ -94,7 +94,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if missing := {"sample_size", "in_channels", "out_channels"} - self.unet.keys():
-            raise ValueError(f"unet must say {', '.join(sorted(missing))}")
+            raise ValueError(f"unet must set {', '.join(sorted(missing))}")
         if self.guidance_scale < 1:
             raise ValueError(f"guidance_scale must be at least 1, got {self.guidance_scale}")
 
@@ -104,7 +104,7 @@ def read_settings(path: str | Path, changes: Mapping[str, str] | None = None) ->
 
     Args:
         path: A YAML file with the fields of :class:`Settings`.
-        changes: Fields of ``training`` to set otherwise, values in YAML.
+        changes: Fields of ``training`` to override, with values in YAML.
 
     Raises:
         ValueError: The file is missing or not YAML, or a field is unknown, missing or of another
@@ -126,13 +126,13 @@ def read_settings(path: str | Path, changes: Mapping[str, str] | None = None) ->
 def build_unet(
     settings: Settings, operator: str, classes: int, *, narrow: bool = True
 ) -> UNet2DModel:
-    """Makes the U-Net for a number of classes, with one label more for "any class".
+    """Builds the U-Net for a number of classes, and one more for "unconditional".
 
     Args:
         settings: A config.
         operator: ``"dcnv4"`` or ``"convolution"``.
         classes: Number of classes.
-        narrow: Whether one with convolutions is as large as that with DCNv4, instead of as wide.
+        narrow: Whether convolutions get as many parameters as DCNv4, instead of as many channels.
 
     Raises:
         ValueError: An argument of the config is unknown, or does not fit the others.
@@ -151,7 +151,7 @@ def _names(kind: type) -> str:
 
 
 def _make(kind: type, found: Mapping[str, Any]) -> Any:
-    """An instance of a dataclass, its numbers and texts of the types that are declared."""
+    """An instance of a dataclass, with checked types."""
     if unknown := sorted(found.keys() - {each.name for each in fields(kind)}):
         raise ValueError(f"unknown: {', '.join(unknown)}; known are {_names(kind)}")
     for each in fields(kind):

@@ -1,9 +1,9 @@
-"""Trains a class-conditional diffusion U-Net on pictures or latents.
+"""Trains a class-conditional diffusion U-Net on images or latents.
 
     accelerate launch examples/latent_diffusion/train.py CONFIG DATA --out-dir work_dirs/mine
 
-Writes checkpoints to go on from (``--resume``), grids of samples, the log, and in the end the
-pipeline of the averaged weights.
+Writes checkpoints (for ``--resume``), grids of samples, a log, and finally the pipeline with the
+averaged weights.
 """
 
 import argparse
@@ -29,23 +29,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-# Pictures of a row in the grids of samples.
+# Columns of the grids of samples.
 COLUMNS = 8
-# What a checkpoint holds beside accelerate's files.
+# File of a checkpoint beside accelerate's own.
 PROGRESS = "progress.pt"
 
 
 class Trainer:
-    """Everything that a training consists of.
+    """Model, data, optimizer and progress of a training run.
 
     Args:
         settings: The config.
         operator: ``"dcnv4"`` or ``"convolution"``.
         data: Folder of the training data.
-        out_dir: Folder of what is written.
+        out_dir: Folder to write to.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
-        seed: Fixes weights, order and noise.
-        workers: Processes that read pictures.
+        seed: Seed of weights, order and noise.
+        workers: Data-loading processes.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Trainer:
         plan = settings.training
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision,
-            # Every epoch's order follows from the seed and its number, also after a resume.
+            # The order of an epoch depends only on the seed and its number, also after a resume.
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
         )
         size, channels = settings.unet["sample_size"], settings.unet["in_channels"]
         dataset, self.classes = open_data(data, channels, size)
         set_seed(seed)
-        # DCNv4 reads channels last: as all else does, nothing is copied.
+        # DCNv4 needs channels last; if all layers use it, nothing is copied.
         unet = build_unet(settings, operator, len(self.classes))
         unet.to(memory_format=torch.channels_last)
         set_seed(seed, device_specific=True)
@@ -97,24 +97,24 @@ class Trainer:
             shuffle=True,
             drop_last=True,
             num_workers=workers,
-            # A further epoch takes no number from the generator of the noise.
+            # A new epoch must not draw from the generator of the noise.
             generator=torch.Generator().manual_seed(seed),
         )
         if len(loader) < self.accelerator.num_processes:
             raise ValueError(
                 f"{data} must hold at least a batch of {plan.batch_size} for each of "
-                f"{self.accelerator.num_processes} processes, got {len(dataset)} pictures"
+                f"{self.accelerator.num_processes} processes, got {len(dataset)} images"
             )
         self.unet, self.optimizer, self.loader = self.accelerator.prepare(unet, optimizer, loader)
 
     def loss(self, sample: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error of what the U-Net predicts for noisy pictures or latents."""
+        """Mean squared error of the U-Net's prediction for noisy images or latents."""
         plan, steps = self.settings.training, self.scheduler.config.num_train_timesteps
         if plan.flip:
             mirrored = torch.rand(len(sample), 1, 1, 1, device=sample.device) < 0.5
             sample = torch.where(mirrored, sample.flip(-1), sample)
-        untold = torch.rand(len(labels), device=labels.device) < plan.label_dropout
-        labels = labels.masked_fill(untold, len(self.classes))
+        dropped = torch.rand(len(labels), device=labels.device) < plan.label_dropout
+        labels = labels.masked_fill(dropped, len(self.classes))
         noise = torch.randn_like(sample)
         times = torch.randint(steps, (len(sample),), device=sample.device)
         target = {
@@ -126,7 +126,7 @@ class Trainer:
         return (predicted.float() - target).square().mean()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rest of the epoch that is under way, then further ones."""
+        """The remaining batches of the current epoch, then those of further epochs."""
         epoch, done = divmod(self.step, len(self.loader))
         while True:
             self.loader.set_epoch(epoch)
@@ -134,7 +134,7 @@ class Trainer:
             epoch, done = epoch + 1, 0
 
     def train(self) -> None:
-        """Does the updates that are missing."""
+        """Runs the remaining steps."""
         plan, main = self.settings.training, self.accelerator.is_main_process
         bar = tqdm(total=plan.steps, initial=self.step, disable=not main)
         total, since, seconds = torch.zeros((), device=self.accelerator.device), 0, 0.0
@@ -157,7 +157,7 @@ class Trainer:
                 mean = self.accelerator.reduce(total / since, "mean").item()
                 if not math.isfinite(mean):
                     raise ValueError(
-                        f"the loss is {mean} after {step} updates: lower training.learning_rate or "
+                        f"the loss is {mean} after {step} steps: lower training.learning_rate or "
                         "use --mixed-precision no"
                     )
                 if main:
@@ -172,7 +172,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def log(self, step: int, loss: float, seconds: float) -> None:
-        """Adds a line to the log."""
+        """Appends a line to the log."""
         line = {
             "step": step,
             "loss": round(loss, 5),
@@ -183,7 +183,7 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
-        """Writes a checkpoint, then removes the one before."""
+        """Writes a checkpoint, then removes the previous one."""
         name = f"checkpoint-{self.step:08d}"
 
         def write(folder: Path) -> None:
@@ -192,24 +192,24 @@ class Trainer:
                 state = {"step": self.step, "ema": self.ema.state_dict()}
                 torch.save({**state, "rate": self.rate.state_dict()}, folder / PROGRESS)
 
-        self.whole(self.out_dir / name, write)
+        self.write_atomically(self.out_dir / name, write)
         if self.accelerator.is_main_process:
             for old in self.out_dir.glob("checkpoint-*"):
                 if old.name != name:
                     shutil.rmtree(old)
 
     def resume(self) -> None:
-        """Goes on from the last checkpoint, if there is one.
+        """Resumes from the last checkpoint, if there is one.
 
         Raises:
             ValueError: It is damaged, or of another network.
         """
-        # Only whole ones match.
+        # Unfinished ones have another name.
         found = sorted(self.out_dir.glob("checkpoint-" + "[0-9]" * 8))
         if not found:
             return
         try:
-            # Not by accelerate, which would unpickle anything.
+            # Not with accelerate, which would unpickle anything.
             state = torch.load(found[-1] / PROGRESS, map_location="cpu", weights_only=True)
             self.accelerator.load_state(str(found[-1]))
             self.rate.load_state_dict(state["rate"])
@@ -222,7 +222,7 @@ class Trainer:
         self.ema.to(self.accelerator.device)
 
     def averaged(self) -> ClassConditionalPipeline:
-        """The pipeline of the averaged weights."""
+        """The pipeline with the averaged weights."""
         trained: UNet2DModel = self.accelerator.unwrap_model(self.unet)
         # The noise of the next update must not depend on whether this was called.
         with torch.random.fork_rng(devices=()):
@@ -231,17 +231,17 @@ class Trainer:
         return ClassConditionalPipeline(unet.eval(), self.scheduler, self.vae, self.classes)
 
     def finish(self) -> None:
-        """Writes the pipeline of the averaged weights."""
+        """Writes the pipeline with the averaged weights."""
 
         def write(folder: Path) -> None:
             if self.accelerator.is_main_process:
                 self.averaged().save_pretrained(folder)
 
-        self.whole(self.out_dir / "pipeline", write)
+        self.write_atomically(self.out_dir / "pipeline", write)
         self.accelerator.end_training()
 
-    def whole(self, folder: Path, write: Callable[[Path], None]) -> None:
-        """Makes a folder that appears under its name only when it is complete."""
+    def write_atomically(self, folder: Path, write: Callable[[Path], None]) -> None:
+        """Writes a folder that appears under its name only when it is complete."""
         partial, accelerator = folder.with_name(f".{folder.name}.part"), self.accelerator
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -254,7 +254,7 @@ class Trainer:
         accelerator.wait_for_everyone()
 
     def draw(self, step: int) -> None:
-        """Writes a grid of samples, the classes by turns."""
+        """Writes a grid of samples of all classes."""
         pipeline = self.averaged()
         pipeline.set_progress_bar_config(disable=True)
         labels = [row % len(self.classes) for row in range(4) for _ in range(COLUMNS)]
@@ -275,12 +275,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a class-conditional diffusion U-Net.")
     parser.add_argument("config", type=Path, help="a YAML file, such as those in configs/")
     parser.add_argument("data", help="a folder per class, or the latents of encode.py")
-    parser.add_argument("--out-dir", type=Path, required=True, help="for all that is written")
-    parser.add_argument("--operator", choices=OPERATORS, default="dcnv4", help="mixes the pixels")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--out-dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--operator", choices=OPERATORS, default="dcnv4")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+    parser.add_argument("--workers", type=int, default=0, help="data-loading processes")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="other values for `training`"
     )
@@ -295,7 +295,7 @@ def main() -> None:
         settings = read_settings(args.config, dict(pair.split("=", 1) for pair in args.set))
         if not args.resume and any(args.out_dir.glob("checkpoint-*")):
             raise ValueError(
-                f"{args.out_dir} holds a training: add --resume, or give another --out-dir"
+                f"{args.out_dir} holds a training run: add --resume, or give another --out-dir"
             )
         trainer = Trainer(
             settings,

@@ -43,7 +43,7 @@ def test_maps(backbone, size, dtype, tolerance):
 
 
 def test_gradients(backbone):
-    """Of a scalar, by the image and every parameter, float64."""
+    """Gradients of a scalar with respect to the image and every parameter, float64."""
     recorded = load_json("backbone_t_grads")
     height, width = recorded["h"], recorded["w"]
     x = images(height, width).double().requires_grad_()

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from backbones.intern_image import build, manifest, picked
 from helpers import images, load_json, normal, weights
-from internimage import build, manifest, picked
 
 from dcnv4_mm.backbones import ARCHS, DCNV3_ARCHS, FlashInternImage
 from dcnv4_mm.checkpoints import convert, load_released, to_released
@@ -48,7 +48,7 @@ def test_maps(tag, dtype, tolerance):
         flat = one.double().flatten()
         assert flat.mean().item() == pytest.approx(expected["mean"], abs=tolerance)
         assert flat.std(correction=0).item() == pytest.approx(expected["std"], abs=tolerance)
-        # Of the maps rounded to float32.
+        # The recorded maps are rounded to float32.
         dot = flat @ torch.from_numpy(normal(f"{tag}/out{index}", flat.numel()))
         atol = max(tolerance, 1e-6) * flat.numel() ** 0.5
         assert dot.item() == pytest.approx(expected["dot"], abs=atol)
@@ -56,7 +56,7 @@ def test_maps(tag, dtype, tolerance):
 
 @pytest.mark.parametrize("tag", ["t", "h_like"])
 def test_gradients(tag):
-    """Of a scalar, by the image and every parameter, float64."""
+    """Gradients of a scalar with respect to the image and every parameter, float64."""
     recorded = load_json(f"internimage/backbone_{tag}_grads")
     case = BACKBONES[recorded["of"]]
     model = recorded_backbone(recorded["of"]).double()

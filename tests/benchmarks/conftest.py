@@ -1,4 +1,4 @@
-"""The modules of benchmarks, which stand on sys.path when they run."""
+"""Puts the modules of benchmarks on sys.path, as when they run."""
 
 import sys
 
@@ -9,5 +9,5 @@ import compare  # noqa: F401
 import measure  # noqa: F401
 import report  # noqa: F401
 
-# Its `ops` must not stand for the folder of tests.
+# Its modules must not hide the folders of tests.
 sys.path.remove(str(ROOT / "benchmarks"))

@@ -1,4 +1,4 @@
-"""first_contact.py: no step stops the next, and what each has printed is kept."""
+"""first_contact.py: a failed step does not stop the next, and the output of each is kept."""
 
 import sys
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_every_step_runs_whatever_became_of_the_others(
         summary, ("cut after", "status 3", "not installed", "ok"), strict=True
     ):
         assert outcome in line
-    # What a step has started ends with it.
+    # Processes that a step has started end with it.
     begun, child = (tmp_path / "slow.log").read_text().split()
     assert begun == "begun"
     assert not _runs(int(child))

@@ -22,3 +22,11 @@ def nuscenes_root(tmp_path_factory):
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert result.returncode == 0, result.stderr
     return root
+
+
+@pytest.fixture(scope="module")
+def nusc(nuscenes_root):
+    """The devkit's tables of the synthetic nuScenes."""
+    from nuscenes import NuScenes
+
+    return NuScenes("v1.0-mini", str(nuscenes_root), verbose=False)

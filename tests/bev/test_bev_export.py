@@ -7,8 +7,8 @@ import torch
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev_samples import surround_cameras
-from bev_toy import SIZE, build, images, sample
+from bev.samples import surround_cameras
+from bev.small_detector import SIZE, build, images, sample
 
 from dcnv4_mm.export.wrappers import Boxes3D
 

@@ -1,4 +1,4 @@
-"""The tool that paints samples, on those of several cameras and frames."""
+"""browse_dataset.py on samples of several cameras and frames."""
 
 import os
 import subprocess

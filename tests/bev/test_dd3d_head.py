@@ -55,10 +55,10 @@ def img(count=1, **changes):
 
 
 def test_canonical_sizes_follow_the_alphabet():
-    """P6: a car is 1.74 m high, and has the fourth place."""
+    """A car is 1.74 m high, and has the fourth place."""
     assert list(CANONICAL_WLH) == sorted(CANONICAL_WLH)
     assert CANONICAL_WLH["car"][2] == pytest.approx(1.74, abs=0.01)
-    # P28: a bus is longer than high than wide.
+    # A bus is longer than high than wide.
     width, length, height = CANONICAL_WLH["bus"]
     assert length > height > width
 
@@ -85,7 +85,7 @@ def test_allocentric_frame():
 
 @pytest.mark.parametrize("scale", [0.4, 0.8, 1.2])
 def test_depth_does_not_depend_on_the_resize(head, scale):
-    """P11: the same prediction means a depth in proportion to the image's scale: zoom is undone.
+    """The same prediction means a depth in proportion to the image's scale: zoom is undone.
 
     A camera of focal length f sees at depth d what one of s * f sees at depth s * d.
     """
@@ -120,7 +120,7 @@ def test_giou_by_hand():
 
 
 def test_corner_loss_jumps_at_beta():
-    """P23: the quadratic part is not divided by beta."""
+    """The quadratic part is not divided by beta."""
     corners = torch.zeros(2, 8, 3)
     corners[0, 0, 0], corners[1, 0, 0] = 0.04, 1.0
     expected = torch.tensor([0.5 * 0.04**2, 1 - 0.025]) / 24
@@ -133,7 +133,7 @@ def test_points_have_no_half_stride():
 
 
 def test_assignment_by_hand():
-    """Of boxes that hold a location near their centre, on their level, the smallest counts."""
+    """A location gets the smallest box of its level with the location near its centre."""
     points = torch.tensor([[32.0, 32], [32, 32], [8, 32], [32, 0]])
     strides = torch.tensor([8.0, 16, 8, 8])
     sizes = torch.tensor([[-1.0, 64], [64, 128], [-1, 64], [-1, 64]])
@@ -158,7 +158,7 @@ def test_positives_answer_for_their_object(head):
 
 @pytest.mark.parametrize("objects", [img(0), img(1)])
 def test_every_parameter_gets_a_finite_gradient(head, objects):
-    """P22: with and without objects."""
+    """With and without objects."""
     losses = head.loss(features(), [objects])
     assert len(losses) == 10
     sum(losses.values()).backward()
@@ -178,7 +178,7 @@ def test_unknown_speeds_and_attributes_cost_nothing(head):
 
 @pytest.mark.parametrize("quaternion", [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 def test_half_turns_have_gradients(head, quaternion):
-    """P24: at the rotations where quaternions of matrices are degenerate."""
+    """At the rotations where quaternions of matrices are degenerate."""
     losses = head.loss(features(), [img(quaternions=torch.tensor([quaternion]))])
     losses["loss_box3d_quat"].backward()
     assert head.fcos3d_head.box3d_quat[0].weight.grad.isfinite().all()
@@ -245,7 +245,7 @@ def camera_pose(yaw):
 
 
 def test_an_object_that_two_cameras_see_is_one():
-    """P1 for the perspective branch: centre, yaw and sizes in the LiDAR frame."""
+    """Centre, yaw and sizes in the LiDAR frame."""
     poses = torch.stack([camera_pose(0.5), camera_pose(-0.5)])
     center, yaw = torch.tensor([1.0, 20, -0.5]), 0.3
     lidar_rotation = quaternion_to_matrix(
@@ -284,7 +284,7 @@ def test_message():
 
 
 def test_speed_loss_is_the_standard_one(head):
-    """P23: other than that of the corners, divided by beta."""
+    """Other than that of the corners, divided by beta."""
     outputs = head(features())
     _, positives = head.targets([tuple(x.shape[-2:]) for x in outputs["logits"]], [img()])
     speeds = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in outputs["speed"]])

@@ -11,7 +11,7 @@ import torch
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev_toy import SIZE, build, images, losses_of, sample
+from bev.small_detector import SIZE, build, images, losses_of, sample
 
 from dcnv4_mm.bev.feature_cache import FeatureCache
 from dcnv4_mm.bev.layers.grid_mask import GridMask
@@ -23,7 +23,7 @@ def detector():
 
 
 def test_neighbours_run_in_evaluation_mode_without_gradient(detector):
-    """P15: their statistics do not count, and every part is as before afterwards."""
+    """Their statistics do not count, and every part is as before afterwards."""
     detector.train()
     # A part that its owner keeps in evaluation mode stays there.
     detector.fcos3d_bbox_head.fcos2d_head.eval()
@@ -43,7 +43,7 @@ def test_missing_frames_are_not_computed(detector):
 
 
 def test_every_parameter_gets_a_gradient(detector):
-    """Also at a scene's end, and without objects in the images (P22, P26)."""
+    """Also at a scene's end, and without objects in the images."""
     for case in (sample(), sample(valid=(False, True, False)), sample(mono=0)):
         detector.zero_grad()
         losses = losses_of(detector, images(), [case])
@@ -62,7 +62,7 @@ def test_images_without_objects_cost_nothing(detector):
 
 @pytest.mark.parametrize("padding", [0, 16])
 def test_a_flip_is_undone_on_the_features(detector, padding):
-    """P12: with a backbone that commutes with it, a mirrored sample gives the same features."""
+    """With a backbone that commutes with it, a mirrored sample gives the same features."""
     imgs = images()[:, :6]
     imgs[..., SIZE[1] - padding :] = 0
     metas = [sample(flip=flip).metainfo for flip in (False, True)]
@@ -75,7 +75,7 @@ def test_a_flip_is_undone_on_the_features(detector, padding):
 
 @pytest.mark.parametrize("height", [64, 128])
 def test_a_flip_changes_no_loss(height):
-    """P12: boxes, intrinsics and objects stay as they are, for both heads."""
+    """Boxes, intrinsics and objects stay as they are, for both heads."""
     imgs = torch.randn(1, 6, 3, height, 256)
     plain, mirrored = (
         losses_of(build(), imgs, [sample(frames=(0,), flip=flip)]) for flip in (False, True)
@@ -205,7 +205,7 @@ def test_wrong_inputs(detector):
 
 
 def test_grid_mask():
-    """P15 as well: stripes of rows and columns remain; nothing happens in evaluation."""
+    """Stripes of rows and columns remain; nothing happens in evaluation."""
     torch.manual_seed(0)
     mask, imgs = GridMask(prob=1.0), torch.ones(4, 6, 3, 48, 64)
     assert mask.eval()(imgs) is imgs
@@ -221,8 +221,8 @@ def test_grid_mask():
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    """P22: one at a scene's end, the other without objects in its images."""
-    import distributed_detector
+    """One at a scene's end, the other without objects in its images."""
+    from bev import distributed_detector
 
     script = Path(distributed_detector.__file__)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

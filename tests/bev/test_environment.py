@@ -26,12 +26,12 @@ from mmengine.config import Config
     ],
 )
 def test_what_is_needed_can_be_imported(name):
-    """P31: together, beside a numpy that the devkits' metadata refuses."""
+    """Together, beside a numpy that the devkits' metadata refuses."""
     importlib.import_module(name)
 
 
 def test_synchronized_norms_are_for_gpus():
-    """P25: two processes on processors could not use them; the configs for those have none."""
+    """Two processes on processors could not use them; the configs for those have none."""
     register_all_modules(init_default_scope=True)
     configs = sorted((ROOT / "configs" / "bevformerv2").glob("*_1xb*nus-3d.py"))
     assert len(configs) == 3

@@ -65,7 +65,7 @@ def test_projection_by_hand():
 
 @pytest.mark.parametrize("padded", [(544, 1376), (640, 1600)])
 def test_positions_are_fractions_of_the_padded_image(padded):
-    """P10: the feature cell under a known point, for a image that needed padding."""
+    """The feature cell under a known point, for a image that needed padding."""
     scale, stride = 544 / 640, 16
     shrink = torch.diag(torch.tensor([scale, scale, 1.0, 1.0]))
     point = torch.tensor([[3.0, 12.0, -1.0]])
@@ -77,7 +77,7 @@ def test_positions_are_fractions_of_the_padded_image(padded):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_projection_ignores_autocast(dtype):
-    """P19: what a camera sees does not depend on the precision around it."""
+    """What a camera sees does not depend on the precision around it."""
     points = pillar_points((50, 50), 4, RANGE).flatten(0, 1)
     lidar_to_image = camera()[None]
     expected = project_points(points, lidar_to_image, (640, 1600))
@@ -90,7 +90,7 @@ def test_projection_ignores_autocast(dtype):
 
 @pytest.mark.gpu
 def test_projection_ignores_tf32():
-    """P19, where it happens."""
+    """The same inside the encoder."""
     points = pillar_points((50, 50), 4, RANGE).flatten(0, 1)
     expected = project_points(points, camera()[None], (640, 1600))[1]
     before = torch.get_float32_matmul_precision()
@@ -101,7 +101,7 @@ def test_projection_ignores_tf32():
 
 
 def test_ego_motion_leads_from_the_other_frame_to_the_current_one():
-    """P13: by a car that drives 5 m forward and turns left by 90 degrees in between."""
+    """By a car that drives 5 m forward and turns left by 90 degrees in between."""
     mounting = torch.eye(4, dtype=torch.float64)
     mounting[:3, 3] = torch.tensor([0.9, 0.0, 1.8])
     past, current = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_ego_motion_leads_from_the_other_frame_to_the_current_one():
 
 @pytest.mark.parametrize(("flip_x", "flip_y"), FLIPS)
 def test_warp_moves_content_as_the_matrix_moves_points(flip_x, flip_y):
-    """P2, P3: a blob at an object's cell lies at the augmented object's cell afterwards."""
+    """A blob at an object's cell lies at the augmented object's cell afterwards."""
     size, extent = 100, 102.4
     matrix = bev_augmentation_matrix(math.radians(20), 1.05, flip_x, flip_y)
     point = torch.tensor([20.0, -12.0, 1.0], dtype=torch.float64)
@@ -148,7 +148,7 @@ def random_quaternions(count):
 
 
 def test_quaternions():
-    """P24: rotations are compared as matrices, where q and -q are one."""
+    """Rotations are compared as matrices, where q and -q are one."""
     quaternions = random_quaternions(50).requires_grad_()
     matrices = quaternion_to_matrix(quaternions)
     identity = torch.eye(3).double().expand_as(matrices)
@@ -166,7 +166,7 @@ def test_quaternion_by_hand():
 
 
 def test_corners_of_a_bus():
-    """P28: width, length, height in this order; the length lies along x, the front first."""
+    """Width, length, height in this order; the length lies along x, the front first."""
     corners = box_corners(torch.eye(3), torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 11, 4]))
     assert corners[0].tolist() == [6.5, 3.5, 5.0]
     assert corners[:4, 0].tolist() == [6.5] * 4

@@ -101,7 +101,7 @@ def recording(request):
 
 @pytest.mark.parametrize("mode", ["eval", "eval_bda", "train"])
 def test_forward(recording, mode):
-    """P16 to P18 and P20 by what comes out: maps, logits and codes of all layers."""
+    """Maps, logits and codes of all layers."""
     bevs, logits, codes = recording.run(mode)
     recording.expect(f"{mode}/all_cls_scores", logits)
     recording.expect(f"{mode}/all_bbox_preds", codes)
@@ -135,7 +135,7 @@ def test_decoded(recording, mode):
 
 @pytest.mark.parametrize("stem", ["tiny_head_t3", "tiny_head_t3_inter"])
 def test_missing_frame(stem):
-    """P14: a missing frame is filled from the side of the current one."""
+    """A missing frame is filled from the side of the current one."""
     recording = Recording(stem)
     _, logits, _ = recording.run("eval", missing=(-1,))
     recording.expect("eval_missing_prev/all_cls_scores", logits)
@@ -161,7 +161,7 @@ def test_losses_and_gradients(recording):
 
 
 def test_projection_and_hits(recording):
-    """P9, P10 and P17 to P19 at the source: the recorded cells, points and cameras."""
+    """The recorded cells, points and cameras."""
     encoder = recording.head.transformer.encoder
     projected, inside = encoder.project_pillars(recording.lidar_to_image(0), IMAGE_SIZE)
     hits = torch.from_numpy(recording.arrays["aux/hit_mask"])

@@ -67,7 +67,7 @@ def test_forward(outputs, name):
 
 
 def test_assignment_and_targets(head, outputs, instances):
-    """P11, P23: of all locations; the target boxes by their corners."""
+    """Targets of all locations; boxes are compared by their corners."""
     shapes = [tuple(level.shape[-2:]) for level in outputs["logits"]]
     labels, positives = head.targets(shapes, instances)
     expected = group("aux/")

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev_toy import build, images, losses_of, sample
+from bev.small_detector import build, images, losses_of, sample
 
 from dcnv4_mm.bev.sample_geometry import SampleGeometry
 

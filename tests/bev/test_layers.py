@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bev_samples import RANGE, pyramid, surround_cameras
+from bev.samples import RANGE, pyramid, surround_cameras
 
 pytestmark = pytest.mark.mmdet
 
@@ -61,7 +61,7 @@ def gradients(module, output):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_encoder_is_the_plain_path(batch):
-    """P16 to P18 for batches: merged points and the fused attention to cameras change nothing."""
+    """Merged points and the fused attention to cameras change nothing."""
     encoder, sample = small_encoder().double(), inputs(batch, torch.float64)
     output, expected = encoder(**sample), encode(encoder, **sample)
     # Both in float64, from the same float32 references.
@@ -106,7 +106,7 @@ def test_recomputation_changes_nothing():
 
 
 def test_cameras_may_be_in_any_order():
-    """P9: if everything that belongs to a camera moves with it."""
+    """If everything that belongs to a camera moves with it."""
     encoder, sample = small_encoder(), inputs(1)
     order = [3, 1, 5, 0, 4, 2]
     permuted = dict(
@@ -133,7 +133,7 @@ def test_a_query_that_no_camera_sees_gets_the_bias():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_autocast_keeps_hits_and_positions(dtype):
-    """P19: bf16 inside, float32 where it decides what is seen and where."""
+    """Bf16 inside, float32 where it decides what is seen and where."""
     encoder, sample = small_encoder().eval(), inputs(1)
     expected = encoder(**sample)
     with torch.autocast("cpu", dtype=dtype):
@@ -162,7 +162,7 @@ def test_self_attention_keeps_the_released_shapes():
 
 
 def test_groups_do_not_see_each_other():
-    """P21: what one group holds changes nothing in another."""
+    """What one group holds changes nothing in another."""
     torch.manual_seed(0)
     layer = ObjectDecoderLayer(CHANNELS, feedforward_channels=64, num_heads=8, dropout=0.0)
     query, query_pos = torch.randn(2, 2, 3 * 4, CHANNELS)
@@ -176,7 +176,7 @@ def test_groups_do_not_see_each_other():
 
 
 def test_missing_frames():
-    """P14: outwards from the current one, per sample, without a gradient."""
+    """Outwards from the current one, per sample, without a gradient."""
     bevs = torch.arange(10.0).reshape(2, 5, 1, 1).requires_grad_()
     valid = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]).bool()
     filled = fill_missing(bevs, valid, 2)

@@ -7,8 +7,8 @@ import torch
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev_samples import RANGE
-from bev_toy import build, images, losses_of, sample
+from bev.samples import RANGE
+from bev.small_detector import build, images, losses_of, sample
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 

@@ -51,7 +51,7 @@ def load(path, options):
 
 
 def test_centres_lie_where_the_infos_have_them(options):
-    """P8, P9, P11: of every object that a camera sees, through crop and scale."""
+    """Of every object that a camera sees, through crop and scale."""
     _, data = load(CONFIG, options)
     info, sample = data.get_data_info(0), data[0]["data_samples"]
     centers = np.array([instance["bbox_3d"][:3] for instance in info["instances"]])

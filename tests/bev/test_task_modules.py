@@ -8,7 +8,7 @@ import torch
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev_samples import RANGE
+from bev.samples import RANGE
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
@@ -38,7 +38,7 @@ def test_code_by_hand():
 
 @pytest.mark.parametrize("yaw", [-3.0, -1.0, 0.0, 0.3, 2.0])
 def test_round_trip(coder, yaw):
-    """P1: through the code and mmdet3d's boxes, whose origin is at the bottom."""
+    """Through the code and mmdet3d's boxes, whose origin is at the bottom."""
     logits = torch.full((1, 10), -9.0)
     logits[0, 3] = 9
     boxes, scores, labels = coder.decode(logits, BoxCoder.encode(a_car(yaw)))
@@ -66,7 +66,7 @@ def test_decoding_takes_the_best_inside_the_range(coder):
     codes[1, 0] = 70.0
     logits = torch.tensor([[1.0, 0.5], [3.0, -3.0], [-5.0, 2.0]])
     boxes, scores, labels = coder.decode(logits, codes)
-    # Of the three best, the first lies outside.
+    # The first of the three best lies outside.
     assert labels.tolist() == [1, 0]
     torch.testing.assert_close(scores, torch.tensor([2.0, 1.0]).sigmoid())
     assert len(boxes) == 2
@@ -146,7 +146,7 @@ def forward(head, batch=1):
 
 
 def test_a_sample_without_objects(head):
-    """P22: nothing to find is a loss of the classes alone, finite, with all its gradients."""
+    """Nothing to find is a loss of the classes alone, finite, with all its gradients."""
     losses = head.loss_by_feat(*forward(head), [instances(torch.zeros(0, 9), [])])
     assert losses["loss_bbox"] == 0
     assert losses["loss_cls"] > 0
@@ -201,7 +201,7 @@ def test_a_batch_is_normalised_by_all_its_objects(head):
 
 
 def test_evaluation_asks_the_first_group_alone(head):
-    """P21: the other groups' embeddings change nothing."""
+    """The other groups' embeddings change nothing."""
     head.eval()
     bevs, valid = torch.randn(1, 1, 16, 16), torch.ones(1, 1, dtype=torch.bool)
     logits, codes = head(bevs, valid, 0)

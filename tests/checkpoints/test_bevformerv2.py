@@ -51,7 +51,7 @@ def corners(center, along_x, along_y, rotation):
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, 2.0, -1.3])
 def test_converted_weights_predict_the_same_box(yaw):
-    """P27: a car of 4.5 x 1.9 m that drives along ``yaw``, as the old code would encode it."""
+    """A car of 4.5 x 1.9 m that drives along ``yaw``, as the old code would encode it."""
     old_yaw = -yaw - math.pi / 2
     old = torch.tensor([5.0, -3, math.log(1.9), math.log(4.5), 0, 0.5])
     old = torch.cat((old, torch.tensor([math.sin(old_yaw), math.cos(old_yaw), 1.0, 2.0])))
@@ -93,7 +93,7 @@ def test_other_files_are_refused(content):
     [
         ({"mmcv_version": "1.5.0"}, True),
         ({"mmengine_version": "0.10.7"}, False),
-        # Of a file that publish_checkpoint.py has stripped.
+        # The meta of a file stripped by publish_checkpoint.py.
         ({"dataset_meta": {}}, False),
         ({"mmcv_version": "1.5.0", "box_convention": "mmdet3d 1.x"}, False),
     ],
@@ -111,7 +111,7 @@ def test_only_released_files_are_converted_on_loading(meta, converts):
 
 @pytest.mark.parametrize("meta", [None, {}, {"epoch": 24}])
 def test_a_file_that_says_neither_is_refused_with_both_choices(meta):
-    """D2: loaded as it is, a released one would predict wrong boxes without a word."""
+    """Loaded as it is, a released one would predict wrong boxes without a word."""
     unknown = checkpoint()
     unknown["meta"] = meta
     for content in (unknown, unknown["state_dict"]):

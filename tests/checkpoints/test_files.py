@@ -1,4 +1,4 @@
-"""Files of unknown origin: nothing in them is run, and what is wrong with them is said."""
+"""Untrusted files: no code in them is run, and the error names the fault."""
 
 import argparse
 import functools
@@ -20,7 +20,7 @@ WEIGHTS = {"a.weight": torch.arange(12.0).view(3, 4), "b": torch.ones(1000)}
 
 @pytest.fixture(params=[True, False], ids=["zip", "legacy"])
 def save(request, tmp_path):
-    """Saves in each of torch's two formats, and gives the path."""
+    """Saves in each of torch's two formats; returns the path."""
 
     def save(content):
         path = tmp_path / "checkpoint.pth"

@@ -63,7 +63,7 @@ def test_other_models():
     )
     weights = {"roi_head.mask_head.x": torch.ones(1), "backbone.conv1.weight": torch.ones(1)}
     assert identify(weights) == "Mask R-CNN with another backbone"
-    # Scalars in the place of weights must not stop the message.
+    # Scalars instead of weights must not break the message.
     assert "DINO" in identify(
         {
             "bbox_head.label_embedding.weight": torch.tensor(1.0),

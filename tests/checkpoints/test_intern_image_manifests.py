@@ -1,8 +1,8 @@
-"""Names and shapes of every released InternImage against this package's, both ways."""
+"""Keys and shapes of every released InternImage against this package's, both ways."""
 
 import pytest
 import torch
-from internimage import backbone_arguments, build, manifest, models, numbered
+from backbones.intern_image import backbone_arguments, build, manifest, models, numbered
 
 from dcnv4_mm.backbones import DCNV3_ARCHS, FlashInternImage
 from dcnv4_mm.backbones.archs import Arch
@@ -20,13 +20,13 @@ def shapes_of(state_dict):
 
 
 def assert_places(model, released, buffers=()):
-    """Every tensor of a file gets to the place that leads back to its own name."""
+    """Every tensor of a file is loaded under the key that converts back to its own."""
     weights, report = match_state_dict(model, {"model": numbered(released, buffers)})
     assert not report.dropped
     assert not report.kept
     spelled = dict(zip(to_released(model), weights.values(), strict=True))
     for index, name in enumerate(released):
-        # One number, of those that share its memory.
+        # One value, as all entries share its memory.
         assert spelled[name][(0,) * spelled[name].dim()] == index, name
 
 

@@ -1,4 +1,4 @@
-"""Names and shapes of every released model against this package's, both ways."""
+"""Keys and shapes of every released model against this package's, both ways."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_names_shapes_and_order(kind, stem):
 
 @pytest.mark.parametrize(("kind", "stem"), CASES)
 def test_every_tensor_reaches_its_own_place(kind, stem):
-    """The i-th tensor of a released file is the i-th of the model, whatever the rules say."""
+    """The i-th tensor of a released file is the i-th of the model, independent of the rules."""
     model = build(kind, stem)
     numbered = {
         name: torch.tensor(float(index)).expand(shape)
@@ -80,7 +80,7 @@ DETECTORS = [(kind, stem) for kind in ("mask_rcnn", "cascade", "dino") for stem 
 def test_detectors(kind, stem):
     released, (model, _) = manifest(kind, stem), build_detector(stem, device="meta")
     own = model.state_dict()
-    # The hosts order DINO's parts otherwise.
+    # The hosts order DINO's modules differently.
     assert convert_keys(released, find_key_mappings(own)) == dict(shapes_of(own))
     found = find_key_mappings(released, released=True)
     assert convert_keys(released, found) == dict(shapes_of(own))

@@ -1,4 +1,4 @@
-"""Names and shapes of every released segmentor against mmseg's models, both ways."""
+"""Keys and shapes of every released segmentor against mmseg's models, both ways."""
 
 import pytest
 import torch

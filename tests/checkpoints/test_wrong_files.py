@@ -1,4 +1,4 @@
-"""Files of another model: the message names what does not fit, and nothing is loaded."""
+"""Files of another model: the message names the mismatches, and nothing is loaded."""
 
 import pytest
 import torch

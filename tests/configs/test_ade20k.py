@@ -1,4 +1,4 @@
-"""The eight ADE20K configs say what the original configs said.
+"""The eight ADE20K configs have the settings of the originals.
 
 As for Mask R-CNN: the table holds the values of the original configs under the names of their
 libraries (mmseg 0, mmcv 1), ``mmseg_names.py`` expresses a config of this project in those names;
@@ -15,6 +15,7 @@ import yaml
 
 pytest.importorskip("mmseg", reason="mmseg is not installed")
 
+from configs.mmseg_names import DECODER_LAYER, ENCODER_LAYER, translate
 from helpers import build_segmentor, config_of
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -22,8 +23,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.utils import register_all_modules
-from mmseg_names import DECODER_LAYER, ENCODER_LAYER, translate
 from torch import nn
+
+from configs import original_names
 
 pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]
 
@@ -38,20 +40,13 @@ VALUES = {
     for stem, values in table["configs"].items()
 }
 NO_COUNTERPART = {
-    "family": "the table's own grouping",
-    "optimizer_config.type": "mmcv's hook around the step; here the optimizer wrapper",
-    "data.num_nodes_commented": "a comment about the original cluster",
+    **original_names.NO_COUNTERPART,
     **{
         f"data.{phase}.{key}": "detection only"
         for phase in ("train", "val", "test")
         for key in ("ann_file", "img_prefix")
     },
     "model_leftover.pretrained": "a leftover of a base file that has no effect",
-    "backbone.drop_rate": "a dropout that the original builds and never applies",
-    "backbone.level2_post_norm": "InternImage's options, off in every published DCNv4 model",
-    "backbone.level2_post_norm_block_ids": "InternImage's options, off",
-    "backbone.res_post_norm": "InternImage's options, off",
-    "backbone.other_arguments": "none in the original; unknown arguments are an error here",
     **{f"ema.{key}": "no EMA" for key in ("momentum", "total_iter", "priority")},
     **{f"ema.{key}": "no EMA" for key in ("skip_buffers", "interval")},
 }
@@ -69,7 +64,7 @@ NO_COUNTERPART_MASK2FORMER = {
     f"{ENCODER_LAYER}.operation_order": "fixed in mmdet 3; the recorded outputs show it",
     f"{ENCODER_LAYER}.attn_cfgs.use_softmax": "the unpublished variant without softmax alone",
     f"{DECODER_LAYER}.operation_order": "fixed in mmdet 3; the recorded outputs show it",
-    f"{DECODER_LAYER}.feedforward_channels": "said twice; the other is compared",
+    f"{DECODER_LAYER}.feedforward_channels": "set twice; the other is compared",
     f"{ENCODER_LAYER}.attn_cfgs.batch_first": "a layout",
     f"{DECODER_LAYER}.attn_cfgs.batch_first": "a layout",
     f"{ENCODER_LAYER}.ffn_cfgs.with_cp": "checkpointing, off; mmdet 3 has no such option",
@@ -82,7 +77,7 @@ def case(request):
     """The original's name, its values, our config and the model built from it."""
     register_all_modules(init_default_scope=True)
     cfg = Config.fromfile(config_of(request.param))
-    # Only its settings are looked at.
+    # Only its settings are compared.
     return request.param, VALUES[request.param], cfg, MODELS.build(copy.deepcopy(cfg.model))
 
 
@@ -148,7 +143,7 @@ def test_learning_rate_follows_the_original_formula(case):
 
 
 def test_one_process_has_no_synchronised_norms():
-    """As mmengine's runner does where nothing is distributed, so that a processor can train."""
+    """As mmengine's runner does for non-distributed training, so that it works on a CPU."""
     model, _ = build_segmentor("upernet_flash_internimage_t_512_160k_ade20k", device="meta")
     assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in revert_sync_batchnorm(model).modules())

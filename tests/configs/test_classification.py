@@ -1,4 +1,4 @@
-"""The four classification configs say what the original configs said.
+"""The four classification configs have the settings of the originals.
 
 The table holds the values of the original configs under their own names and timm's. ``translate``
 expresses a config of this project in those names; every key of the table is compared, or stands in

@@ -1,4 +1,4 @@
-"""The twelve detection configs say what the original configs said.
+"""The twelve detection configs have the settings of the originals.
 
 The tables hold the values of the original configs under the names of their libraries (mmdet 2,
 mmcv 1). ``translate`` expresses a config of this project in those names; every key of the table is
@@ -13,11 +13,13 @@ import torch
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
+from configs.mmdet_names import translate
 from helpers import DATA, build_detector
-from mmdet_names import translate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
+
+from configs import original_names
 
 pytestmark = pytest.mark.mmdet
 
@@ -31,23 +33,15 @@ VALUES = {
     for stem, values in table["configs"].items()
 }
 NO_COUNTERPART = {
-    "family": "the table's own grouping",
-    "optimizer_config.type": "mmcv's hook around the step; here the optimizer wrapper",
-    "data.num_nodes_commented": "a comment about the original cluster",
-    "data.train.img_dir": "segmentation only",
-    "data.train.ann_dir": "segmentation only",
-    "data.val.img_dir": "segmentation only",
-    "data.val.ann_dir": "segmentation only",
-    "data.test.img_dir": "segmentation only",
-    "data.test.ann_dir": "segmentation only",
+    **original_names.NO_COUNTERPART,
+    **{
+        f"data.{phase}.{key}": "segmentation only"
+        for phase in ("train", "val", "test")
+        for key in ("img_dir", "ann_dir")
+    },
     "data.train.data_root": "here the common part of the paths, which are compared joined",
     "data.val.data_root": "as for training",
     "data.test.data_root": "as for training",
-    "backbone.drop_rate": "a dropout that the original builds and never applies",
-    "backbone.level2_post_norm": "InternImage's options, off in every published DCNv4 model",
-    "backbone.level2_post_norm_block_ids": "InternImage's options, off",
-    "backbone.res_post_norm": "InternImage's options, off",
-    "backbone.other_arguments": "none in the original; unknown arguments are an error here",
     "model.neck.use_residual": "the top-down sum; mmdet's FPN always has it",
     "model.bbox_head.in_channels": "DINO: an argument that mmdet 2 does not use",
     **{

@@ -1,4 +1,4 @@
-"""The fifteen configs of InternImage say what the originals say, as far as that is recorded."""
+"""The fifteen configs of InternImage have the recorded settings of the originals."""
 
 import copy
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from backbones.intern_image import manifest, models, numbered
 from helpers import ROOT, config_of, load_json
-from internimage import manifest, models, numbered
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
@@ -41,7 +41,7 @@ def build(config, dataset):
     ],
 )
 def case(request):
-    """The original's name, what is recorded of it, our config and the model built from it."""
+    """The original's name, its recorded settings, our config and the model built from it."""
     config = Config.fromfile(config_of(request.param))
     recorded = RECORDED[request.param]
     return request.param, recorded, config, build(config, recorded["dataset"])

@@ -66,7 +66,7 @@ def test_the_index_imports_every_metafile():
 
 
 def test_every_config_has_an_entry_and_the_other_way_round():
-    # Examples to copy have none: `mim download` cannot resolve what they inherit.
+    # Example configs have none: `mim download` cannot resolve their bases.
     assert {path.stem for path in LEAVES if "own-data" not in path.stem} == set(MODELS)
     for name, model in MODELS.items():
         assert (ROOT / model["Config"]).is_file()
@@ -200,7 +200,7 @@ def test_the_data_set_index():
 
 
 def test_mim_reads_the_index():
-    """As `mim search` and `mim download` do: a weight that is no text would crash the latter."""
+    """As `mim search` and `mim download` do: a weight that is no str would crash the latter."""
     index = pytest.importorskip("modelindex.load_model_index", reason="openmim is not installed")
     search = pytest.importorskip("mim.commands.search", reason="openmim is not installed")
     table = search.convert2df(index.load(str(ROOT / "model-index.yml"))).to_dict("index")

@@ -1,4 +1,4 @@
-"""Tiny data sets, and runners that train one step on them behind the check."""
+"""Tiny datasets, and runners that train one step on them behind the check."""
 
 import itertools
 import json
@@ -38,14 +38,14 @@ class Model(BaseModel):
 
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch):
-    """Leaves out what takes a runner and its data sets a second each and checks nothing."""
+    """Leaves out what takes a runner and its datasets a second each and checks nothing."""
     monkeypatch.setattr("gc.collect", lambda *_: 0)
     monkeypatch.setattr(Config, "pretty_text", "")
 
 
 @pytest.fixture
 def make_runner(tmp_path):
-    """Function that makes a runner with `CheckDataHook` of a host's data sets and heads."""
+    """Function that makes a runner with `CheckDataHook` of a host's datasets and heads."""
 
     def make(host, train, val=None, evaluator=None, *, hook=(), **heads):
         def loader(dataset):

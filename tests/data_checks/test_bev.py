@@ -1,4 +1,4 @@
-"""mmdet3d's data: classes of heads, pipelines and data sets, and the evaluator's file."""
+"""mmdet3d's data: classes of heads, pipelines and datasets, and the evaluator's file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""mmpretrain's data: classes of head and data sets, and the same folders in all splits."""
+"""mmpretrain's data: classes of head and datasets, and the same folders in all splits."""
 
 import pytest
 

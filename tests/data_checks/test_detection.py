@@ -140,7 +140,7 @@ MASK = "segmentation is not polygons of at least 3 points"
         (put("image_id", 77), "1 annotation of an image that is not listed"),
         (put("category_id", 77), "1 annotation of a category that is not listed"),
         (put("id", 0, "images"), "1 image id in use more than once: 0"),
-        (put("width", 48, "images"), "64 x 48 pixels, the file says 48 x 48"),
+        (put("width", 48, "images"), "64 x 48 pixels, the file lists 48 x 48"),
         (put("file_name", "none.jpg", "images"), "1 of 4 images are missing, such as .*none.jpg"),
         (put("width", "64", "images"), "1 image whose width or height is not a positive number"),
         (put("area", None), "1 annotation whose area is not a number"),
@@ -234,7 +234,7 @@ def test_a_turned_image(run, folder):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(folder / "1.jpg", exif=exif)
-    with pytest.raises(DataError, match=r"48 x 64 pixels, the file says 64 x 48 \(EXIF"):
+    with pytest.raises(DataError, match=r"48 x 64 pixels, the file lists 64 x 48 \(EXIF"):
         run()
 
     def turn(whole):

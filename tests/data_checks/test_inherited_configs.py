@@ -25,7 +25,7 @@ CLASSES = {
     "mmseg": ("ground", "disk", "ring"),
     "mmpretrain": ("disk", "ring"),
 }
-# By host, the wrappers that take turns: {} is a data set.
+# By host, the wrappers that take turns: {} is a dataset.
 REPEAT = "dict(type='RepeatDataset', times=2, dataset={})"
 CONCAT = "dict(type='ConcatDataset', datasets=[{0}, {0}])"
 BALANCED = "dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset={})"
@@ -45,7 +45,7 @@ EVALUATORS = {
 
 
 def innermost(dataset, path):
-    """A data set inside of wrappers, and its place in the config."""
+    """A dataset inside of wrappers, and its place in the config."""
     while "dataset" in dataset:
         dataset, path = dataset["dataset"], f"{path}.dataset"
     return dataset, path
@@ -77,7 +77,7 @@ def with_classes(part, old, new):
 
 
 def data_settings(host, root, split, dataset):
-    """Arguments of a data set that make it read the tiny data."""
+    """Arguments of a dataset that make it read the tiny data."""
     kept = ("type", "frames", "filter_cfg", "test_mode")
     settings = {key: dataset[key] for key in kept if key in dataset}
     if host == "mmdet3d":

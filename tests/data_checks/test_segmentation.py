@@ -1,4 +1,4 @@
-"""mmseg's data: classes of heads, loaders and data sets agree, and label maps teach something."""
+"""mmseg's data: classes of heads, loaders and datasets agree, and label maps teach something."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_heads_with_other_classes(run):
 
 
 def test_zero_label_on_the_wrong_side(run):
-    with pytest.raises(DataError, match="has reduce_zero_label=True, the data set False"):
+    with pytest.raises(DataError, match="has reduce_zero_label=True, the dataset False"):
         run(loader={"reduce_zero_label": True})
 
 

@@ -1,13 +1,11 @@
-"""quickstart.py: a whole run of a few iterations through mim, and a second that does nothing."""
+"""quickstart.py: a run of a few iterations through mim, and a second that does nothing."""
 
 import csv
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, run_python
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
@@ -15,7 +13,7 @@ from mmengine.config import Config
 
 pytestmark = pytest.mark.mmdet
 
-DEV = Path(__file__).resolve().parents[2] / "dev"
+DEV = ROOT / "dev"
 
 
 @pytest.fixture
@@ -35,18 +33,8 @@ def figures(monkeypatch):
 
 
 def run(work_dir, *arguments):
-    command = [sys.executable, DEV / "quickstart.py", "--quick", "--work-dir", work_dir]
-    result = subprocess.run(
-        [*command, *arguments],
-        cwd=work_dir.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
+    command = (DEV / "quickstart.py", "--quick", "--work-dir", work_dir, *arguments)
+    return run_python(*command, cwd=work_dir.parent, OMP_NUM_THREADS="2")
 
 
 def test_all_of_it_through_mim(tmp_path):

@@ -2,38 +2,20 @@
 
 import csv
 import json
-import os
 import pickle
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import NO_WORKERS, ROOT, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 CONFIG = ROOT / "configs/quickstart/dino-4scale_flash-internimage-nano_1xb2-9e_mini-coco.py"
-LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-
-
-def run(*command, cwd):
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
 
 
 def few_iterations(name, folder, *baselines):
     """Runs a trial twice; gives its work folder."""
     command = (ROOT / "dev" / "trials.py", name, "--quick", "--work-dir", "work")
-    first = run(*command, "--record", "record", cwd=folder)
+    first = run_python(*command, "--record", "record", cwd=folder)
     assert "-m mim train dcnv4_mm" in first
     assert "-m mim test dcnv4_mm" in first
     assert f"\n{name}: " in first
@@ -46,7 +28,7 @@ def few_iterations(name, folder, *baselines):
     for image in ("curves.png", "predictions.jpg"):
         assert (record / image).stat().st_size > 5000
         assert (folder / "work" / name / image).is_file()
-    again = run(*command, cwd=folder)
+    again = run_python(*command, cwd=folder)
     assert "trained already" in again
     assert "evaluated already" in again
     return folder / "work" / name
@@ -61,13 +43,12 @@ def dino(tmp_path_factory):
 @pytest.mark.mmdet
 def test_json_results_and_augmentation(dino):
     checkpoint = dino / "run" / "epoch_1.pth"
-    options = [f"{loader}.num_workers=0" for loader in LOADERS]
-    options += [f"{loader}.persistent_workers=False" for loader in LOADERS]
+    options = list(NO_WORKERS)
     scales = "tta_pipeline.1.transforms.0"
     options += [f"{scales}.{i}.scale=({side},{side})" for i, side in enumerate((160, 192, 224))]
     options += ["test_evaluator.outfile_prefix=results/mine"]
     command = ("--work-dir", "tta", "--tta", "--out", "found.pkl", "--cfg-options", *options)
-    output = run(TOOLS / "test.py", CONFIG, checkpoint, *command, cwd=dino)
+    output = run_python(TOOLS / "test.py", CONFIG, checkpoint, *command, cwd=dino)
     assert "| category | mAP" in output
     assert "coco/bbox_mAP_s" in output
     results = json.loads((dino / "results" / "mine.bbox.json").read_text())

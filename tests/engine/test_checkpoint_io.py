@@ -1,4 +1,4 @@
-"""Checkpoints of mmengine's runner load and resume on today's torch, and nothing in them is run."""
+"""Checkpoints of mmengine's runner load and resume with current torch, without running code."""
 
 import functools
 import os
@@ -83,7 +83,7 @@ for install in sys.argv[1:]:
 """
 
 
-def test_only_an_explicit_call_replaces_what_mmengine_reads_and_writes_with():
+def test_only_an_explicit_call_replaces_mmengines_readers_and_writers():
     calls = ["dcnv4_mm.engine.install()", "dcnv4_mm.integrations.install()"]
     calls += ["hooks[0].before_run(runner)", "hooks[1].before_run(runner)"]
     command = [sys.executable, "-c", WHOSE, *calls]
@@ -177,7 +177,7 @@ def test_arrays_of_objects_are_refused(tmp_path):
 
 
 def test_a_log_cannot_replace_methods(tmp_path):
-    """mmengine itself would put what the file lists into the class."""
+    """mmengine itself would set the file's entries as attributes of the class."""
     log = HistoryBuffer([1.0], [1])
     state = {**log.__getstate__(), "statistics_methods": {"mean": "replaced"}}
     forged = type("Log", (), {"__reduce__": lambda _: (HistoryBuffer, (), state)})()

@@ -1,4 +1,4 @@
-"""Downloaded files: the one that the host states, once and for all."""
+"""Downloads are checked against the size and hash that the server states."""
 
 import functools
 import hashlib
@@ -32,7 +32,7 @@ class Hub(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """The address of a file, and what is stated of it."""
+    """The address of a file, and its stated size and hash."""
     (tmp_path / "hub" / "files").mkdir(parents=True)
     (tmp_path / "hub" / "files" / "a.pth").write_bytes(CONTENT)
     stated = {"X-Linked-Size": str(len(CONTENT)), "X-Linked-ETag": f'"{DIGEST}"'}
@@ -73,7 +73,7 @@ def test_size_of_a_plain_server(hub, path, monkeypatch):
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(ValueError, match="delete it to download it again"):
         download(address, path)
-    # It is the user's: he may have put it there on purpose.
+    # The user may have put it there on purpose.
     assert path.read_bytes() == CONTENT[:-1]
     path.unlink()
     download(address, path)

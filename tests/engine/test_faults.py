@@ -1,4 +1,4 @@
-"""After a fault training goes on from the last good checkpoint, as if nothing had happened."""
+"""After a fault training resumes from the last good checkpoint, with the same losses."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import training
-from training import STEPS
+from engine import training
+from engine.training import STEPS
 
 from dcnv4_mm.engine import atomic_writes, find_complete_checkpoint
 from dcnv4_mm.engine.atomic_writes import AtomicLocalBackend
@@ -18,7 +18,7 @@ from dcnv4_mm.engine.atomic_writes import AtomicLocalBackend
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """Function that gives the losses of a run without faults, a dictionary per process."""
+    """Function that returns the losses of a run without faults, a dictionary per process."""
 
     @cache
     def train(processes=1, **options):
@@ -175,7 +175,7 @@ def test_a_resumed_run_says_which_settings_it_uses(make_runner, tmp_path):
 
 
 def test_the_best_checkpoint_stays_until_there_is_a_better_one(make_runner, tmp_path, monkeypatch):
-    """And checkpoints that are outdated go, once the new ones are written."""
+    """Old checkpoints are removed only after the new ones are written."""
     runner = make_runner(
         epochs=3, checkpoint={"type": "dcnv4_mm.SafeCheckpointHook", "max_keep_ckpts": 1}
     )

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import training
+from engine import training
+from engine.sharded_training import train
 from mmengine.config import Config
 from mmengine.registry import STRATEGIES
 from mmengine.utils import get_object_from_string
-from sharded_training import train
 
 from dcnv4_mm.backbones import ARCHS, FlashInternImage
 from dcnv4_mm.engine import load_from_local
@@ -21,7 +21,7 @@ def test_sharded_training_equals_data_parallel_training(tmp_path):
     """Four steps at a rate of 1e-3; the file has the same names, and loads like any other.
 
     It can be resumed from. That the losses then are those of an unbroken run is not tested: on the
-    CPU torch 2.13 writes Adam's second moments in the place of the first.
+    CPU torch 2.13 writes Adam's exp_avg_sq into exp_avg.
     """
     options = {"processes": 2, "target": train}
     assert training.run(tmp_path / "plain", **options, sharded=False) == [0, 0]
@@ -54,7 +54,7 @@ def test_sharded_training_equals_data_parallel_training(tmp_path):
     ],
 )
 def test_the_config_joins_others(tmp_path, leaf):
-    """As docs/training.md says; each block of the backbone is a piece then."""
+    """The settings of docs/training.md wrap each block of the backbone."""
     path = tmp_path / "config.py"
     path.write_text(f"_base_ = {[str(CONFIGS / leaf), str(CONFIGS / '_base_/strategies/fsdp.py')]}")
     config = Config.fromfile(path)

@@ -11,7 +11,7 @@ HOOK = {"type": "dcnv4_mm.NonFiniteHook"}
 
 
 class Exploding(nn.Module):
-    """Passes its input on, but for the third time in training."""
+    """Passes its input on, except in the third training step."""
 
     times = 0
 

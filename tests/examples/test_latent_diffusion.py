@@ -44,7 +44,7 @@ import settings as configs
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """The mini set, five pictures of each class to train on."""
+    """The mini shapes, with five training images of each class."""
     folder = tmp_path_factory.mktemp("mini") / "shapes"
     subprocess.run(
         [sys.executable, MINI_SHAPES, folder, "--num-train", "5", "--num-val", "2"], check=True
@@ -187,11 +187,11 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(run_example, shapes, tm
         assert run[1] is None
         return load_file(next((tmp_path / folder / "pipeline" / "unet").glob("*.safetensors")))
 
-    whole = train("whole", 7)
-    # Five pictures of four classes are five batches of four: it goes on in the second epoch.
+    full = train("full", 7)
+    # Five images of four classes are five batches of four: it resumes in the second epoch.
     train("parts", 6)
     parts = train("parts", 7, "--resume")
-    for name, tensor in whole.items():
+    for name, tensor in full.items():
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=0, msg=name)
 
 
@@ -214,14 +214,12 @@ def test_samples_follow_from_their_number_alone(run_example, trained, tmp_path):
         *("sample.py", trained / "pipeline", "--out-dir", second, "--count", "1", *few),
         *("--classes", "square", "--batch-size", "1"),
     )
-    pictures = [
-        np.int16(Image.open(folder / "square" / "000000.png")) for folder in (first, second)
-    ]
+    images = [np.int16(Image.open(folder / "square" / "000000.png")) for folder in (first, second)]
     # Batches of other sizes add up in another order.
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert np.abs(images[0] - images[1]).max() <= 1
 
 
-def test_what_is_asked_wrongly(run_example, trained, shapes, tmp_path):
+def test_bad_arguments(run_example, trained, shapes, tmp_path):
     _, message = run_example("sample.py", tmp_path, "--out-dir", tmp_path / "out")
     assert "holds no pipeline" in message
     _, message = run_example(
@@ -229,9 +227,9 @@ def test_what_is_asked_wrongly(run_example, trained, shapes, tmp_path):
     )
     assert "names (cross, ring, square, triangle), got" in message
     _, message = run_example("train.py", MINI, shapes / "train", "--out-dir", trained)
-    assert "holds a training: add --resume" in message
+    assert "holds a training run: add --resume" in message
     _, message = run_example("train.py", MINI, tmp_path, "--out-dir", tmp_path / "out")
-    assert "must hold a folder of pictures" in message
+    assert "must hold a folder of images" in message
     _, message = run_example(
         "train.py", MINI, shapes / "train", "--out-dir", tmp_path / "out", "--set", "stepz=1"
     )
@@ -334,7 +332,7 @@ def test_distance_of_a_folder_from_itself_and_from_noise(run_example, shapes, tm
 def test_distances_say_what_they_lack(run_example, shapes, tmp_path, monkeypatch):
     both = (shapes / "val", shapes / "train", "--size", "32")
     _, message = run_example("fid.py", shapes / "val", tmp_path, "--size", "32")
-    assert "must hold at least two pictures, got 0" in message
+    assert "must hold at least two images, got 0" in message
     (tmp_path / "weights.pth").write_bytes(b"no weights")
     _, message = run_example("fid.py", *both, "--weights", tmp_path / "weights.pth")
     assert "cannot be read from" in message
@@ -348,7 +346,7 @@ def test_the_trial_runs_through(run_example, tmp_path):
     arguments = ("--quick", "--work-dir", tmp_path / "work", "--record", tmp_path / "record")
     out, message = run_example("trial.py", *arguments)
     assert message is None
-    assert "| samples of the asked class |" in out
+    assert "| samples of the requested class |" in out
     assert sorted(path.name for path in (tmp_path / "record").iterdir()) == [
         "convolution.jsonl",
         "dcnv4.jsonl",

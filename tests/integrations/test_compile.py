@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 
-from host_models import small_config
+from integrations.host_models import small_config
 from mmengine.registry import MODELS, init_default_scope
 
 import dcnv4_mm

@@ -31,7 +31,7 @@ def mmdet_scope():
 
 
 def documented(folder):
-    """The example of docs/drop_in.md, without weights from elsewhere."""
+    """The example of docs/drop_in.md, without pretrained weights."""
     page = (ROOT / "docs" / "drop_in.md").read_text()
     (block,) = re.findall(r"^```python\n(_base_.*?)^```", page, re.DOTALL | re.MULTILINE)
     path = folder / "config.py"
@@ -52,9 +52,9 @@ def test_mask_rcnn_r50_c3_to_c5(tmp_path):
     strides = [layer.stride for layer in layers.values()]
     assert [strides.count((2, 2)), strides.count((1, 1))] == [3, 10]
     assert all(layer.groups == 4 and layer.output_proj.bias is None for layer in layers.values())
-    # mmengine's initialization leaves the start as it is.
+    # mmengine's initialization keeps the layer's own.
     assert all(not layer.offset_mask.weight.any() for layer in layers.values())
-    # By a norm of zeros mmdet starts each block as an identity, which has no gradient inside.
+    # mmdet zero-initializes the last norm of each block, so that no gradient reaches the inside.
     for name, module in model.backbone.named_modules():
         if name.endswith("bn3"):
             torch.nn.init.ones_(module.weight)

@@ -121,7 +121,7 @@ def test_samples_of_every_output(outputs, case, name):
 
 @pytest.mark.parametrize("case", RECORDED)
 def test_the_best_tokens_become_queries(outputs, case):
-    """The recorded order is that of our scores, but for scores that are equal in float32."""
+    """The recorded order is that of our scores, except for scores that are equal in float32."""
     scores = outputs[case]["enc_cls_max"]
     order = torch.from_numpy(load_arrays("dino_t")[f"{case}/topk_indices"])
     chosen = scores.gather(1, order)
@@ -135,7 +135,7 @@ def test_the_best_tokens_become_queries(outputs, case):
 
 @pytest.mark.parametrize("case", RECORDED)
 def test_whole_model(model, outputs, case):
-    """As a user calls it; queries of nearly the same score may have swapped their places."""
+    """As a user calls it; queries of nearly the same score may be swapped."""
     batch, samples = padded_images(RECORDED[case])
     with torch.inference_mode():
         found = model.predict(batch, samples, rescale=False)

@@ -34,7 +34,7 @@ ORDER = torch.from_numpy(load_arrays("dino_t")["padded_batch/topk_indices"])
 
 @pytest.fixture(scope="module")
 def model():
-    """Trains, yet with all parts as for testing: the recording has no drop path."""
+    """Training with all modules in evaluation mode: the recording has no drop path."""
     model, _ = build_detector(ORIGINAL)
     load_released(model, {"state_dict": dino_weights(ORIGINAL)})
     model.eval()
@@ -80,7 +80,7 @@ def forward(model):
 
     def forward(variant, inputs):
         with pytest.MonkeyPatch.context() as patch:
-            # Two tokens of nearly the same score would else swap places as queries.
+            # Otherwise two tokens of nearly the same score could be swapped.
             patch.setattr(torch, "topk", lambda *_, **__: (None, ORDER))
             if variant == "denoising":
                 replay(patch)

@@ -1,4 +1,4 @@
-"""The classes that need a host, as a config names them, and what those see who lack it."""
+"""The classes that need a host, as a config names them, and the error where it is missing."""
 
 import subprocess
 import sys

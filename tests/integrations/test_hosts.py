@@ -19,7 +19,7 @@ REINSTALL = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
 
 @pytest.fixture
 def problems(monkeypatch):
-    """Finds the problems of an environment with the good versions, but for the given ones."""
+    """Finds the problems of an environment with supported versions, except for the given ones."""
 
     def find(changes=None, error=None, compiled=None, **without):
         versions = {**GOOD, **(changes or {})}

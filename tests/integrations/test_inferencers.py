@@ -52,7 +52,7 @@ def test_classification():
     from mmengine.registry import init_default_scope
     from mmpretrain import ImageClassificationInferencer
 
-    # It keeps the scope of whatever ran before.
+    # It keeps the scope of the previous model.
     init_default_scope("mmpretrain")
     assert cfg.model_path.endswith("/flash_intern_image_t_1k_224.pth")
     (found,) = ImageClassificationInferencer(cfg, pretrained=False, device="cpu")(IMAGE)

@@ -1,9 +1,6 @@
 """mmcv's operators beside mmcv-lite: compiled mmcv's results, and models that train on them."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("mmcv", reason="mmcv is not installed")
 
-import mmcv_ext_cases
+from integrations import mmcv_ext_cases
+from integrations.mmcv_ext_cases import all_cases, boxes, uniform, with_gradients
 
-from dcnv4_mm.integrations import _hosts, mmcv_ext
+from dcnv4_mm.integrations import mmcv_ext
 
 pytestmark = [
     pytest.mark.mmcv,
@@ -41,7 +39,7 @@ def check_against_recorded(cases):
 
 
 def test_results_and_gradients_are_those_of_compiled_mmcv():
-    assert check_against_recorded(mmcv_ext_cases.all_cases()) == len(RECORDED.files)
+    assert check_against_recorded(all_cases()) == len(RECORDED.files)
 
 
 @pytest.mark.parametrize("cases", ["roi_align_cases", "deform_conv_cases"])
@@ -53,7 +51,7 @@ def test_channels_last_inputs_give_the_same(cases):
 def test_nms_takes_columns_of_a_larger_tensor():
     from mmcv.ops import nms
 
-    table = torch.cat((mmcv_ext_cases.boxes(1, 200), mmcv_ext_cases.uniform(3, (200, 2))), dim=1)
+    table = torch.cat((boxes(1, 200), uniform(3, (200, 2))), dim=1)
     kept = nms(table[:, :4], table[:, 4], 0.5)[1]
     assert (
         kept.tolist() == nms(table[:, :4].contiguous(), table[:, 4].contiguous(), 0.5)[1].tolist()
@@ -68,7 +66,7 @@ def test_an_overlap_of_exactly_the_threshold_is_kept():
     assert nms(boxes, torch.tensor([0.9, 0.8]), 0.59)[1].tolist() == [0]
 
 
-def test_of_equal_boxes_and_scores_the_first_is_kept():
+def test_the_first_of_equal_boxes_and_scores_is_kept():
     from mmcv.ops import nms
 
     assert nms(torch.tensor([[0.0, 0, 10, 10]] * 40), torch.ones(40), 0.5)[1].tolist() == [0]
@@ -110,7 +108,7 @@ def test_rotated_boxes_of_different_labels_do_not_suppress_each_other():
 
 
 def test_backward_of_deformable_convolution_runs_once():
-    """mmcv asks for its gradients in two calls."""
+    """mmcv requests its gradients in two calls."""
     from mmcv.ops import deform_conv2d
 
     calls = []
@@ -121,7 +119,7 @@ def test_backward_of_deformable_convolution_runs_once():
             return func(*args, **(kwargs or {}))
 
     with Calls():
-        mmcv_ext_cases.with_gradients(
+        with_gradients(
             lambda *inputs: deform_conv2d(*inputs, 1, 1),
             torch.rand(1, 2, 4, 4),
             torch.rand(1, 18, 4, 4),
@@ -136,17 +134,17 @@ def test_sixteen_bits_are_computed_in_float32_and_rounded(dtype):
 
     def both(function, *inputs):
         inputs = [tensor.to(dtype) for tensor in inputs]
-        outputs = mmcv_ext_cases.with_gradients(function, *inputs)
-        exact = mmcv_ext_cases.with_gradients(function, *(tensor.float() for tensor in inputs))
+        outputs = with_gradients(function, *inputs)
+        exact = with_gradients(function, *(tensor.float() for tensor in inputs))
         for output, expected in zip(outputs, exact, strict=True):
             assert output.dtype == dtype
             spacing = torch.finfo(dtype).eps * expected.abs().max().item()
             torch.testing.assert_close(output.float(), expected, rtol=0, atol=2 * spacing)
 
-    image = mmcv_ext_cases.uniform(1, (1, 2, 6, 6), -1, 1)
-    weight = mmcv_ext_cases.uniform(2, (2, 2, 3, 3), -1, 1)
-    offset = mmcv_ext_cases.uniform(3, (1, 18, 6, 6), -1, 1)
-    mask = mmcv_ext_cases.uniform(4, (1, 9, 6, 6))
+    image = uniform(1, (1, 2, 6, 6), -1, 1)
+    weight = uniform(2, (2, 2, 3, 3), -1, 1)
+    offset = uniform(3, (1, 18, 6, 6), -1, 1)
+    mask = uniform(4, (1, 9, 6, 6))
     rois = torch.tensor([[0, 1.0, 1, 5, 4]])
     with torch.autocast("cpu", dtype=dtype):
         both(lambda x: roi_align(x, rois.to(x.dtype), 2), image)
@@ -189,10 +187,10 @@ def test_offsets_of_a_map_smaller_than_the_output_are_refused():
 def attention_inputs(seed=50):
     shapes = torch.tensor([[5, 7], [3, 2], [1, 1]])
     starts = torch.tensor([0, 35, 41])
-    value = mmcv_ext_cases.uniform(seed, (4, 42, 2, 3), -1, 1, torch.float64)
+    value = uniform(seed, (4, 42, 2, 3), -1, 1, torch.float64)
     # A third of the locations is outside the image.
-    locations = mmcv_ext_cases.uniform(seed + 1, (4, 6, 2, 3, 2, 2), -0.3, 1.3, torch.float64)
-    weights = mmcv_ext_cases.uniform(seed + 2, (4, 6, 2, 3, 2), 0, 1, torch.float64)
+    locations = uniform(seed + 1, (4, 6, 2, 3, 2, 2), -0.3, 1.3, torch.float64)
+    weights = uniform(seed + 2, (4, 6, 2, 3, 2), 0, 1, torch.float64)
     return shapes, starts, (value, locations, weights)
 
 
@@ -213,8 +211,8 @@ def test_attention_is_mmcvs_own_formula(im2col_step):
     def formula(value, locations, weights):
         return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
 
-    results = mmcv_ext_cases.with_gradients(kernel, *inputs)
-    expected = mmcv_ext_cases.with_gradients(formula, *inputs)
+    results = with_gradients(kernel, *inputs)
+    expected = with_gradients(formula, *inputs)
     for result, reference in zip(results, expected, strict=True):
         torch.testing.assert_close(result, reference, rtol=0, atol=1e-12)
 
@@ -228,7 +226,7 @@ def test_attention_refuses_levels_that_do_not_follow_each_other():
 
 
 def test_attention_keeps_its_dtype_under_autocast():
-    """mmcv casts what it wants cast; autocast does not look into a compiled function."""
+    """mmcv casts explicitly; autocast does not reach into a compiled function."""
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     shapes, starts, inputs = attention_inputs()
@@ -251,15 +249,13 @@ def focal_loss_formula(logits, target, gamma, alpha, weight=None):
 def test_focal_loss_is_its_formula(weighted):
     from mmcv.ops import sigmoid_focal_loss
 
-    logits = mmcv_ext_cases.uniform(60, (30, 5), -8, 8, torch.float64)
+    logits = uniform(60, (30, 5), -8, 8, torch.float64)
     target = torch.arange(30) % (5 if weighted else 6)
     weight = torch.arange(1.0, 6.0, dtype=torch.float64) if weighted else None
-    results = mmcv_ext_cases.with_gradients(
+    results = with_gradients(
         lambda x: sigmoid_focal_loss(x, target, 2.5, 0.25, weight, "none"), logits
     )
-    expected = mmcv_ext_cases.with_gradients(
-        lambda x: focal_loss_formula(x, target, 2.5, 0.25, weight), logits
-    )
+    expected = with_gradients(lambda x: focal_loss_formula(x, target, 2.5, 0.25, weight), logits)
     for result, reference in zip(results, expected, strict=True):
         torch.testing.assert_close(result, reference, rtol=1e-6, atol=1e-9)
 
@@ -302,12 +298,6 @@ def test_another_operator_raises_when_called_and_says_what_helps():
         carafe_naive(torch.zeros(1, 4, 2, 2), torch.zeros(1, 9, 4, 4), 3, 1, 2)
 
 
-def test_collected_environment_names_what_serves():
-    from mmcv.utils import collect_env
-
-    assert "torchvision" in collect_env()["MMCV Compiler"]
-
-
 @pytest.mark.mmdet
 def test_a_detector_of_mmdet_without_our_classes_trains_and_predicts():
     mmdet = pytest.importorskip("mmdet", reason="mmdet is not installed")
@@ -340,120 +330,3 @@ def test_a_detector_of_mmdet_without_our_classes_trains_and_predicts():
         scores = result.pred_instances.scores
         assert len(scores) == config.test_cfg.rcnn.max_per_img
         assert scores.isfinite().all()
-
-
-def python(code, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
-
-
-def test_mmcv_may_be_imported_before():
-    code = """
-import mmcv.cnn
-from dcnv4_mm.integrations import install
-install()
-import mmdet.models
-from mmcv.cnn.bricks.transformer import MultiScaleDeformableAttention
-print(MultiScaleDeformableAttention.__module__)
-"""
-    assert python(code)[-1] == "mmcv.ops.multi_scale_deform_attn"
-
-
-def test_installing_imports_nothing():
-    code = """
-import sys
-from dcnv4_mm.integrations import mmcv_ext
-assert mmcv_ext.install()
-print(sorted({"mmengine", "mmcv", "torchvision", "mmcv._ext"} & set(sys.modules)))
-"""
-    assert python(code) == ["[]"]
-
-
-def test_installing_twice_and_after_a_failed_import():
-    code = """
-import sys
-try:
-    import mmcv.ops
-except ImportError as error:
-    print(error)
-from dcnv4_mm.integrations import mmcv_ext
-before = len(sys.meta_path)
-assert mmcv_ext.install() and mmcv_ext.install()
-assert len(sys.meta_path) == before + 1
-import mmcv.ops
-assert mmcv_ext.install()
-import torch
-print(mmcv.ops.nms(torch.tensor([[0.0, 0, 2, 2]]), torch.ones(1), 0.5)[1].tolist())
-"""
-    assert python(code) == ["No module named 'mmcv._ext'", "[0]"]
-
-
-USE_COMPILED = """
-from dcnv4_mm.integrations import mmcv_ext
-print(mmcv_ext.install(), mmcv_ext.serving())
-try:
-    import mmcv._ext
-    print(mmcv._ext.__file__)
-except ImportError as error:
-    print(error)
-"""
-
-
-@pytest.fixture
-def compiled_mmcv(tmp_path):
-    """A folder for PYTHONPATH with an mmcv that has a module in place of a compiled one."""
-    package = tmp_path / "mmcv"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    return package / "_ext.py"
-
-
-def use_compiled(ext):
-    paths = (str(ext.parents[1]), os.environ.get("PYTHONPATH", ""))
-    return python(USE_COMPILED, PYTHONPATH=os.pathsep.join(paths))
-
-
-def test_compiled_mmcv_is_left_alone(compiled_mmcv):
-    compiled_mmcv.touch()
-    serving, used = use_compiled(compiled_mmcv)
-    assert serving.startswith("False compiled mmcv")
-    assert used == str(compiled_mmcv)
-
-
-def test_compiled_mmcv_of_another_torch_is_named_and_left_alone(compiled_mmcv):
-    compiled_mmcv.write_text("raise ImportError('undefined symbol: _ZN2at')")
-    serving, used = use_compiled(compiled_mmcv)
-    assert serving.startswith(
-        f"False mmcv's compiled operators do not load with torch {torch.__version__}"
-    )
-    assert "undefined symbol" in serving
-    assert serving.endswith("pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0")
-    assert used == "undefined symbol: _ZN2at"
-
-
-def test_without_torchvision_the_operators_say_so(monkeypatch):
-    monkeypatch.setattr(mmcv_ext, "torchvision_problem", lambda: "torchvision is not installed")
-    monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
-    with pytest.raises(ImportError, match="mmcv-lite's operators need torchvision"):
-        __import__("mmcv._ext")
-    assert mmcv_ext.serving().endswith("lacks its operators: torchvision is not installed")
-
-
-def test_without_mmcv_nothing_is_installed(monkeypatch):
-    monkeypatch.setattr(mmcv_ext, "find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
-    assert not mmcv_ext.install()
-    assert mmcv_ext.serving() == _hosts.missing_host_message("mmcv")
-
-
-def test_serving_names_the_three_that_serve():
-    assert mmcv_ext.serving() == (
-        f"mmcv-lite {_hosts.installed_version('mmcv')} with torchvision "
-        f"{sys.modules['torchvision'].__version__} and dcnv4_mm kernels"
-    )

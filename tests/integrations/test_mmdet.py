@@ -1,4 +1,4 @@
-"""What this package changes in mmdet's classes, and what says that mmdet is missing."""
+"""This package's changes to mmdet's classes, and the error where mmdet is missing."""
 
 import math
 
@@ -52,7 +52,7 @@ def boxes_of(head, references):
 
 
 def test_references_stay_as_far_from_the_border_as_in_mmdet_2():
-    """The recorded numbers cannot tell: none of their references is that near."""
+    """The recorded values do not cover it: none of their references is that near."""
     references = torch.tensor(REFERENCES, dtype=torch.float64)[None, :, None].repeat(1, 1, 4)
     boxes = boxes_of(make_head(MODELS.get("DINOHead")), references)
     expected = torch.tensor(LIMITED, dtype=torch.float64)[:, None].expand(-1, 4)

@@ -85,7 +85,7 @@ def test_names_shapes_and_order(stem):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_tensor_reaches_its_own_place(stem):
-    """The i-th tensor of a released file is the i-th of the model, whatever the rules say."""
+    """The i-th tensor of a released file is the i-th of the model, independent of the rules."""
     model, _ = build(stem, device="meta")
     numbered = {
         name: torch.tensor(index if name.endswith("num_batches_tracked") else float(index)).expand(

@@ -1,4 +1,4 @@
-"""The checked loader of label maps: what it loads, and what it refuses."""
+"""The checked loader of label maps, and its errors."""
 
 import numpy as np
 import pytest

@@ -207,7 +207,7 @@ def test_gradients_in_float32(name):
 
 @pytest.mark.parametrize("name", MODELS_OF_MMDET)
 def test_gradients_in_float32_are_the_hosts(name):
-    """Of four models the worst differs by 6.2e-7.
+    """The largest difference of four models is 6.2e-7.
 
     With a smooth activation: the derivative of ReLU jumps, and rounding decides on which side.
     """

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from backbones.intern_image import assert_stored
 from helpers import load_arrays, load_json, normal, weights
-from internimage import assert_stored
 
 from dcnv4_mm.checkpoints import convert
 from dcnv4_mm.checkpoints.flash_intern_image import RULES

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 import torch
+from layers.vision_transformers import Attention, Transformer, images, swapped
 from torch import nn
-from vision_transformers import Attention, Transformer, images, swapped
 
 from dcnv4_mm.layers import swap_attention
 from dcnv4_mm.layers.drop_in import DCNv4Attention

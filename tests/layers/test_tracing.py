@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 import torch
+from layers.vision_transformers import images, swapped
 from torch import fx, nn
-from vision_transformers import images, swapped
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.layers import DCNv3, DCNv4, FlashDeformAttn, swap_convolutions

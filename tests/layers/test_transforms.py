@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from ops.transforms import assert_same
 from torch import func
-from transforms import assert_same
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.layers import DCNv3, DCNv4, DCNv4Conv2d, FlashDeformAttn

@@ -11,7 +11,7 @@ from dcnv4_mm.ops.functional import dcnv4, flash_deform_attn
 
 LIBRARIES = Path(find_spec("dcnv4_mm").origin).parent / "lib"
 
-# A process without the package: what the libraries define, and what a saved program puts out.
+# A process without the package: what the libraries define, and what a saved program outputs.
 STRANGER = """
 import sys
 from pathlib import Path

@@ -8,8 +8,7 @@ import torch
 from ops.bev_cross_attn import problems as bev_cross_attn_problems
 from ops.dcnv4 import problems as dcnv4_problems
 from ops.flash_deform_attn import problems as flash_deform_attn_problems
-from torch import func
-from transforms import (
+from ops.transforms import (
     CASES,
     TRANSFORMS,
     assert_same,
@@ -25,6 +24,7 @@ from transforms import (
     reverse_over_reverse,
     third_derivative,
 )
+from torch import func
 
 from dcnv4_mm.ops.bev_cross_attn.registration import bev_cross_attn_raw
 from dcnv4_mm.ops.dcnv4.registration import dcnv4_raw

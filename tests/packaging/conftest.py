@@ -15,7 +15,7 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 def run_command(*command, cwd, expect=0, **env) -> str:
     """Runs a command as a user would; returns what it printed."""
-    # Neither the sources nor the settings of this run may reach it.
+    # It must see neither the sources nor the settings of this run.
     inherited = {k: v for k, v in os.environ.items() if not re.match("PYTHONPATH|DCNV4_MM_", k)}
     # `mim` and what it starts are looked up on PATH.
     inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
@@ -76,7 +76,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def release_wheel(tmp_path_factory) -> Path:
-    """The wheel to pass on, by `make wheel`; its CUDA kernels are for one architecture."""
+    """The release wheel of `make wheel`; its CUDA kernels are for one architecture."""
     folder = tmp_path_factory.mktemp("release_wheel")
     # Whatever environment runs the tests is complete.
     options = ("-o", ".venv/.complete", f"BIN={Path(sys.executable).parent}", f"DIST={folder}")

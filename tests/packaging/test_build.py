@@ -1,4 +1,4 @@
-"""What setup.py decides before it compiles anything; nvcc is a script that only answers."""
+"""Decisions of setup.py before compilation; a script stands in for nvcc."""
 
 import importlib.metadata
 import platform
@@ -37,7 +37,7 @@ def _(monkeypatch):
 
 @pytest.fixture
 def nvcc(request, tmp_path, monkeypatch):
-    """The functions of csrc/nvcc.py, beside an nvcc of the version that the test asks for."""
+    """The functions of csrc/nvcc.py, with an nvcc of a given version."""
     version = request.param
     lines = "\n".join(f"compute_{arch}" for arch in KNOWN[version].split())
     script = tmp_path / "bin" / "nvcc"

@@ -1,4 +1,4 @@
-"""mim's commands, run by hand as it were: from another folder, on the installed wheel."""
+"""mim's commands on the installed wheel, run from another folder."""
 
 import functools
 import hashlib
@@ -62,7 +62,7 @@ def models() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory, run) -> Path:
-    """The mini COCO set, with few pictures."""
+    """A small mini COCO dataset."""
     folder = tmp_path_factory.mktemp("data") / "mini_coco"
     generator = (sys.executable, ROOT / "dev/generators/mini_coco.py")
     run(*generator, folder, "--num-train", 8, "--num-val", 4, cwd=folder.parent)
@@ -102,7 +102,7 @@ def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
         flat = (tmp_path / f"{model['Name']}.py").read_text()
         assert "_base_" not in flat
         assert "dcnv4_mm." in flat
-    # Nothing is released of the models that learn generated sets, or for BEVFormer v2.
+    # There are no released files of the quickstart models and of BEVFormer v2.
     weights = [model["Weights"] for model in here if model["Weights"] != [""]]
     assert len(weights) == 12 + 8 + 15
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
@@ -226,6 +226,6 @@ def test_train_with_two_processes(run, tmp_path, data_root):
     said = run(MIM, *train, *work, cwd=tmp_path, OMP_NUM_THREADS="1")
     assert "Training finished successfully" in said
     saved = torch.load(tmp_path / "work/epoch_1.pth", weights_only=False)
-    # 8 pictures, less those without objects, in batches of 4 on each of 2 ranks.
+    # 8 images, less those without objects, in batches of 4 on each of 2 ranks.
     assert saved["meta"]["iter"] == 1
     assert all(value.isfinite().all() for value in saved["state_dict"].values())

@@ -23,14 +23,14 @@ OPTIONS = {
     "test_dataloader.num_workers": 0,
     "test_dataloader.persistent_workers": False,
 }
-# Random weights find nothing with confidence.
+# Random weights give only low scores.
 ANY_SCORE = {"model.test_cfg.rcnn.score_thr": 0.0, "model.test_cfg.rcnn.max_per_img": 20}
 SIZES = {MASK_RCNN: (256, 192), CASCADE: (160, 128), DINO: (384, 288)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, run):
-    """A folder with a mini COCO at the place and in the names of COCO."""
+    """A folder with mini COCO under the paths and names of COCO."""
     folder = tmp_path_factory.mktemp("released")
     generator = (sys.executable, ROOT / "dev/generators/mini_coco.py", "data/coco", "--as-coco")
     run(*generator, "--num-train", 2, "--num-val", 3, cwd=folder)

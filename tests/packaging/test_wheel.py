@@ -1,4 +1,4 @@
-"""What the distributions hold, and that they work where little else is installed."""
+"""Content of the distributions, and their use with few other packages installed."""
 
 import json
 import re

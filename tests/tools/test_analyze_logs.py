@@ -1,4 +1,4 @@
-"""analyze_logs.py: what runs have logged, at the right iterations, in one picture."""
+"""analyze_logs.py: what runs have logged, at the right iterations, in one figure."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_training_by_iterations(tmp_path):
     assert read_logs(tmp_path) == {"loss": {50: 2.0}, "mIoU": {50: 40.0}}
 
 
-def test_picture_has_a_panel_for_every_key(run_tool, tmp_path):
+def test_figure_has_a_panel_for_every_key(run_tool, tmp_path):
     from matplotlib import image
 
     for name in ("one", "two"):
@@ -61,6 +61,6 @@ def test_what_is_not_there(run_tool, tmp_path):
     assert "nowhere holds no" in message
     write(tmp_path / "run", training(1, 1, 3.0))
     message = run_tool("analyze_logs.py", ".", "--keys", "los", cwd=tmp_path).message
-    assert "nothing is logged as los; there is loss, lr" in message
+    assert "no los in the logs; they have loss, lr" in message
     message = run_tool("analyze_logs.py", ".", "--out", "a/b.png", cwd=tmp_path).message
     assert "cannot write a/b.png" in message

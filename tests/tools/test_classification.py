@@ -1,16 +1,12 @@
-"""The tools on classifiers: released files through mim, training, fine-tuning, pictures."""
+"""The tools on classifiers: released files through mim, training, fine-tuning, images."""
 
-import os
 import pickle
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import config_of, generator, manifest, weights
+from helpers import NO_WORKERS, ROOT, config_of, generator, manifest, run_python, weights
 from PIL import Image
 
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
@@ -25,7 +21,6 @@ from dcnv4_mm.checkpoints import load_released
 
 pytestmark = pytest.mark.mmpretrain
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 T = "flash_intern_image_t_1k_224"
 NANO = next(ROOT.glob("configs/quickstart/flash-internimage-nano*.py"))
@@ -43,25 +38,6 @@ TRANSFORM = transforms.Compose(
 )
 
 
-def run(*command, cwd):
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
-
-
-def no_workers(*loaders):
-    return [f"{loader}_dataloader.{option}" for loader in loaders
-            for option in ("num_workers=0", "persistent_workers=False")]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     """A file as the original publishes them: the averaged weights are others."""
@@ -74,10 +50,10 @@ def released(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory, released):
-    """A folder with a data/imagenet of six pictures, and the scores that each must get.
+    """A folder with a data/imagenet of six images, and the scores that each must get.
 
     The scores come from this package's plain classifier and torchvision's transforms. Labels are
-    such that the model is right on four pictures, and second on a fifth.
+    such that four images are right at rank 1 and a fifth at rank 2.
     """
     folder = tmp_path_factory.mktemp("imagenet")
     (folder / "data/imagenet/val").mkdir(parents=True)
@@ -86,14 +62,14 @@ def imagenet(tmp_path_factory, released):
     load_released(model, released)
     lines, scores = [], []
     for index, (height, width) in enumerate(SIZES):
-        coarse = generator(f"picture {index}").integers(0, 256, (9, 7, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        exif = picture.getexif()
+        coarse = generator(f"image {index}").integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        exif = image.getexif()
         # Turned by a quarter, which neither path may heed.
         exif[0x0112] = 6 if index == 1 else 1
-        picture = picture.convert("L" if index == 2 else "RGB")
+        image = image.convert("L" if index == 2 else "RGB")
         path = folder / f"data/imagenet/val/{index}.JPEG"
-        picture.save(path, quality=90, exif=exif)
+        image.save(path, quality=90, exif=exif)
         with torch.inference_mode():
             logits = model(TRANSFORM(Image.open(path).convert("RGB"))[None])[0]
         order = logits.argsort(descending=True)
@@ -118,10 +94,10 @@ def test_test_transform_gives_the_same_pixels(imagenet):
 
 def test_mim_evaluates_a_released_file(imagenet, released):
     folder, scores = imagenet
-    said = run(
+    said = run_python(
         *("-m", "mim", "test", "dcnv4_mm", config_of(T).name, "--checkpoint", released),
         *("--gpus", "0", "--work-dir", "work", "--out", "scores.pkl"),
-        *("--cfg-options", *no_workers("test"), "test_dataloader.batch_size=2"),
+        *("--cfg-options", *NO_WORKERS, "test_dataloader.batch_size=2"),
         cwd=folder,
     )
     assert "393 tensors loaded, from the entry 'model'; 393 renamed" in said
@@ -136,48 +112,48 @@ def test_mim_evaluates_a_released_file(imagenet, released):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder with one picture of each class to train on, and one held out."""
-    folder = tmp_path_factory.mktemp("pictures")
+def own_data(tmp_path_factory):
+    """A folder with one training and one held-out image of each class."""
+    folder = tmp_path_factory.mktemp("own_data")
     sizes = ("--num-train", 1, "--num-val", 1)
-    run(ROOT / "dev/generators/mini_imagenet.py", "data/my_pictures", *sizes, cwd=folder)
+    run_python(ROOT / "dev/generators/mini_imagenet.py", "data/my_images", *sizes, cwd=folder)
     return folder
 
 
-def test_fine_tuning_example(pictures, released):
-    classes = tuple(sorted(p.name for p in (pictures / "data/my_pictures/train").iterdir()))
-    text = EXAMPLE.read_text().replace("data/own", "data/my_pictures")
+def test_fine_tuning_example(own_data, released):
+    classes = tuple(sorted(p.name for p in (own_data / "data/my_images/train").iterdir()))
+    text = EXAMPLE.read_text().replace("data/own", "data/my_images")
     text = re.sub(r"^classes = .*$", f"classes = {classes}", text, flags=re.MULTILINE)
-    (pictures / EXAMPLE.name).write_text(text)
-    options = [*no_workers("train", "val"), "train_cfg.max_epochs=1", f"load_from={released}"]
+    (own_data / EXAMPLE.name).write_text(text)
+    options = [*NO_WORKERS, "train_cfg.max_epochs=1", f"load_from={released}"]
     options += ["train_dataloader.batch_size=5", "default_hooks.logger.interval=1"]
     train = (TOOLS / "train.py", EXAMPLE.name, "--work-dir", "out")
-    said = run(*train, "--cfg-options", *options, cwd=pictures)
+    said = run_python(*train, "--cfg-options", *options, cwd=own_data)
     assert "391 tensors loaded, from the entry 'model'" in said
     assert "left out 2 (allowed not to fit)" in said
     assert "accuracy/top1" in said
-    saved = torch.load(pictures / "out/epoch_1.pth", weights_only=False)
+    saved = torch.load(own_data / "out/epoch_1.pth", weights_only=False)
     assert saved["state_dict"]["head.head.weight"].shape == (10, 768)
     assert saved["meta"]["dataset_meta"]["classes"][0] == "cold_box"
 
     demo = (
         TOOLS / "visualization/demo.py",
-        "data/my_pictures/val/cold_box",
+        "data/my_images/val/cold_box",
         EXAMPLE.name,
         "out/epoch_1.pth",
     )
-    said = run(*demo, "--out-dir", "painted", cwd=pictures)
+    said = run_python(*demo, "--out-dir", "drawn", cwd=own_data)
     assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
-    assert (pictures / "painted/cold_box_00001.png").is_file()
+    assert (own_data / "drawn/cold_box_00001.png").is_file()
 
     test = (TOOLS / "test.py", EXAMPLE.name, "out/epoch_1.pth", "--show-dir", "shown")
-    run(*test, "--cfg-options", *no_workers("test"), cwd=pictures)
-    source = Image.open(pictures / "data/my_pictures/val/cold_box/cold_box_00001.JPEG")
+    run_python(*test, "--cfg-options", *NO_WORKERS, cwd=own_data)
+    source = Image.open(own_data / "data/my_images/val/cold_box/cold_box_00001.JPEG")
     expected = transforms.Compose(TRANSFORM.transforms[:2])(source)
-    (shown,) = (pictures / "shown").glob("cold_box_00001*.png")
-    with Image.open(shown) as painted:
+    (shown,) = (own_data / "shown").glob("cold_box_00001*.png")
+    with Image.open(shown) as drawn:
         # The text is in the upper half.
-        pixels = [np.asarray(p.convert("RGB"), float)[112:] for p in (painted, expected)]
+        pixels = [np.asarray(p.convert("RGB"), float)[112:] for p in (drawn, expected)]
     assert abs(pixels[0] - pixels[1]).mean() < 2
     assert abs(pixels[0] - pixels[1][..., ::-1]).mean() > 20
 
@@ -194,7 +170,7 @@ download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
 """
     paths = [*ROOT.glob("configs/classification/*.py"), NANO]
     names = [path.stem for path in paths if "own-data" not in path.stem]
-    run("-c", code, tmp_path, *names, cwd=tmp_path)
+    run_python("-c", code, tmp_path, *names, cwd=tmp_path)
     assert len(names) == 5
     for name in names:
         assert "dcnv4_mm.FlashInternImage" in (tmp_path / f"{name}.py").read_text()
@@ -214,10 +190,10 @@ def test_missing_data(run_tool, tmp_path):
     assert f"{tmp_path / 'data/imagenet/train'} does not exist" in message
 
 
-def test_checkpoint_of_another_model(run_tool, tmp_path, pictures):
+def test_checkpoint_of_another_model(run_tool, tmp_path, own_data):
     torch.save({"model": {"conv.weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    picture = next((pictures / "data/my_pictures/val").rglob("*.JPEG"))
-    arguments = (picture, config_of(T), tmp_path / "other.pth")
+    image = next((own_data / "data/my_images/val").rglob("*.JPEG"))
+    arguments = (image, config_of(T), tmp_path / "other.pth")
     for tool in ("demo.py", "visualize_offsets.py"):
         message = run_tool(tool, *arguments, cwd=tmp_path).message
         assert "other.pth: the checkpoint does not fit" in message

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import run_python
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 
@@ -86,18 +87,11 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_process_is_started_again(folder, monkeypatch):
     """The steps that are done again have the same losses."""
-    # Else torch 2.13 lets the restarted processes find the addresses of the old ones, and wait.
+    # Otherwise, in torch 2.13, restarted processes find the addresses of the old ones and wait.
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     program = [TRAIN, "config.py", "--launcher=pytorch", "--resume", "--work-dir=out"]
-    run = subprocess.run(
-        [sys.executable, "-m", *launcher, *program],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    run_python("-m", *launcher, *program, cwd=folder)
     lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
     assert [step for step, _ in lines] == [*range(5), *range(3, 9)]
     losses = [loss for _, loss in lines]

@@ -7,7 +7,7 @@ from dcnv4_mm.export.onnx import custom_ops_library
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed")
 
-from host_models import small_config
+from integrations.host_models import small_config
 
 pytestmark = pytest.mark.mmseg
 
@@ -113,10 +113,10 @@ def test_transformers_equal_eager_mode_in_another_process(run_tool, tmp_path, na
     (height, width), outputs = OUTPUTS[name]
     arguments = ("config.py", "model.pth", "model.pt2", "--size", height, width)
     result = run_tool("export.py", *arguments, "--tolerance", 5e-5, cwd=tmp_path)
-    pictures = "6x3" if name == "bevformerv2" else "3"
+    images = "6x3" if name == "bevformerv2" else "3"
     sizes = (1, height, width), (3, height + 13, width + 37), (2, width, height)
     assert table(result) == [
-        (f"{batch}x{pictures}x{h}x{w}", f"{batch}x{output}")
+        (f"{batch}x{images}x{h}x{w}", f"{batch}x{output}")
         for (batch, h, w), shapes in zip(sizes, outputs, strict=True)
         for output in shapes
     ]

@@ -1,18 +1,15 @@
-"""Training, testing and painting with mmseg's models, and released files in their original form."""
+"""Training, testing and drawing with mmseg's models, and released files in their original form."""
 
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import build_segmentor, config_of, manifest, weights
+from helpers import NO_WORKERS, ROOT, build_segmentor, config_of, manifest, run_python, weights
 
 from dcnv4_mm.checkpoints import load_released
 
@@ -20,17 +17,11 @@ pytest.importorskip("mmseg", reason="mmseg is not installed")
 
 pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 QUICKSTART = ROOT / "configs" / "quickstart"
 UPERNET = QUICKSTART / "upernet_flash-internimage-nano_1xb8-500it_mini-ade20k.py"
 MASK2FORMER = QUICKSTART / "mask2former_flash-internimage-nano_1xb4-300it_mini-ade20k.py"
-# No worker processes, and a log line for every step.
-SMALL = [
-    f"{phase}_dataloader.{option}"
-    for phase in ("train", "val", "test")
-    for option in ("num_workers=0", "persistent_workers=False")
-] + ["default_hooks.logger.interval=1"]
+SMALL = [*NO_WORKERS, "default_hooks.logger.interval=1"]
 TWO_STEPS = ["train_cfg.max_iters=2", "train_cfg.val_interval=2", "param_scheduler.0.end=2"]
 ORIGINALS = [
     "upernet_flash_internimage_t_512_160k_ade20k",
@@ -38,26 +29,14 @@ ORIGINALS = [
 ]
 
 
-def run(*command, cwd, check=True, **environment):
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert not check or result.returncode == 0, result.stdout[-4000:]
-    return result
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in, with a small set at the place where the configs look for it."""
+    """A folder to work in, with a small dataset where the configs expect it."""
     folder = tmp_path_factory.mktemp("tools")
     sizes = ("--num-train", 8, "--num-val", 2)
-    run(ROOT / "dev" / "generators" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=folder)
+    run_python(
+        ROOT / "dev" / "generators" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=folder
+    )
     (folder / "data" / "ADEChallengeData2016").symlink_to("mini_ade20k")
     return folder
 
@@ -69,7 +48,7 @@ def trained(request, folder):
     options = [*SMALL, *TWO_STEPS, "default_hooks.checkpoint.interval=2"]
     options += ["train_dataloader.batch_size=2"]
     command = (TOOLS / "train.py", request.param, "--work-dir", name, "--cfg-options", *options)
-    output = run(*command, cwd=folder).stdout
+    output = run_python(*command, cwd=folder)
     return request.param, name, output
 
 
@@ -94,7 +73,7 @@ def test_evaluation_of_one_and_many_copies(trained, folder):
         out = f"{name}-{kind}.pkl"
         options = ["--work-dir", f"{name}-{kind}", "--out", out, *extra, "--cfg-options", *SMALL]
         options += [f"tta_pipeline.1.transforms.0.{i}.scale=(256,{64 + 16 * i})" for i in range(6)]
-        output = run(TOOLS / "test.py", config, checkpoint, *options, cwd=folder).stdout
+        output = run_python(TOOLS / "test.py", config, checkpoint, *options, cwd=folder)
         assert "mIoU" in output
         found[kind] = pickle.loads((folder / out).read_bytes())
     assert len(found["copies"]) == len(found["single"])
@@ -102,48 +81,48 @@ def test_evaluation_of_one_and_many_copies(trained, folder):
     assert all(one.shape == other.shape for one, other in zip(single, copies, strict=True))
 
 
-def test_demo_paints_pictures_with_a_legend(trained, folder):
+def test_demo_draws_label_maps_with_a_legend(trained, folder):
     import cv2
 
     config, name, _ = trained
-    pictures = "data/mini_ade20k/images/validation"
+    images = "data/mini_ade20k/images/validation"
     command = (
         TOOLS / "visualization" / "demo.py",
-        pictures,
+        images,
         config,
         f"{name}/iter_2.pth",
         "--out-dir",
         f"{name}-see",
     )
-    output = run(*command, cwd=folder).stdout
+    output = run_python(*command, cwd=folder)
     for number in (1, 2):
         file = f"ADE_val_{number:08d}.jpg"
         assert f"{name}-see/vis/{file}" in output
-        painted, plain = (
-            cv2.imread(str(folder / path / file)) for path in (f"{name}-see/vis", pictures)
+        drawn, plain = (
+            cv2.imread(str(folder / path / file)) for path in (f"{name}-see/vis", images)
         )
-        assert painted.shape[1] > plain.shape[1]
-        assert painted.shape[0] >= plain.shape[0]
+        assert drawn.shape[1] > plain.shape[1]
+        assert drawn.shape[0] >= plain.shape[0]
 
 
 def test_overlay_and_legend():
-    """Half of the picture is of the second class, the other of none."""
+    """Half of the image is of the second class, the other half of none."""
     from dcnv4_mm.cli.overlay import LEGEND, OPACITY, overlay
 
-    picture = np.full((60, 40, 3), 100, np.uint8)
+    image = np.full((60, 40, 3), 100, np.uint8)
     labels = np.full((60, 40), 255, np.uint8)
     labels[:, 20:] = 1
-    painted = overlay(picture, labels, ("a", "b"), [(0, 0, 0), (200, 0, 0)])
-    assert painted.shape == (60, 40 + LEGEND, 3)
-    assert (painted[:, :20] == 100).all()
+    drawn = overlay(image, labels, ("a", "b"), [(0, 0, 0), (200, 0, 0)])
+    assert drawn.shape == (60, 40 + LEGEND, 3)
+    assert (drawn[:, :20] == 100).all()
     mixed = [
         int((1 - OPACITY) * 100),
         int((1 - OPACITY) * 100),
         int(100 - OPACITY * 100 + OPACITY * 200),
     ]
-    assert np.abs(painted[30, 30].astype(int) - mixed).max() <= 1
+    assert np.abs(drawn[30, 30].astype(int) - mixed).max() <= 1
     # One row: a red field and dark letters on white.
-    legend = painted[:, 40:].reshape(-1, 3)
+    legend = drawn[:, 40:].reshape(-1, 3)
     assert (legend == (0, 0, 200)).all(axis=1).sum() > 100
     assert (legend == 255).all(axis=1).sum() > 0.8 * len(legend)
 
@@ -183,7 +162,7 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
     command = ["--work-dir", name, "--out", f"{name}.pkl", *(["--tta"] if copies else [])]
     command += ["--cfg-options", *SMALL, *texts]
     mim = ("-m", "mim", "test", "dcnv4_mm", config_of(original).name, "--checkpoint", path)
-    run(*mim, *command, cwd=folder)
+    run_python(*mim, *command, cwd=folder)
     found = pickle.loads((folder / f"{name}.pkl").read_bytes())
     (log,) = (folder / name).glob("*/*.json")
     metrics = json.loads(log.read_text())
@@ -211,7 +190,7 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
     assert len(found) == len(kept) == 2
     for one, other in zip(found, kept, strict=True):
         assert torch.equal(torch.as_tensor(one["pred_sem_seg"]["data"]), other.pred_sem_seg.data)
-        # Weights by rule see few classes in few pictures, but their scores are all different; of
+        # Weights by rule see few classes in few images, but their scores are all different; of
         # many copies the last one's are kept.
         scores = torch.as_tensor(one["seg_logits"]["data"])
         assert scores.std() > 0.01
@@ -227,20 +206,22 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
 )
 def test_a_bad_label_map_ends_the_training_by_name(damage, message, tmp_path):
     sizes = ("--num-train", 4, "--num-val", 2)
-    run(ROOT / "dev" / "generators" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=tmp_path)
+    run_python(
+        ROOT / "dev" / "generators" / "mini_ade20k.py", "data/mini_ade20k", *sizes, cwd=tmp_path
+    )
     damage(tmp_path / "data/mini_ade20k/annotations/training/ADE_train_00000003.png")
     options = [*SMALL, *TWO_STEPS, "train_dataloader.batch_size=4"]
     command = (TOOLS / "train.py", UPERNET, "--cfg-options", *options)
-    result = run(*command, cwd=tmp_path, check=False)
-    assert result.returncode != 0
-    assert re.search(message, result.stdout)
+    status, output = run_python(*command, cwd=tmp_path, check=False)
+    assert status != 0
+    assert re.search(message, output)
 
 
 def test_missing_data_names_the_folder(tmp_path):
     (tmp_path / "data" / "mini_ade20k" / "images" / "training").mkdir(parents=True)
-    result = run(TOOLS / "train.py", UPERNET, cwd=tmp_path, check=False)
-    assert result.returncode != 0
-    assert "annotations/training does not exist" in result.stdout
+    status, output = run_python(TOOLS / "train.py", UPERNET, cwd=tmp_path, check=False)
+    assert status != 0
+    assert "annotations/training does not exist" in output
 
 
 def test_the_host_trains_our_config_with_its_own_tool(folder):
@@ -249,5 +230,5 @@ def test_the_host_trains_our_config_with_its_own_tool(folder):
     script = Path(mmseg.__file__).parent / ".mim" / "tools" / "train.py"
     options = [*SMALL, *TWO_STEPS, "train_dataloader.batch_size=2"]
     options += ["default_hooks.checkpoint.interval=2"]
-    run(script, UPERNET, "--work-dir", "host", "--cfg-options", *options, cwd=folder)
+    run_python(script, UPERNET, "--work-dir", "host", "--cfg-options", *options, cwd=folder)
     assert (folder / "host" / "iter_2.pth").is_file()

@@ -2,11 +2,9 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
@@ -57,13 +55,7 @@ def test_losses_and_rates(tmp_path, monkeypatch):
     (lines,) = re.findall(r"^```python\n(vis_backends = .*?)^```", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "config.py").write_text(f'_base_ = "base.py"\n{lines}')
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    run = subprocess.run(
-        [sys.executable, ROOT / "tools" / "train.py", "config.py", "--work-dir=out"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    run_python(ROOT / "tools" / "train.py", "config.py", "--work-dir=out", cwd=tmp_path)
     (scalars,) = (tmp_path / "out").glob("*/vis_data/scalars.json")
     logged = [json.loads(line) for line in scalars.read_text().splitlines()]
     events = EventAccumulator(str(scalars.parent)).Reload()

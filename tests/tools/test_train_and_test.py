@@ -1,56 +1,31 @@
-"""train.py, test.py and demo.py on real pictures: train, go on, evaluate, paint; two processes."""
+"""train.py, test.py and demo.py on images: training, resuming, evaluation; two processes."""
 
 import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import NO_WORKERS, ROOT, run_python
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 pytestmark = pytest.mark.mmdet
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 NANO = "mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco.py"
 CONFIG = ROOT / "configs" / "quickstart" / NANO
-# No worker processes, and a log line for every step.
-SMALL = [
-    "train_dataloader.num_workers=0",
-    "train_dataloader.persistent_workers=False",
-    "val_dataloader.num_workers=0",
-    "val_dataloader.persistent_workers=False",
-    "test_dataloader.num_workers=0",
-    "test_dataloader.persistent_workers=False",
-    "default_hooks.logger.interval=1",
-]
-
-
-def run(*command, cwd, check=True, **environment):
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert not check or result.returncode == 0, result.stdout[-4000:]
-    return result
+SMALL = [*NO_WORKERS, "default_hooks.logger.interval=1"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in, with a small set at the place where the config looks for it."""
+    """A folder to work in, with a small dataset where the config expects it."""
     folder = tmp_path_factory.mktemp("tools")
     sizes = ("--num-train", 9, "--num-val", 3)
-    run(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=folder)
+    run_python(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=folder)
     return folder
 
 
@@ -58,9 +33,9 @@ def folder(tmp_path_factory):
 def trained(folder):
     """The folder after one epoch of training."""
     options = [*SMALL, "train_cfg.max_epochs=1"]
-    output = run(
+    output = run_python(
         TOOLS / "train.py", CONFIG, "--work-dir", "out", "--cfg-options", *options, cwd=folder
-    ).stdout
+    )
     assert "Epoch(train)" in output
     return folder
 
@@ -69,7 +44,7 @@ def test_training_writes_a_checkpoint_and_evaluates(trained):
     assert (trained / "out" / "last_checkpoint").read_text().endswith("epoch_1.pth")
     (scalars,) = (trained / "out").glob("*/vis_data/scalars.json")
     records = [json.loads(line) for line in scalars.read_text().splitlines()]
-    # Two steps: nine pictures, one of them without objects, four at a time.
+    # Two steps: nine images, one of them without objects, in batches of four.
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == 2
     assert all(0 < loss < 100 for loss in losses)
@@ -77,7 +52,7 @@ def test_training_writes_a_checkpoint_and_evaluates(trained):
 
 
 def test_training_goes_on_where_it_stopped(trained, tmp_path):
-    """With the learning rate scaled from eight pictures a step to four."""
+    """With the learning rate scaled from a batch size of eight to four."""
     options = [*SMALL, "train_cfg.max_epochs=2", "auto_scale_lr.base_batch_size=8"]
     work_dir = tmp_path / "out"
     work_dir.mkdir()
@@ -86,7 +61,7 @@ def test_training_goes_on_where_it_stopped(trained, tmp_path):
             (work_dir / path.name).write_bytes(path.read_bytes())
     (work_dir / "last_checkpoint").write_text(str(work_dir / "epoch_1.pth"))
     command = ("--work-dir", work_dir, "--resume", "--auto-scale-lr", "--cfg-options", *options)
-    output = run(TOOLS / "train.py", CONFIG, *command, cwd=trained).stdout
+    output = run_python(TOOLS / "train.py", CONFIG, *command, cwd=trained)
     assert "resumed epoch: 1, iter: 2" in output
     assert "Scaling the original LR by 0.5" in output
     assert re.search(r"Epoch\(train\) +\[2\]\[1/2\]", output)
@@ -107,25 +82,25 @@ def test_a_config_of_ones_own_inherits_by_the_packages_name(folder):
     )
     options = [*SMALL, "train_cfg.max_epochs=1"]
     command = (TOOLS / "train.py", "own.py", "--work-dir", "own", "--cfg-options", *options)
-    output = run(*command, cwd=folder).stdout
+    output = run_python(*command, cwd=folder)
     assert "coco/bbox_mAP" in output
     assert "Failed to search registry" not in output
 
 
-def test_evaluation_gives_metrics_predictions_and_pictures(trained):
-    output = ("--work-dir", "tested", "--out", "tested/found.pkl", "--show-dir", "painted")
+def test_evaluation_gives_metrics_predictions_and_images(trained):
+    output = ("--work-dir", "tested", "--out", "tested/found.pkl", "--show-dir", "drawn")
     options = ("--cfg-options", *SMALL, "model.test_cfg.rcnn.score_thr=0.0")
-    run(TOOLS / "test.py", CONFIG, "out/epoch_1.pth", *output, *options, cwd=trained)
+    run_python(TOOLS / "test.py", CONFIG, "out/epoch_1.pth", *output, *options, cwd=trained)
     (log,) = (trained / "tested").glob("*/*.json")
     assert {"coco/bbox_mAP", "coco/segm_mAP"} <= set(json.loads(log.read_text()))
     found = pickle.loads((trained / "tested" / "found.pkl").read_bytes())
     assert len(found) == 3
     assert all(len(prediction["pred_instances"]["masks"]) > 0 for prediction in found)
-    assert len(list((trained / "tested").glob("*/painted/*.jpg"))) == 3
+    assert len(list((trained / "tested").glob("*/drawn/*.jpg"))) == 3
 
 
 def test_evaluation_of_flipped_copies(trained):
-    """Of a model without masks, which mmdet cannot average."""
+    """With a model without masks, which mmdet cannot average."""
     weights = torch.load(trained / "out" / "epoch_1.pth", weights_only=False)["state_dict"]
     weights = {name: tensor for name, tensor in weights.items() if ".mask_head." not in name}
     torch.save({"state_dict": weights}, trained / "boxes.pth")
@@ -133,13 +108,13 @@ def test_evaluation_of_flipped_copies(trained):
     options = [*SMALL, *no_masks, "test_evaluator.metric=bbox"]
     for folder, extra in (("flipped", ["--tta"]), ("plain", [])):
         command = ("--work-dir", folder, *extra, "--out", f"{folder}.pkl")
-        run(
+        run_python(
             TOOLS / "test.py", CONFIG, "boxes.pth", *command, "--cfg-options", *options, cwd=trained
         )
     flipped, plain = (
         pickle.loads((trained / f"{n}.pkl").read_bytes()) for n in ("flipped", "plain")
     )
-    # Other scores, since each is found in two copies; the same pictures.
+    # Other scores, since each is found in two copies; the same images.
     assert [p["img_id"] for p in flipped] == [p["img_id"] for p in plain]
     assert any(
         not torch.equal(a["pred_instances"]["scores"], b["pred_instances"]["scores"])
@@ -147,20 +122,20 @@ def test_evaluation_of_flipped_copies(trained):
     )
 
 
-def test_demo_paints_pictures(trained):
+def test_demo_draws_predictions(trained):
     options = ("--out-dir", "seen", "--score", 0.0)
-    output = run(
+    output = run_python(
         TOOLS / "visualization" / "demo.py",
         "data/mini_coco/val",
         CONFIG,
         "out/epoch_1.pth",
         *options,
         cwd=trained,
-    ).stdout
+    )
     for name in ("000001.jpg", "000002.jpg", "000003.jpg"):
-        painted = trained / "seen" / "vis" / name
-        assert str(painted.relative_to(trained)) in output
-        assert painted.read_bytes() != (trained / "data/mini_coco/val" / name).read_bytes()
+        drawn = trained / "seen" / "vis" / name
+        assert str(drawn.relative_to(trained)) in output
+        assert drawn.read_bytes() != (trained / "data/mini_coco/val" / name).read_bytes()
 
 
 def test_the_host_trains_our_config_with_its_own_tool(folder):
@@ -168,7 +143,7 @@ def test_the_host_trains_our_config_with_its_own_tool(folder):
 
     script = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
     options = [*SMALL, "train_cfg.max_epochs=1", "train_cfg.val_interval=2"]
-    run(script, CONFIG, "--work-dir", "host", "--cfg-options", *options, cwd=folder)
+    run_python(script, CONFIG, "--work-dir", "host", "--cfg-options", *options, cwd=folder)
     assert (folder / "host" / "epoch_1.pth").is_file()
 
 
@@ -181,17 +156,17 @@ from mmengine.registry import HOOKS
 @HOOKS.register_module()
 class RecordHook(Hook):
     def __init__(self):
-        self.pictures = []
+        self.images = []
 
     def before_train(self, runner):
         self.before = self.parameters(runner)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.pictures += [sample.img_id for sample in data_batch["data_samples"]]
+        self.images += [sample.img_id for sample in data_batch["data_samples"]]
 
     def after_train(self, runner):
         record = {"before": self.before, "after": self.parameters(runner)}
-        torch.save({**record, "pictures": self.pictures}, f"rank{runner.rank}.pt")
+        torch.save({**record, "images": self.images}, f"rank{runner.rank}.pt")
 
     def parameters(self, runner):
         return {k: v.detach().clone() for k, v in runner.model.module.named_parameters()}
@@ -199,9 +174,9 @@ class RecordHook(Hook):
 
 
 def test_two_processes_keep_equal_parameters(tmp_path):
-    """Twenty steps over gloo, started as mim starts them; each process sees its own pictures."""
+    """Twenty steps over gloo, started as mim starts them; each process sees other images."""
     sizes = ("--num-train", 43, "--num-val", 2)
-    run(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=tmp_path)
+    run_python(ROOT / "dev" / "generators" / "mini_coco.py", "data/mini_coco", *sizes, cwd=tmp_path)
     (tmp_path / "recorder.py").write_text(RECORDER)
     (tmp_path / "config.py").write_text(
         f"_base_ = {str(CONFIG)!r}\n"
@@ -211,7 +186,7 @@ def test_two_processes_keep_equal_parameters(tmp_path):
     launcher = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--master_port=29613")
     options = [*SMALL, "train_cfg.max_epochs=2", "train_cfg.val_interval=2"]
     options += ["train_dataloader.batch_size=2", "train_dataloader.batch_sampler.drop_last=True"]
-    output = run(
+    output = run_python(
         *launcher,
         TOOLS / "train.py",
         "config.py",
@@ -222,10 +197,10 @@ def test_two_processes_keep_equal_parameters(tmp_path):
         cwd=tmp_path,
         PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         OMP_NUM_THREADS="1",
-    ).stdout
+    )
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert len(first["pictures"]) >= 20 * 2, output[-2000:]
-    assert set(first["pictures"]) != set(second["pictures"])
+    assert len(first["images"]) >= 20 * 2, output[-2000:]
+    assert set(first["images"]) != set(second["images"])
     assert first["after"].keys() == second["after"].keys()
     for name, parameter in first["after"].items():
         assert torch.equal(parameter, second["after"][name]), name

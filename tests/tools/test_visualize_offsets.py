@@ -1,4 +1,4 @@
-"""visualize_offsets.py: the points are where the operator samples, and the picture shows them."""
+"""visualize_offsets.py: the points are where the operator samples, and the image shows them."""
 
 import sys
 from pathlib import Path
@@ -28,12 +28,12 @@ def offsets(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """A picture, a config and a checkpoint."""
-    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "picture.png"), picture)
+    """An image, a config and a checkpoint."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "image.png"), image)
     (tmp_path / "config.py").write_text(CONFIG)
     torch.save({"model": FlashInternImage("nano").state_dict()}, tmp_path / "nano.pth")
-    return [tmp_path / name for name in ("picture.png", "config.py", "nano.pth")]
+    return [tmp_path / name for name in ("image.png", "config.py", "nano.pth")]
 
 
 def test_points_of_a_new_layer_are_the_kernels_grid(offsets):
@@ -42,10 +42,10 @@ def test_points_of_a_new_layer_are_the_kernels_grid(offsets):
         FlashInternImage("nano"), torch.zeros(1, 3, 64, 96), (0.5, 0.9)
     )
     assert len(stages) == 4
-    centre, places, masks = stages[3]
+    centre, locations, masks = stages[3]
     torch.testing.assert_close(centre, torch.tensor([1.5 / 3, 1.5 / 2]))
-    assert places.shape == (16 * 9, 2)
-    steps = (places.unflatten(0, (16, 9)) - centre) * torch.tensor([3, 2])
+    assert locations.shape == (16 * 9, 2)
+    steps = (locations.unflatten(0, (16, 9)) - centre) * torch.tensor([3, 2])
     # The points run over columns first.
     expected = torch.tensor([(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]).float()
     torch.testing.assert_close(steps, expected.expand(16, 9, 2))
@@ -60,29 +60,29 @@ def test_offsets_move_the_points(offsets):
     rows = offset_rows(layer.groups, 9)
     layer.offset_mask.bias.data[rows] = torch.tensor([1.0, 0.5]).repeat(len(rows) // 2)
     image = torch.zeros(1, 3, 64, 96)
-    (centre, places, _), *_ = offsets.sampling_points(backbone, image, (0.0, 0.0))
+    (centre, locations, _), *_ = offsets.sampling_points(backbone, image, (0.0, 0.0))
     torch.testing.assert_close(centre, torch.tensor([0.5 / 24, 0.5 / 16]))
-    middle = places.unflatten(0, (layer.groups, 9))[:, 4] - centre
+    middle = locations.unflatten(0, (layer.groups, 9))[:, 4] - centre
     torch.testing.assert_close(middle, torch.tensor([2 / 24, 1 / 16]).expand(layer.groups, 2))
 
 
-def test_picture_shows_every_stage(run_tool, files, tmp_path):
+def test_image_shows_every_stage(run_tool, files, tmp_path):
     result = run_tool(
         "visualize_offsets.py", *files, "--at", 0.25, 0.75, "--out", "out.png", cwd=tmp_path
     )
     assert result.message is None
     shown = cv2.imread(str(tmp_path / "out.png"))
-    # Four times as large, so that the points can be told apart.
-    picture = cv2.resize(cv2.imread(str(files[0])), (384, 256), interpolation=cv2.INTER_CUBIC)
+    # Four times as large, so that the points can be distinguished.
+    image = cv2.resize(cv2.imread(str(files[0])), (384, 256), interpolation=cv2.INTER_CUBIC)
     assert shown.shape == (256, 4 * 384, 3)
     for stage in range(4):
         panel = shown[:, stage * 384 : (stage + 1) * 384]
-        changed = (panel != picture).any(-1)
+        changed = (panel != image).any(-1)
         assert 0 < changed.sum() < changed.size / 2
 
 
 def test_receptive_fields_are_the_gradients(offsets):
-    """Of all features by one pixel, which is the norm of differences; none far outside."""
+    """Their maximum is the norm of finite differences; far outside they are zero."""
     torch.manual_seed(0)
     backbone = FlashInternImage("nano").eval().double()
     image = torch.randn(1, 3, 64, 96).double()
@@ -121,7 +121,7 @@ def test_bad_input(run_tool, files, tmp_path):
         return str(run_tool("visualize_offsets.py", *arguments, cwd=tmp_path).message)
 
     assert "nope.png does not exist" in refusal("nope.png", config, checkpoint)
-    assert "is damaged or not a picture" in refusal(config, config, checkpoint)
+    assert "config.py is damaged" in refusal(config, config, checkpoint)
     assert "--out" in refusal(*files, "--out", "nowhere/out.png")
     assert refusal(*files, "--at", 2, 0) == "2"
     config.write_text('model = dict(backbone=dict(type="ResNet"))')

@@ -1,8 +1,8 @@
-"""Plots what trainings have logged: losses, learning rates, scores.
+"""Plots the logs of training runs: losses, learning rates, metrics.
 
     python tools/analysis_tools/analyze_logs.py WORK_DIR ... [--keys loss lr] [--out FILE.png]
 
-A work folder may hold several runs, if a training was interrupted; each is one row of the legend.
+A work folder may hold several runs if training was resumed; each folder is one legend entry.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from dcnv4_mm.cli.logs import Points, read_logs
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Plot the curves of trainings.")
-    parser.add_argument("work_dirs", type=Path, nargs="+", help="work folders of trainings")
-    parser.add_argument("--keys", nargs="+", metavar="KEY", help="default: the loss and all scores")
+    parser = argparse.ArgumentParser(description="Plot training curves.")
+    parser.add_argument("work_dirs", type=Path, nargs="+", help="work folders of training runs")
+    parser.add_argument("--keys", nargs="+", metavar="KEY", help="default: loss and metrics")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="default: curves.png")
     return parser.parse_args()
 
@@ -53,13 +53,13 @@ def main() -> None:
     args = parse_args()
     logs = {str(folder): read_logs(folder) for folder in args.work_dirs}
     if empty := [folder for folder, log in logs.items() if not log]:
-        stop(f"{empty[0]} holds no */vis_data/scalars.json of a training")
+        stop(f"{empty[0]} holds no */vis_data/scalars.json")
     known = sorted({key for log in logs.values() for key in log})
-    # Scores are named after their metric, as in coco/bbox_mAP; segmentation's are not.
-    scores = [k for k in known if k.endswith(("_mAP", "mIoU", "mAP", "NDS", "accuracy/top1"))]
-    keys = args.keys or [key for key in ("loss", *scores) if key in known]
+    # Most metrics are named DATASET/METRIC, as in coco/bbox_mAP; mmseg's are not.
+    metrics = [k for k in known if k.endswith(("_mAP", "mIoU", "mAP", "NDS", "accuracy/top1"))]
+    keys = args.keys or [key for key in ("loss", *metrics) if key in known]
     if unknown := [key for key in keys if key not in known]:
-        stop(f"nothing is logged as {unknown[0]}; there is {', '.join(known)}")
+        stop(f"no {unknown[0]} in the logs; they have {', '.join(known)}")
     plot(logs, keys, args.out)
     print(args.out)
 

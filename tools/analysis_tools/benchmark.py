@@ -2,8 +2,8 @@
 
     python tools/analysis_tools/benchmark.py CONFIG [--batch-sizes 1 2 4] [--out speed.csv]
 
-A call is what a test step does: normalise and pad, the network, the host's selection of results.
-Reading pictures is not in it. Stop other work first.
+A call is one test step: normalisation and padding, the network, and the host's post-processing;
+loading images is not included. Stop other work first.
 """
 
 import argparse
@@ -23,13 +23,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure latency, throughput and memory.")
     parser.add_argument("config", help="config file, or the name of one of this package")
-    parser.add_argument("--checkpoint", help="initial weights find other boxes than trained ones")
+    parser.add_argument("--checkpoint", help="weights; the number of boxes found affects the speed")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1], metavar="N")
     add_batch_arguments(parser)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="autocast dtype")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each batch size, default 5")
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the figures here")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per batch size, default 5")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write the results here")
     add_cfg_options(parser)
     args = parser.parse_args()
     if min(args.batch_sizes) < 1 or args.seconds <= 0:
@@ -40,16 +40,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def measure(call: Callable[[], object], device: str, seconds: float) -> tuple[list[float], float]:
-    """Times a function, after three calls that warm up.
+    """Times a function after three warm-up calls.
 
     Args:
         call: The function.
-        device: Where it works.
-        seconds: How long to measure; there are three calls at least.
+        device: The device it runs on.
+        seconds: How long to measure, with at least three calls.
 
     Returns:
-        Seconds of each call, and the most memory held meanwhile in MiB: what torch has allocated
-        on a GPU, what the whole process holds on the CPU.
+        Seconds of each call, and the peak memory in MiB: allocated by torch on a GPU, resident in
+        the process on the CPU.
     """
     import torch
 
@@ -59,7 +59,7 @@ def measure(call: Callable[[], object], device: str, seconds: float) -> tuple[li
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # The peak becomes what is in use now.
+        # Resets the peak to the memory in use now.
         Path("/proc/self/clear_refs").write_text("5")
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def write(rows: list[dict], path: Path | None) -> None:
-    """Writes what has been measured so far, if there is a file to write to."""
+    """Writes the results so far, if a file is given."""
     if path is None:
         return
     with path.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""Paints the samples that a model is trained on, after cropping, flipping and the rest.
+"""Visualizes the samples of a dataset after its pipeline: crops, flips and the rest.
 
 python tools/analysis_tools/browse_dataset.py CONFIG [--phase train] [--count 16] [--out-dir DIR]
 """
@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dcnv4_mm.cli.checks import check_data
+from dcnv4_mm.cli.checks import check_data, make_folder
 from dcnv4_mm.cli.configs import add_cfg_options, read_config, stop
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Paint the samples of a data set.")
+    parser = argparse.ArgumentParser(description="Visualize the samples of a dataset.")
     parser.add_argument("config", help="config file, or the name of one of this package")
     parser.add_argument("--phase", choices=("train", "val", "test"), default="train")
     parser.add_argument("--count", type=int, default=16, help="how many, default 16")
@@ -24,12 +24,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def picture_of(sample: dict) -> np.ndarray:
-    """The picture (H, W, 3) of a sample, RGB; the hosts' loaders read BGR."""
+def image_of(sample: dict) -> np.ndarray:
+    """The image (H, W, 3) of a sample in RGB; the hosts' loaders read BGR."""
     return np.ascontiguousarray(sample["inputs"].permute(1, 2, 0).numpy()[..., ::-1])
 
 
-def detection_painter(dataset) -> Callable[[int], np.ndarray]:
+def detection_drawer(dataset) -> Callable[[int], np.ndarray]:
     """Boxes and masks."""
     from mmdet.models.utils import mask2ndarray
     from mmdet.structures.bbox import BaseBoxes
@@ -38,83 +38,80 @@ def detection_painter(dataset) -> Callable[[int], np.ndarray]:
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = dataset.metainfo
 
-    def paint(index: int) -> np.ndarray:
+    def draw(index: int) -> np.ndarray:
         sample = dataset[index]
         truth = sample["data_samples"].gt_instances
         if isinstance(truth.get("bboxes"), BaseBoxes):
             truth.bboxes = truth.bboxes.tensor
         if "masks" in truth:
             truth.masks = mask2ndarray(truth.masks).astype(bool)
-        visualizer.add_datasample("", picture_of(sample), sample["data_samples"], draw_pred=False)
+        visualizer.add_datasample("", image_of(sample), sample["data_samples"], draw_pred=False)
         return visualizer.get_image()[..., ::-1]
 
-    return paint
+    return draw
 
 
-def segmentation_painter(dataset) -> Callable[[int], np.ndarray]:
+def segmentation_drawer(dataset) -> Callable[[int], np.ndarray]:
     """Label maps, with a legend."""
     from dcnv4_mm.cli.overlay import overlay
 
     classes, palette = dataset.metainfo["classes"], dataset.metainfo["palette"]
 
-    def paint(index: int) -> np.ndarray:
+    def draw(index: int) -> np.ndarray:
         sample = dataset[index]
         labels = sample["data_samples"].gt_sem_seg.data[0].numpy()
-        return overlay(picture_of(sample)[..., ::-1], labels, classes, palette)
+        return overlay(image_of(sample)[..., ::-1], labels, classes, palette)
 
-    return paint
+    return draw
 
 
-def classification_painter(dataset) -> Callable[[int], np.ndarray]:
-    """The name of the class."""
+def classification_drawer(dataset) -> Callable[[int], np.ndarray]:
+    """Class names."""
     from mmpretrain.visualization import UniversalVisualizer
 
     visualizer = UniversalVisualizer()
 
-    def paint(index: int) -> np.ndarray:
+    def draw(index: int) -> np.ndarray:
         sample = dataset[index]
         # Large enough for the text.
-        picture = visualizer.visualize_cls(
-            picture_of(sample), sample["data_samples"], classes=dataset.CLASSES, rescale_factor=2
+        image = visualizer.visualize_cls(
+            image_of(sample), sample["data_samples"], classes=dataset.CLASSES, rescale_factor=2
         )
-        return picture[..., ::-1]
+        return image[..., ::-1]
 
-    return paint
+    return draw
 
 
-def bev_painter(dataset) -> Callable[[int], np.ndarray]:
-    """Boxes in the six pictures, and from above."""
+def bev_drawer(dataset) -> Callable[[int], np.ndarray]:
+    """Boxes in the camera images and from above."""
     from dcnv4_mm.cli.bev_samples import draw_ground_truth
 
     return lambda index: draw_ground_truth(dataset, index)[0]
 
 
-PAINTERS = {
-    "mmdet": detection_painter,
-    "mmseg": segmentation_painter,
-    "mmpretrain": classification_painter,
-    "mmdet3d": bev_painter,
+DRAWERS = {
+    "mmdet": detection_drawer,
+    "mmseg": segmentation_drawer,
+    "mmpretrain": classification_drawer,
+    "mmdet3d": bev_drawer,
 }
 
 
 def main() -> None:
     args = parse_args()
     cfg = read_config(args.config, args.cfg_options)
-    if cfg.default_scope not in PAINTERS:
-        stop(f"there is no painter for {cfg.default_scope}, only for {', '.join(PAINTERS)}")
+    if cfg.default_scope not in DRAWERS:
+        stop(f"cannot draw datasets of {cfg.default_scope}, only of {', '.join(DRAWERS)}")
     check_data(cfg, args.phase)
     from mmengine.registry import DATASETS, init_default_scope
 
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg[f"{args.phase}_dataloader"].dataset)
-    paint = PAINTERS[cfg.default_scope](dataset)
-    try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        stop(f"cannot write to {args.out_dir}: {error.strerror}; give another --out-dir")
+    draw = DRAWERS[cfg.default_scope](dataset)
+    make_folder(args.out_dir, "--out-dir")
     for index in range(min(args.count, len(dataset))):
         path = args.out_dir / f"{index:05}.jpg"
-        cv2.imwrite(str(path), paint(index))
+        cv2.imwrite(str(path), draw(index))
         print(path)
 
 

@@ -21,7 +21,7 @@ from dcnv4_mm.cli.configs import add_cfg_options, install_hosts, read_config, st
 if TYPE_CHECKING:
     from dcnv4_mm.integrations.data_checks.on_disk import Report
 
-# Kind -> what a split of it is given by.
+# Kind -> the paths that a split is given by.
 KINDS = {
     "coco": ("ANNOTATIONS", "IMAGES"),
     "label-maps": ("IMAGES", "MAPS"),
@@ -40,9 +40,9 @@ class Known:
         splits: Paths of each split, relative to the root.
         images: Number of images of each split.
         stamp: A file in the generated, smaller stand-in.
-        archives: Path relative to the root -> the archive that brings it.
-        nested: Whether the archive brings the root's folder too.
-        labels: Number of classes of label maps, beside the ignored label 0.
+        archives: Path relative to the root -> the archive that contains it.
+        nested: Whether the archive contains the root folder too.
+        labels: Number of classes of label maps, without the ignored label 0.
     """
 
     kind: str
@@ -100,7 +100,7 @@ def parse_args() -> argparse.Namespace:
             metavar="PATH",
             help="annotations and images, images and maps, a folder, or infos and root",
         )
-    parser.add_argument("--config", help="also check whether this config fits, or only its data")
+    parser.add_argument("--config", help="config to check, with the dataset or with its own data")
     parser.add_argument("--num-classes", type=int, default=0, help="of label maps, with no config")
     parser.add_argument(
         "--reduce-zero-label", action="store_true", help="label 0 of label maps is ignored"
@@ -161,7 +161,7 @@ def print_table(reports: dict[str, "Report"]) -> None:
 
 
 def check_known(known: Known, root: Path, reports: dict[str, "Report"]) -> list[str]:
-    """Adds the faults of a public dataset that is not complete; returns commands that bring it."""
+    """Adds the faults of an incomplete public dataset; returns commands that download it."""
     from dcnv4_mm.integrations.data_checks.faults import Fault
 
     for split, report in reports.items():

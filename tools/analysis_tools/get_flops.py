@@ -1,10 +1,10 @@
-"""Counts the floating-point operations and parameters of a config's model, part by part.
+"""Counts the floating-point operations and parameters of a config's model, module by module.
 
     python tools/analysis_tools/get_flops.py CONFIG [--size 800 1280] [--depth 2]
 
-An addition and a multiplication are two operations; papers mostly give half the number, the
-multiply-adds. Counted are matrix products, convolutions, attention and this project's operators;
-what touches each number once (norms, activations) is not.
+A multiplication and an addition are two operations; papers mostly report half the number, the
+multiply-adds. Matrix products, convolutions, attention and this project's operators are counted;
+elementwise work (norms, activations) is not.
 """
 
 import argparse
@@ -17,32 +17,32 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Count operations and parameters of a model.")
     parser.add_argument("config", help="config file, or the name of one of this package")
     add_batch_arguments(parser)
-    parser.add_argument("--depth", type=int, default=2, help="of the parts listed, default 2")
+    parser.add_argument("--depth", type=int, default=2, help="of the listed modules, default 2")
     add_cfg_options(parser)
     return parser.parse_args()
 
 
 def count(model, batch: dict) -> dict[str, int]:
-    """Operations of a forward pass, without the host's selection of results.
+    """Operations of a forward pass, without the host's post-processing.
 
     Args:
-        model: The model, which is of no other use afterwards.
+        model: The model; its hooks and gradients are left changed.
         batch: A batch of one sample.
 
     Returns:
-        Operations by name of the part; "" is the whole.
+        Operations by module name; "" is the model.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from dcnv4_mm.integrations import swap_deformable_attention
 
-    # mmcv's own is no operator of torch, or plain grid_sample: neither is counted.
+    # mmcv's own attention is either no torch operator or plain grid_sample: neither is counted.
     if any(type(m).__name__ == "MultiScaleDeformableAttention" for m in model.modules()):
         swap_deformable_attention(model)
     counter = FlopCounterMode(display=False)
     own: dict[str, int] = {}
-    # Of the modules that run: operations before, and of the modules called within.
+    # Stack of running modules: operations counted before, and in the modules called within.
     running: list[list[int]] = []
 
     def enter(*_) -> None:
@@ -58,7 +58,7 @@ def count(model, batch: dict) -> dict[str, int]:
     for name, module in model.named_modules():
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(lambda *_, name=name: leave(name))
-    # With gradients, the counter would follow what BEVFormerV2 turns on again.
+    # Otherwise the counter would also count the gradients that BEVFormerV2 turns on again.
     model.requires_grad_(False)
     data = model.data_preprocessor(batch, False)
     with torch.no_grad(), counter:
@@ -67,7 +67,7 @@ def count(model, batch: dict) -> dict[str, int]:
 
 
 def with_parents(own: dict[str, int]) -> dict[str, int]:
-    """Adds to every part what its parts do, whoever called them; in order of the names."""
+    """Adds the operations of all submodules to every module; sorted by name."""
     total = {"": 0}
     for name, operations in own.items():
         parts = name.split(".") if name else []

@@ -1,4 +1,4 @@
-"""Adds scenes and the objects of single pictures to mmdet3d's nuScenes infos, for BEVFormerV2.
+"""Adds scenes and per-image objects to mmdet3d's nuScenes infos, for BEVFormerV2.
 
     python tools/dataset_converters/add_bevformerv2_infos.py --data-root data/nuscenes \
         --version v1.0-trainval --infos nuscenes_infos_val.pkl \

@@ -1,12 +1,12 @@
-"""Writes a trained model as a file that runs without this package, and checks what it puts out.
+"""Exports a trained model to a file that runs without this package, and checks its outputs.
 
     python tools/deployment/export.py CONFIG CHECKPOINT MODEL.pt2  --format export
     python tools/deployment/export.py CONFIG CHECKPOINT MODEL.pt2  --format aotinductor
     python tools/deployment/export.py CONFIG CHECKPOINT MODEL.onnx --format onnx
     python tools/deployment/export.py CONFIG CHECKPOINT MODEL.onnx --format onnx-custom
 
-Batch and image size of the file are free. A process of its own runs it on images of three sizes;
-the file is kept only if every output equals eager mode's. docs/export.md says what works.
+Batch and image size of the file are dynamic. A separate process runs it on images of three sizes;
+the file is kept only if all outputs match eager mode. docs/export.md lists what is supported.
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dcnv4_mm.export.wrappers import ExportWrapper
 
 SUFFIXES = {"export": ".pt2", "aotinductor": ".pt2", "onnx": ".onnx", "onnx-custom": ".onnx"}
-# Runs a file without its folder on the import path: modules there are named after libraries.
+# Keeps the file's folder off the import path: modules there are named after libraries.
 RUN_FILE = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 # What a process without the package needs for each format.
 LIBRARIES = {
@@ -52,13 +52,13 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         default=(256, 320),
         metavar=("HEIGHT", "WIDTH"),
-        help="images that the graph is recorded with, at least 64; default 256 320",
+        help="size of the example images for tracing, at least 64; default 256 320",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-3,
-        help="error allowed, relative to the output's largest number; default 1e-3",
+        help="maximum error, relative to the largest output value; default 1e-3",
     )
     parser.add_argument(
         "--online",
@@ -73,10 +73,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Stops if what was asked for cannot end well."""
+    """Stops if the arguments or the installation do not allow the export."""
     suffix = SUFFIXES[args.format]
     if args.target.suffix != suffix:
-        stop(f"a file of the format {args.format} ends in {suffix}, got {args.target}")
+        stop(f"{args.format} needs a file name ending in {suffix}, got {args.target}")
     if not args.target.parent.is_dir():
         stop(f"the folder {args.target.parent} does not exist")
     if min(args.size) < 64:
@@ -88,7 +88,7 @@ def check(args: argparse.Namespace) -> None:
                     f"--format {args.format} needs {name}: pip install onnx onnxscript onnxruntime"
                 )
     if missing := [path.name for path in libraries(args.format) if not path.exists()]:
-        stop(f"{', '.join(missing)} is not part of this installation; docs/export.md builds it")
+        stop(f"{', '.join(missing)} is not part of this installation; see docs/export.md")
     check_checkpoint(args.checkpoint)
 
 
@@ -123,8 +123,8 @@ def build(args: argparse.Namespace) -> "ExportWrapper":
         stop(str(error))
 
 
-def record(part: "ExportWrapper", size: Sequence[int]) -> "ExportedProgram":
-    """The graph, with free batch and image size."""
+def trace(part: "ExportWrapper", size: Sequence[int]) -> "ExportedProgram":
+    """The graph with dynamic batch and image size."""
     import torch
 
     from dcnv4_mm.export.tracing import SymbolicSizes
@@ -156,7 +156,7 @@ def write(program: "ExportedProgram", kind: str, path: str) -> None:
 def run_apart(
     kind: str, path: str, batches: list[tuple["Tensor", ...]], folder: str
 ) -> list[list["Tensor"]]:
-    """What the written file puts out, in a fresh process."""
+    """The outputs of the written file in a fresh process."""
     import torch
 
     inputs, outputs = (os.path.join(folder, name) for name in ("inputs.pt", "outputs.pt"))
@@ -180,9 +180,9 @@ def run_apart(
 
 
 def compare(part: "ExportWrapper", args: argparse.Namespace, path: str, folder: str) -> bool:
-    """Prints the errors of the written file at three sizes; whether all are within tolerance.
+    """Prints the errors of the written file at three sizes; returns whether all are tolerable.
 
-    Where rounding can change the order of outputs, a quarter of their numbers may differ by more.
+    Where rounding can change the order of outputs, a quarter of their values may differ by more.
     """
     import torch
 
@@ -192,7 +192,7 @@ def compare(part: "ExportWrapper", args: argparse.Namespace, path: str, folder: 
     batches = [part.examples(*shape, generator) for shape in sizes]
     worst = 0.0
     measured = "error of 75 %" if part.ranked else "largest error"
-    print(f"{'images':<16} {'output':<22} {'largest number':>14} {measured:>14} {'ratio':>9}")
+    print(f"{'images':<16} {'output':<22} {'largest value':>14} {measured:>14} {'ratio':>9}")
     for batch, outputs in zip(batches, run_apart(args.format, path, batches, folder), strict=True):
         expected = part(*batch)
         expected = [expected] if isinstance(expected, torch.Tensor) else expected
@@ -215,9 +215,9 @@ def main() -> None:
     part = build(args)
     with torch.no_grad(), tempfile.TemporaryDirectory(dir=args.target.parent.resolve()) as folder:
         path = os.path.join(folder, f"model{SUFFIXES[args.format]}")
-        write(record(part, args.size), args.format, path)
+        write(trace(part, args.size), args.format, path)
         if not compare(part, args, path, folder):
-            stop(f"an output is further from eager mode's than {args.tolerance}: nothing is kept")
+            stop(f"the outputs differ from eager mode by more than {args.tolerance}: not kept")
         os.replace(path, args.target)
     print(args.target)
 

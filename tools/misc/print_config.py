@@ -1,4 +1,4 @@
-"""Prints a config with all that it inherits.
+"""Prints the full config with its base configs merged.
 
 python tools/misc/print_config.py CONFIG [--cfg-options KEY=VALUE ...]
 """
@@ -9,7 +9,7 @@ from dcnv4_mm.cli.configs import add_cfg_options, read_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print a config with all that it inherits.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config file, or the name of one of this package")
     add_cfg_options(parser)
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Rewrites a weight file between the original project's names and this one's.
+"""Converts a weight file between the keys of the original project and this one's.
 
     python tools/model_converters/convert.py RELEASED.pth OURS.pth
     python tools/model_converters/convert.py OURS.pth RELEASED.pth --to-released
 
-The file that is written has eight digits of its checksum in its name: OURS-1a2b3c4d.pth. Models
-take released files as they are; this is for tools that know only one of the spellings.
+The target gets eight digits of its checksum added to its name: OURS-1a2b3c4d.pth. Models load
+released files as they are; this is for tools that know only one set of keys.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from pathlib import Path
 
 from dcnv4_mm.cli.configs import stop
 
-# Where the files may hold their weights, as `load_released` looks for them.
+# Entries that may hold the weights, in the order of `load_released`.
 ENTRIES = ("state_dict", "model_ema", "model")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Rename the weights of a FlashInternImage model.")
+    parser = argparse.ArgumentParser(description="Convert the keys of a FlashInternImage model.")
     parser.add_argument("source", type=Path, help="a backbone's, classifier's or detector's file")
     parser.add_argument("target", type=Path, help="file to write, -CHECKSUM added to its name")
     parser.add_argument(
-        "--to-released", action="store_true", help="from our names to the original's"
+        "--to-released", action="store_true", help="from our keys to the original's"
     )
     parser.add_argument("--entry", choices=ENTRIES, help="which weights of the file to take")
     parser.add_argument(
-        "--force", action="store_true", help="write although it was converted before"
+        "--force", action="store_true", help="convert again although the target exists"
     )
     return parser.parse_args()
 
@@ -62,7 +62,7 @@ def rename(weights: dict, *, to_released: bool) -> dict:
         other = FLASH_INTERN_IMAGE.find_prefixes(weights, released=to_released)
         converted = " (it is converted already)" if other else ""
         stop(
-            f"the file holds no FlashInternImage in {spelling} names{converted}; {option} "
+            f"the file holds no FlashInternImage with {spelling} keys{converted}; {option} "
             "--to-released?"
         )
     mappings = find_key_mappings(weights, released=not to_released)
@@ -70,23 +70,23 @@ def rename(weights: dict, *, to_released: bool) -> dict:
 
 
 def leave_out(weights: dict) -> tuple[dict, dict]:
-    """Takes out the copies that mmdet 2's averaging hook leaves, and says which they are."""
+    """Removes the copies that mmdet 2's EMA hook leaves; returns the rest and what was dropped."""
     copies = {"ema_" + name.replace(".", "_") for name in weights}
     dropped = {name: "a second copy of the weights" for name in weights if name in copies}
     return {name: value for name, value in weights.items() if name not in dropped}, dropped
 
 
 def write(checkpoint: dict, target: Path) -> Path:
-    """Writes the file, and gives it its name, with the checksum, only when it is complete."""
+    """Writes the file atomically, with its checksum in the name."""
     import torch
 
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
     os.close(handle)
     try:
-        # Through a file object: else torch would note the random name in it.
+        # Through a file object: otherwise torch would store the random name in it.
         with open(temporary, "wb") as file:
             torch.save(checkpoint, file)
-        # mkstemp makes a file for its owner alone.
+        # mkstemp creates the file readable by its owner only.
         os.chmod(temporary, 0o644)
         checksum = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()[:8]
         path = target.with_name(f"{target.stem}-{checksum}{target.suffix}")

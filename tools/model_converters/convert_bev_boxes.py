@@ -4,8 +4,8 @@
     python tools/model_converters/convert_bev_boxes.py OURS.pth RELEASED.pth --to-released
     python tools/model_converters/convert_bev_boxes.py OURS.pth MARKED.pth --mark
 
-Released files need it only if their ``meta`` does not say which mmcv wrote them; ``--mark`` notes
-in a file that its boxes are those of mmdet3d 1.x already.
+Released files need it only if their ``meta`` does not name the mmcv version that wrote them;
+``--mark`` marks the boxes of a file as those of mmdet3d 1.x.
 """
 
 import argparse

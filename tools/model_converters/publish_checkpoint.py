@@ -1,9 +1,9 @@
-"""Makes a file to pass on of a training checkpoint: weights and class names alone.
+"""Strips a training checkpoint for publication: only weights and class names remain.
 
     python tools/model_converters/publish_checkpoint.py work_dirs/x/epoch_12.pth x.pth
 
-The file that is written has eight digits of its SHA-256 in its name, x-1a2b3c4d.pth, by which torch
-and mmengine check a download; the whole sum is printed.
+The target gets eight digits of its SHA-256 added to its name, x-1a2b3c4d.pth, by which torch and
+mmengine check a download; the full checksum is printed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dcnv4_mm.cli.configs import stop
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Strip a training checkpoint for publication.")
-    parser.add_argument("source", type=Path, help="checkpoint of a training")
+    parser.add_argument("source", type=Path, help="training checkpoint")
     parser.add_argument("target", type=Path, help="file to write, -CHECKSUM added to its name")
     return parser.parse_args()
 

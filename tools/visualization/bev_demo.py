@@ -41,7 +41,7 @@ def main() -> None:
         check_checkpoint(args.checkpoint)
     config = read_config(args.config, args.cfg_options)
     check_data(config, "test")
-    dataset, draw = make_painter(config, args)
+    dataset, draw = make_drawer(config, args)
     if not 0 <= args.index < len(dataset):
         stop(f"--index: expected 0 to {len(dataset) - 1}, got {args.index}")
     if not args.scene:
@@ -55,7 +55,7 @@ def main() -> None:
     print(f"{args.out}: {write_video(args.out, images, fps=args.fps)} samples")
 
 
-def make_painter(config, args: argparse.Namespace):
+def make_drawer(config, args: argparse.Namespace):
     """The test set, and a function from an index to an image and its number of boxes."""
     if not args.checkpoint:
         from mmengine.registry import DATASETS, init_default_scope

@@ -7,10 +7,10 @@ import argparse
 import logging
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
-from dcnv4_mm.cli.configs import find_config, install_hosts, stop
+from dcnv4_mm.cli.checks import check_checkpoint, make_folder
+from dcnv4_mm.cli.configs import read_config, stop
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -26,8 +26,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pictures(path: Path) -> list[Path]:
-    """The picture, or those of a folder in order of their names."""
+def find_images(path: Path) -> list[Path]:
+    """The image, or the sorted images of a folder."""
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         return found or stop(f"no images in {path} ({', '.join(sorted(SUFFIXES))})")
@@ -35,7 +35,7 @@ def pictures(path: Path) -> list[Path]:
 
 
 def readable(images: list[Path]) -> list[Path]:
-    """The images that can be decoded to their end; names the others."""
+    """The images that can be decoded; warns about the others."""
     from PIL import Image
 
     found = []
@@ -52,7 +52,7 @@ def readable(images: list[Path]) -> list[Path]:
 
 
 def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
-    """Paints boxes and masks with the detection host's inferencer."""
+    """Draws boxes and masks with mmdet's inferencer."""
     from mmdet.apis import DetInferencer
 
     from dcnv4_mm.checkpoints import load_released
@@ -61,7 +61,7 @@ def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     try:
         checkpoint = read_file(args.checkpoint)
         with warnings.catch_warnings():
-            # The inferencer would load what fits and be silent about the rest: load here instead.
+            # The inferencer would silently skip keys that do not match: load strictly here instead.
             warnings.filterwarnings("ignore", message="Checkpoint is not loaded|weights is None")
             inferencer = DetInferencer(str(args.config), device=args.device, show_progress=False)
         load_released(inferencer.model, checkpoint)
@@ -74,7 +74,7 @@ def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
 
 
 def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
-    """Paints the classes found by the segmentation host's inferencer, with a legend."""
+    """Draws the label maps of mmseg's inferencer, with a legend."""
     import cv2
     from mmengine.config import Config
     from mmseg.apis import MMSegInferencer
@@ -86,7 +86,7 @@ def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     try:
         checkpoint = read_file(args.checkpoint)
         with warnings.catch_warnings():
-            # As for detection: load here, whole or not at all.
+            # As for detection: load strictly here instead.
             warnings.filterwarnings("ignore", message="Checkpoint is not loaded|weights is None")
             inferencer = MMSegInferencer(str(args.config), device=args.device)
         load_released(inferencer.model, checkpoint)
@@ -94,20 +94,20 @@ def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
         stop(f"{args.checkpoint}: {error}")
     inferencer.show_progress = False
     classes, palette = class_names(Config.fromfile(args.config), checkpoint)
-    painted = []
+    drawn = []
     (args.out_dir / "vis").mkdir(exist_ok=True)
     for path in images:
-        picture = cv2.imread(str(path))
-        if picture is None:
+        image = cv2.imread(str(path))
+        if image is None:
             stop(f"{path} is damaged or not an image")
-        labels = inferencer(picture)["predictions"]
-        painted.append(args.out_dir / "vis" / path.name)
-        cv2.imwrite(str(painted[-1]), overlay(picture, labels, classes, palette))
-    return painted
+        labels = inferencer(image)["predictions"]
+        drawn.append(args.out_dir / "vis" / path.name)
+        cv2.imwrite(str(drawn[-1]), overlay(image, labels, classes, palette))
+    return drawn
 
 
 def class_names(cfg, checkpoint: dict) -> tuple[tuple[str, ...], list]:
-    """Names and RGB colours of the classes: the checkpoint's, or those of the config's data set."""
+    """Names and RGB colours of the classes: the checkpoint's, or those of the config's dataset."""
     from mmseg.registry import DATASETS
 
     meta = checkpoint.get("meta") or {}
@@ -121,7 +121,7 @@ def class_names(cfg, checkpoint: dict) -> tuple[tuple[str, ...], list]:
 
 
 def classify(args: argparse.Namespace, images: list[Path]) -> list[Path]:
-    """Writes the most likely class into each picture, and prints the first five."""
+    """Draws the most likely class into each image, and prints the five most likely."""
     from mmpretrain import ImageClassificationInferencer
 
     from dcnv4_mm.checkpoints import load_released
@@ -144,33 +144,24 @@ def classify(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     return [args.out_dir / f"{p.stem}.png" for p in images]
 
 
-# One entry for each host that this tool can paint with.
-PAINTERS = {"mmdet": detect, "mmpretrain": classify, "mmseg": segment}
+# Host -> the function that draws its predictions.
+DRAWERS = {"mmdet": detect, "mmpretrain": classify, "mmseg": segment}
 
 
 def main() -> None:
     args = parse_args()
-    images = pictures(args.input)
-    args.config = find_config(args.config)
-    if not args.checkpoint.is_file():
-        stop(f"{args.checkpoint} does not exist")
-    install_hosts()
-    from mmengine.config import Config
-
-    cfg = Config.fromfile(args.config)
+    images = find_images(args.input)
+    check_checkpoint(args.checkpoint)
+    cfg = read_config(args.config, [])
+    args.config = cfg.filename
     host = cfg.get("default_scope", "mmdet")
     if host == "mmdet3d":
         stop("an image has no camera calibration: use bev_demo.py, which takes a sample")
-    if host not in PAINTERS:
-        stop(f"no demo for configs of {host}; there is one for {', '.join(PAINTERS)}")
-    if find_spec(host) is None:
-        stop(f"{host} is not installed; python -m dcnv4_mm.env says what to install")
-    try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        stop(f"cannot write to {args.out_dir}: {error.strerror}; give another --out-dir")
+    if host not in DRAWERS:
+        stop(f"no demo for configs of {host}; there is one for {', '.join(DRAWERS)}")
+    make_folder(args.out_dir, "--out-dir")
     logging.getLogger("mmengine").setLevel(logging.WARNING)
-    for path in PAINTERS[host](args, readable(images)):
+    for path in DRAWERS[host](args, readable(images)):
         print(path)
 
 

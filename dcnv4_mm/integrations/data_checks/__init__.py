@@ -1,4 +1,4 @@
-"""Checks that the data of a config fit together, before anything is trained or scored."""
+"""Checks of a config's data before training and evaluation."""
 
 from dcnv4_mm.integrations.data_checks.faults import DataError
 from dcnv4_mm.integrations.data_checks.hook import CheckDataHook

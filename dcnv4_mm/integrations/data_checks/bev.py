@@ -1,4 +1,4 @@
-"""Checks data sets of mmdet3d: classes of heads, pipelines and data sets, and the evaluator."""
+"""Checks datasets of mmdet3d: classes of heads, pipelines and datasets, and the evaluator."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["check"]
 
 
 def check(model: nn.Module, split: Split) -> list[Fault]:
-    """Finds what is wrong with a split of an mmdet3d config."""
+    """Finds the faults of a split of an mmdet3d config."""
     heads = {
         name: module.num_classes
         for name, module in model.named_modules()
@@ -28,8 +28,8 @@ def check(model: nn.Module, split: Split) -> list[Fault]:
         for step in transforms(dataset.pipeline):
             if isinstance(step, ObjectNameFilter) and len(step.labels) != len(classes):
                 what = (
-                    f"ObjectNameFilter in the pipeline keeps {len(step.labels)} classes, the data "
-                    f"set has {len(classes)}: set both alike"
+                    f"ObjectNameFilter in the pipeline keeps {len(step.labels)} classes, "
+                    f"the dataset has {len(classes)}: make them equal"
                 )
                 faults.append(Fault(split.where, what))
         faults += _check_images(split, dataset)

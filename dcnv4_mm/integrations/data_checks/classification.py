@@ -1,4 +1,4 @@
-"""Checks data sets of mmpretrain: classes of head and data sets, folders of the splits."""
+"""Checks datasets of mmpretrain: classes of head and datasets, folders of the splits."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ["check", "check_folders"]
 
 
 def check(model: nn.Module, split: Split) -> list[Fault]:
-    """Finds what is wrong with a split of an mmpretrain config."""
+    """Finds the faults of a split of an mmpretrain config."""
     heads = {
         name: module.num_classes
         for name, module in model.named_modules()
@@ -24,7 +24,7 @@ def check(model: nn.Module, split: Split) -> list[Fault]:
     for dataset in split.datasets:
         classes = list(dataset.metainfo.get("classes") or ())
         folders = list(getattr(dataset, "folder_to_idx", ()))
-        # ImageNet's folders have other names than its classes.
+        # ImageNet's folders are not named after its classes.
         if set(folders) == set(classes) and folders != classes:
             titles = ("metainfo.classes", "folders, in the order of their labels")
             what = "the classes are not in the order of the folders:\n"

@@ -1,4 +1,4 @@
-"""Faults of an annotation file in COCO's format, found in what has been parsed already."""
+"""Faults of a parsed annotation file in COCO's format."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from dcnv4_mm.integrations.data_checks.faults import Fault
 
 __all__ = ["find_faults"]
 
-# Field -> (what its absence breaks, whether mmdet then cannot load the file).
+# Field -> (what its absence breaks, whether mmdet cannot load the file without it).
 _IMAGE_FIELDS = ("id", "file_name", "width", "height")
 _ANNOTATION_FIELDS = {
     "id": ("all", True),
@@ -34,12 +34,12 @@ _OUTSIDE_RATIO, _MIN_BOXES = 0.25, 8
 
 
 def find_faults(content: Any, file: str) -> list[Fault]:
-    """Checks fields, identifiers, boxes and masks; in about 2 us per annotation.
+    """Checks fields, identifiers, boxes and masks; takes about 2 us per annotation.
 
     Images without objects, crowds and gaps in the ids are legal.
 
     Args:
-        content: What the JSON file holds.
+        content: Content of the JSON file.
         file: Its name, for the messages.
 
     Returns:
@@ -116,7 +116,7 @@ def _annotations(
     ids = [a["id"] for a in annotations if "id" in a]
     yield from _duplicates(ids, "annotation id", fatal=True)
     if 0 in ids:
-        what = "the annotation id 0 is in use, which COCO's evaluation takes for none: begin with 1"
+        what = "the annotation id 0 is in use, which COCO's evaluation skips: start at 1"
         yield what, "scores", False
     # Absent fields are reported above.
     for field, known, kind in (
@@ -242,8 +242,8 @@ def _is_mask(annotation: dict, sizes: dict[Any, tuple[float, float]]) -> bool:
 def _duplicates(values: list, what: str, *, fatal: bool) -> Iterator[tuple[str, str, bool]]:
     if len(set(values)) < len(values):
         twice = [str(value) for value, count in Counter(values).items() if count > 1]
-        text = f"{len(twice)} {what}{'s' * (len(twice) > 1)} in use more than once: "
-        yield text + ", ".join(twice[:5]), "all", fatal
+        message = f"{len(twice)} {what}{'s' * (len(twice) > 1)} in use more than once: "
+        yield message + ", ".join(twice[:5]), "all", fatal
 
 
 def _counted(wrong: list, what: str, name: Callable[[Any], str]) -> str:

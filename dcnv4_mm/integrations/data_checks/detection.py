@@ -1,4 +1,4 @@
-"""Checks data sets of mmdet: the annotation files, their classes, and the evaluator."""
+"""Checks datasets of mmdet: the annotation files, their classes, and the evaluator."""
 
 from mmcv.cnn import VGG
 from mmdet.datasets import CocoDataset
@@ -6,16 +6,20 @@ from mmdet.evaluation import CocoMetric
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from torch import nn
 
+from dcnv4_mm.integrations.data_checks.annotation_files import (
+    annotation_file,
+    fingerprint,
+    is_plain_coco,
+)
 from dcnv4_mm.integrations.data_checks.faults import Fault, compare_names
 from dcnv4_mm.integrations.data_checks.images import image_size, sample
-from dcnv4_mm.integrations.data_checks.recording import annotation_file, fingerprint, is_plain_coco
 from dcnv4_mm.integrations.data_checks.splits import Split, check_heads, transforms
 
 __all__ = ["check"]
 
 
 def check(model: nn.Module, split: Split) -> list[Fault]:
-    """Finds what is wrong with a split of an mmdet config."""
+    """Finds the faults of a split of an mmdet config."""
     faults = check_heads(model, split, _heads(model))
     for dataset in split.datasets:
         if is_plain_coco(dataset):
@@ -36,21 +40,21 @@ def _heads(model: nn.Module) -> dict[str, int]:
 
 
 def _check_file(split: Split, dataset: CocoDataset) -> list[Fault]:
-    record, scored = annotation_file(dataset), split.name != "train"
+    parsed, scored = annotation_file(dataset), split.name != "train"
     masks = any(getattr(step, "with_mask", False) for step in transforms(dataset.pipeline))
     masks |= any("segm" in getattr(metric, "metrics", ()) for metric in split.metrics)
     scopes = {"all"} | ({"scores"} if scored else set()) | ({"masks"} if masks else set())
-    faults = [fault for fault in record.faults if fault.scope in scopes]
+    faults = [fault for fault in parsed.faults if fault.scope in scopes]
     classes = list(dataset.metainfo.get("classes") or ())
-    # Categories that the data set leaves out are legal.
-    used = [(i, n) for i, n in zip(record.ids, record.names, strict=True) if n in classes]
+    # Categories that the dataset leaves out are legal.
+    used = [(i, n) for i, n in zip(parsed.ids, parsed.names, strict=True) if n in classes]
     if [name for _, name in used] != classes:
         titles = (f"metainfo.classes of {split.where}", "categories of the file")
         what = (
             "mmdet numbers the labels by the order of categories in the file, which differs from "
             "metainfo.classes: give both the same names in the same order\n"
         )
-        faults.append(Fault(dataset.ann_file, what + compare_names(classes, record.names, titles)))
+        faults.append(Fault(dataset.ann_file, what + compare_names(classes, parsed.names, titles)))
     ids = [identifier for identifier, _ in used]
     if ids != sorted(ids) and any(getattr(m, "classwise", False) for m in split.metrics):
         what = (
@@ -86,7 +90,7 @@ def _check_sizes(dataset: CocoDataset) -> list[Fault]:
             faults.append(
                 Fault(
                     dataset.ann_file,
-                    f"{path} has {found[0]} x {found[1]} pixels, the file says "
+                    f"{path} has {found[0]} x {found[1]} pixels, the file lists "
                     f"{size[0]} x {size[1]}{why}",
                 )
             )
@@ -94,7 +98,7 @@ def _check_sizes(dataset: CocoDataset) -> list[Fault]:
 
 
 def _check_metrics(split: Split) -> list[Fault]:
-    """The evaluator must score against the file that the data set reads."""
+    """The evaluator must score against the file that the dataset reads."""
     if len(split.datasets) != 1 or not is_plain_coco(split.datasets[0]):
         return []
     (dataset,) = split.datasets
@@ -102,7 +106,7 @@ def _check_metrics(split: Split) -> list[Fault]:
         Fault(
             f"{split.name}_evaluator",
             f"ann_file holds other images or annotations than {dataset.ann_file}, which "
-            f"{split.where} reads: set both to the same file",
+            f"{split.where} reads: make them equal file",
         )
         for metric in split.metrics
         if isinstance(metric, CocoMetric)

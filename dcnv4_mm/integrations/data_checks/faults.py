@@ -1,4 +1,4 @@
-"""What is wrong with data: collected, and reported as one table."""
+"""Faults of data, reported as one table."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ __all__ = ["DataError", "Fault", "compare_names", "format_table"]
 
 
 class DataError(ValueError):
-    """The data of a config do not fit together; the message is a table of all faults."""
+    """The data of a config are inconsistent; the message is a table of all faults."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with the data.
+    """A fault of the data.
 
     Attributes:
-        where: The file, or the part of the config.
-        what: What was expected, what came, and what to do.
-        scope: ``"all"``, or what alone the fault breaks: ``"scores"`` or ``"masks"``.
-        fatal: Whether the host cannot even load the file.
+        where: The file or the part of the config.
+        what: What was expected, what was found, and the remedy.
+        scope: What the fault breaks: ``"all"``, only ``"scores"`` or only ``"masks"``.
+        fatal: Whether the host cannot load the file.
     """
 
     where: str
@@ -28,14 +28,14 @@ class Fault:
 
 
 def format_table(faults: Iterable[Fault]) -> str:
-    """Lists faults below the places where they are, each once."""
-    places: dict[str, list[str]] = {}
+    """Lists faults by file or part of the config, without duplicates."""
+    by_place: dict[str, list[str]] = {}
     for fault in faults:
-        entries = places.setdefault(fault.where, [])
+        entries = by_place.setdefault(fault.where, [])
         if fault.what not in entries:
             entries.append(fault.what)
     lines = []
-    for where, entries in places.items():
+    for where, entries in by_place.items():
         lines.append(where)
         lines += ["  - " + entry.replace("\n", "\n    ") for entry in entries]
     return "\n".join(lines)

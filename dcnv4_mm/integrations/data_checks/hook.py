@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from dcnv4_mm.integrations.data_checks import recording
+from dcnv4_mm.integrations.data_checks import annotation_files
 from dcnv4_mm.integrations.data_checks.faults import DataError, Fault, format_table
 from dcnv4_mm.integrations.data_checks.label_maps import LabelCount
 from dcnv4_mm.integrations.data_checks.splits import Split, check_classes, find_splits
@@ -25,7 +25,7 @@ HOSTS = {
 
 
 def find_faults(model: nn.Module, splits: list[Split], host: str) -> list[Fault]:
-    """Finds what does not fit between a model, its datasets and its metrics.
+    """Finds inconsistencies between a model, its datasets and its metrics.
 
     Args:
         model: The model that the runner has built.
@@ -49,27 +49,26 @@ class CheckDataHook(Hook):
     required fields, ids, boxes and masks; the evaluator's file; missing images; image sizes, from
     the headers of a few files. Segmentation: classes of heads, loaders and dataset, missing files,
     and which classes occur in the first label maps. Classification: classes, folders, lists of
-    labels. BEV: classes, evaluator, missing images. All hosts: whether anything is left to train
-    on.
+    labels. BEV: classes, evaluator, missing images. All hosts: whether a dataset has any samples.
 
     Args:
-        label_maps: Number of label maps after which segmentation says which classes occurred.
+        label_maps: Number of label maps in which segmentation looks for the classes.
 
     Raises:
-        DataError: Something does not fit; the message lists all of it.
+        DataError: Something is inconsistent; the message lists all faults.
 
     Example:
         >>> custom_hooks = [dict(type="dcnv4_mm.CheckDataHook")]
     """
 
-    # Before hooks that take minutes, and before weights are loaded.
+    # Before slow hooks, and before weights are loaded.
     priority = "VERY_HIGH"
 
     def __init__(self, label_maps: int = 100) -> None:
         self.label_maps = label_maps
         self._labels: LabelCount | None = None
-        # The runner builds its data sets later.
-        recording.install()
+        # The runner builds its datasets later.
+        annotation_files.install()
 
     def before_run(self, runner: Runner) -> None:
         """Checks all splits that the run uses."""
@@ -80,7 +79,7 @@ class CheckDataHook(Hook):
             return
         if faults := find_faults(runner.model, splits, host):
             raise DataError(
-                f"the data do not fit together; check_data = False at the top level of the config "
+                f"the data are inconsistent; check_data = False at the top level of the config "
                 f"turns this check off:\n{format_table(faults)}"
             )
         if host == "segmentation":
@@ -90,7 +89,7 @@ class CheckDataHook(Hook):
         train = next((split for split in splits if split.name == "train"), None)
         if train is None:
             return None
-        # Small sets: each map twice.
+        # In small datasets, each map twice.
         maps = min(self.label_maps, 2 * sum(map(len, train.datasets)))
         return LabelCount(tuple(train.datasets[0].metainfo["classes"]), maps)
 

@@ -14,7 +14,7 @@ _ORIENTATION = 0x0112
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image as OpenCV reads it: turned as its EXIF orientation says.
+    """Width and height of an image as OpenCV reads it: rotated by its EXIF orientation.
 
     Args:
         path: The file; only its header is read.

@@ -8,13 +8,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from dcnv4_mm.integrations.data_checks import on_disk, recording
+from dcnv4_mm.integrations.data_checks import annotation_files, on_disk
 from dcnv4_mm.integrations.data_checks.faults import DataError, Fault
 from dcnv4_mm.integrations.data_checks.hook import HOSTS, find_faults
 from dcnv4_mm.integrations.data_checks.on_disk import Report
 from dcnv4_mm.integrations.data_checks.splits import Split, plain_datasets
 
-__all__ = ["check", "use_files"]
+__all__ = ["check", "dataset_configs", "use_files"]
 
 
 def use_files(config: Config, kind: str, splits: dict[str, list[Path]]) -> None:
@@ -28,7 +28,7 @@ def use_files(config: Config, kind: str, splits: dict[str, list[Path]]) -> None:
     """
     for split, given in splits.items():
         paths = [str(path.resolve()) for path in given]
-        for dataset in _dataset_configs(config[f"{split}_dataloader"].dataset):
+        for dataset in dataset_configs(config[f"{split}_dataloader"].dataset):
             dataset.data_root = ""
             if kind == "coco":
                 dataset.ann_file, dataset.data_prefix = paths[0], {"img": paths[1]}
@@ -61,7 +61,7 @@ def check(
         Reports of the files by split, and the faults in how the config uses them.
     """
     init_default_scope(config.default_scope)
-    recording.install()
+    annotation_files.install()
     reports: dict[str, Report] = {}
     faults: list[Fault] = []
     splits = []
@@ -71,7 +71,7 @@ def check(
             continue
         found = []
         try:
-            for number, part in enumerate(_dataset_configs(loader.dataset)):
+            for number, part in enumerate(dataset_configs(loader.dataset)):
                 lazy = DATASETS.build({**part, "lazy_init": True})
                 report = _check_files(lazy, every=every)
                 if report:
@@ -81,7 +81,7 @@ def check(
                 splits.append(_split(config, name))
         except DataError as error:
             faults.append(Fault(f"{name}_dataloader", str(error)))
-        # What a host raises for wrong data.
+        # Hosts raise these for bad data.
         except (OSError, ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
             faults.append(Fault(f"{name}_dataloader", f"{type(error).__name__}: {error}"))
     host = HOSTS.get(config.default_scope)
@@ -95,13 +95,13 @@ def _dataset(config: Config, split: str) -> ConfigDict | None:
     return loader.dataset if loader else None
 
 
-def _dataset_configs(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The datasets inside of wrappers such as RepeatDataset and ConcatDataset."""
+def dataset_configs(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The configs of datasets inside wrappers such as RepeatDataset and ConcatDataset."""
     if "datasets" in dataset:
         for inner in dataset.datasets:
-            yield from _dataset_configs(inner)
+            yield from dataset_configs(inner)
     elif "dataset" in dataset:
-        yield from _dataset_configs(dataset.dataset)
+        yield from dataset_configs(dataset.dataset)
     else:
         yield dataset
 
@@ -119,7 +119,7 @@ def _check_files(dataset: Any, *, every: bool) -> Report | None:
     """Checks the files of a dataset of any host; ``None`` for kinds that have no check."""
     prefix = dataset.data_prefix
     prefix = prefix if isinstance(prefix, dict) else {"img_path": prefix}
-    if hasattr(dataset, "filter_cfg") and recording.is_coco(dataset):
+    if hasattr(dataset, "filter_cfg") and annotation_files.is_coco(dataset):
         return on_disk.check_coco(Path(dataset.ann_file), Path(prefix["img"]), every=every)
     if "seg_map_path" in prefix and not Path(dataset.ann_file or "").is_file():
         return on_disk.check_label_maps(

@@ -1,4 +1,4 @@
-"""Checks of datasets as they lie on the disk, before there is a config: files, fields and counts.
+"""Checks of datasets on the disk, without a config: files, fields and counts.
 
 Each function checks one split and returns a :class:`Report`; none raises for a damaged dataset.
 """
@@ -36,14 +36,14 @@ _CAMERA_FIELDS = ("img_path", "cam2img", "lidar2cam")
 
 @dataclass
 class Report:
-    """What a split holds, and what is wrong with it.
+    """Content and faults of a split.
 
     Attributes:
-        counts: Numbers for a table, such as images and objects, by name.
+        counts: Counts for a table, such as images and objects, by name.
         classes: Objects, pixels or images of each class, in the order of the labels; empty where
             the split does not name its classes.
-        files: Files of the images, to find images that two splits have in common.
-        faults: What is wrong.
+        files: Image files, to find images that two splits have in common.
+        faults: The faults.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def check_coco(annotations: Path, images: Path, *, every: bool = False) -> Repor
         return report
     objects = content.get("annotations", [])
     masks = sum(bool(o.get("segmentation")) for o in objects)
-    # A dataset of boxes alone has no masks to be wrong.
+    # In a dataset without masks, their absence is no fault.
     report.faults = [fault for fault in faults if masks or fault.scope != "masks"]
     names = {category["id"]: category["name"] for category in content["categories"]}
     found = Counter(o["category_id"] for o in objects)
@@ -153,11 +153,11 @@ def check_label_maps(
     """Checks label maps, and that each image has one.
 
     Args:
-        images: Folder of the images, in folders or not.
-        maps: Folder of the label maps, in the same folders.
+        images: Folder of the images, possibly with subfolders.
+        maps: Folder of the label maps, with the same subfolders.
         classes: Names of the classes; without them any label below 255 is one.
         reduce_zero_label: Whether label 0 is ignored and 1 is the first class.
-        suffixes: Ends of the files' names: images (``None``: any image) and label maps.
+        suffixes: File suffixes of images (``None``: any image) and label maps.
         every: Whether to read every label map, not a sample.
     """
     report = Report()
@@ -189,7 +189,7 @@ def _count_labels(
     classes: tuple[str, ...],
     reduce_zero_label: bool,
 ) -> None:
-    """Reads label maps, counts their labels and says what is wrong, by kind."""
+    """Reads label maps, counts their labels and adds faults by kind."""
     wrong: dict[str, list[str]] = {}
     raw = np.zeros(256, np.int64)
     read = 0
@@ -289,7 +289,7 @@ def check_nuscenes(infos: Path, data_root: Path) -> Report:
     """Checks an info file of mmdet3d's nuScenes format and the camera images that it names.
 
     Args:
-        infos: The ``.pkl`` file; a pickle can run code, so only open one that you have made.
+        infos: The ``.pkl`` file; a pickle can run code, so only open files that you trust.
         data_root: The folder with ``samples``.
     """
     from mmengine.fileio import load
@@ -304,7 +304,7 @@ def check_nuscenes(infos: Path, data_root: Path) -> Report:
     if not isinstance(content, dict) or not {"metainfo", "data_list"} <= content.keys():
         what = (
             "has the format of mmdet3d 0.x: convert it with mmdet3d's tools/dataset_converters/"
-            "update_infos_to_v2.py, or make it anew with prepare_nuscenes"
+            "update_infos_to_v2.py, or create it again with prepare_nuscenes"
         )
         report.faults.append(Fault(str(infos), what, fatal=True))
         return report
@@ -337,7 +337,7 @@ def compare_splits(reports: dict[str, Report]) -> list[Fault]:
     """Compares names and order of the classes of splits, and finds images that two share.
 
     Args:
-        reports: Reports by the split's name, the training's first.
+        reports: Reports by split, the training split first.
     """
     faults = []
     (first, reference), *others = reports.items()
@@ -346,7 +346,7 @@ def compare_splits(reports: dict[str, Report]) -> list[Fault]:
         if one and other and one != other:
             what = f"has other classes, or another order, than {first}:\n"
             faults.append(Fault(name, what + compare_names(one, other, (first, name))))
-        # A test on the validation's images is usual.
+        # Testing on the validation images is common.
         if first == "train" and (common := sorted(reference.files & report.files)):
             what = f"{len(common)} images are in {first} too, such as {common[0]}"
             faults.append(Fault(name, what))

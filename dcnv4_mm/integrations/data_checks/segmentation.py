@@ -1,4 +1,4 @@
-"""Checks data sets of mmseg: classes of heads, loaders and data sets, and label maps."""
+"""Checks datasets of mmseg: classes of heads, loaders and datasets, and label maps."""
 
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
@@ -12,7 +12,7 @@ __all__ = ["check"]
 
 
 def check(model: nn.Module, split: Split) -> list[Fault]:
-    """Finds what is wrong with a split of an mmseg config."""
+    """Finds the faults of a split of an mmseg config."""
     heads = {
         name: module
         for name, module in model.named_modules()
@@ -51,14 +51,14 @@ def _check_loaders(split: Split, dataset: BaseSegDataset) -> list[Fault]:
         name, count = type(step).__name__, getattr(step, "num_classes", len(classes))
         if count != len(classes):
             what = (
-                f"{name} in the pipeline has num_classes={count}, the data set "
-                f"{len(classes)} classes: set both alike"
+                f"{name} in the pipeline has num_classes={count}, the dataset "
+                f"{len(classes)} classes: make them equal"
             )
             faults.append(Fault(split.where, what))
         if step.reduce_zero_label not in (None, dataset.reduce_zero_label):
             what = (
-                f"{name} in the pipeline has reduce_zero_label={step.reduce_zero_label}, the data "
-                f"set {dataset.reduce_zero_label}: set both alike (True where label 0 is ignored)"
+                f"{name} in the pipeline has reduce_zero_label={step.reduce_zero_label}, the "
+                f"dataset {dataset.reduce_zero_label}: make them equal (True if 0 is ignored)"
             )
             faults.append(Fault(split.where, what))
     return faults

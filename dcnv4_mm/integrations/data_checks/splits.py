@@ -1,4 +1,4 @@
-"""The data sets, metrics and heads of a runner, and the checks that all hosts share."""
+"""The datasets, metrics and heads of a runner, and the checks that all hosts share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ __all__ = ["Split", "check_classes", "check_heads", "find_splits", "plain_datase
 
 @dataclass
 class Split:
-    """What a runner trains on, validates or tests.
+    """Datasets and metrics of a training, validation or test loop.
 
     Attributes:
         name: ``"train"``, ``"val"`` or ``"test"``.
-        datasets: The data sets inside of wrappers such as ``ConcatDataset``.
+        datasets: The datasets inside wrappers such as ``ConcatDataset``.
         metrics: The metrics that score it.
     """
 
@@ -42,14 +42,14 @@ def find_splits(runner: Runner) -> list[Split]:
             metrics = getattr(getattr(loop, "evaluator", None), "metrics", [])
             datasets = list(plain_datasets(loop.dataloader.dataset))
             for dataset in datasets:
-                # Those with lazy_init have loaded nothing yet.
+                # With lazy_init a dataset has loaded nothing yet.
                 dataset.full_init()
             found.append(Split(name, datasets, list(metrics)))
     return found
 
 
 def plain_datasets(dataset: Any) -> Iterator[BaseDataset]:
-    """The datasets inside of wrappers such as ``ConcatDataset``."""
+    """The datasets inside wrappers such as ``ConcatDataset``."""
     if hasattr(dataset, "datasets"):
         for inner in dataset.datasets:
             yield from plain_datasets(inner)
@@ -60,7 +60,7 @@ def plain_datasets(dataset: Any) -> Iterator[BaseDataset]:
 
 
 def transforms(part: Any) -> Iterator[Any]:
-    """All transforms of a pipeline, those inside of others too."""
+    """All transforms of a pipeline, including nested ones."""
     for step in part if isinstance(part, (list, tuple)) else getattr(part, "transforms", []):
         yield step
         if not isinstance(step, dict):
@@ -68,7 +68,7 @@ def transforms(part: Any) -> Iterator[Any]:
 
 
 def check_heads(model: nn.Module, split: Split, heads: dict[str, int]) -> list[Fault]:
-    """Compares the number of classes of heads with that of each data set.
+    """Compares the number of classes of heads with that of each dataset.
 
     Args:
         model: The model, for its name.
@@ -92,7 +92,7 @@ def check_heads(model: nn.Module, split: Split, heads: dict[str, int]) -> list[F
                     Fault(
                         split.where,
                         f"{len(classes)} classes in metainfo.classes ({_listed(classes)}), but "
-                        f"{name} of {type(model).__name__} has num_classes={count}: set both alike",
+                        f"{name} of {type(model).__name__} has num_classes={count}: align them",
                     )
                 )
     return faults

@@ -70,7 +70,7 @@ def make_problem(
     dtypes=DTYPES[0],
     seed=0,
 ):
-    """Normal numbers, offsets of some pixels, and pillars that leave the pictures by ``reach``."""
+    """Normal values, offsets of some pixels, and pillars that leave the images by ``reach``."""
     random_numbers = torch.Generator().manual_seed(seed)
     options = dict(generator=random_numbers, dtype=torch.float64)
     sizes = read_spatial_shapes(shapes)

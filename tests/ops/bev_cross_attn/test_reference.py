@@ -29,7 +29,7 @@ def single(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-# Columns of a level of 1 x 4 pixels 1, 2, 4, 8: of the reference in units of the picture, of the
+# Columns of a level of 1 x 4 pixels 1, 2, 4, 8: of the reference in units of the image, of the
 # offset in pixels.
 @pytest.mark.parametrize(
     ("reference", "offset", "expected"),
@@ -40,7 +40,7 @@ def single(*numbers):
         (0.5, -0.25, 2.5),
         (0.875, 0.5, 4.0),  # half a pixel outside: half of the last
         (0.875, 1.0, 0.0),
-        (1.25, -1.5, 8.0),  # a reference outside of the picture is one all the same
+        (1.25, -1.5, 8.0),  # a reference outside the image counts as well
         (-1e30, 0.0, 0.0),
         (math.nan, 0.0, 0.0),
     ],

@@ -5,7 +5,7 @@ import math
 import torch
 
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-# Of CAM_FRONT, FRONT_RIGHT, FRONT_LEFT, BACK, BACK_LEFT, BACK_RIGHT, in degrees.
+# Yaw in degrees of CAM_FRONT, FRONT_RIGHT, FRONT_LEFT, BACK, BACK_LEFT, BACK_RIGHT.
 YAWS = (0.0, -56.5, 55.5, 180.0, 108.5, -110.5)
 STRIDES = (8, 16, 32, 64)
 

@@ -1,11 +1,9 @@
-"""Small models of every host: the quickstart's, with few layers and queries."""
+"""Small models of every host: those of configs/quickstart, with fewer layers and queries."""
 
-from pathlib import Path
-
+from helpers import ROOT
 from mmengine.config import Config
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# By name: the config, and what makes it smaller still.
+# Name -> config, and options that make it smaller.
 _MODELS = {
     "classifier": ("quickstart/flash-internimage-nano_1xb32-40e_mini-imagenet.py", {}),
     "mask_rcnn": ("quickstart/mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco.py", {}),
@@ -31,6 +29,6 @@ _MODELS = {
 def small_config(name):
     """The config of a small model, whose host is ``default_scope``."""
     path, options = _MODELS[name]
-    config = Config.fromfile(_CONFIGS / path)
+    config = Config.fromfile(ROOT / "configs" / path)
     config.merge_from_dict(options)
     return config

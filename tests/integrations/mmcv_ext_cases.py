@@ -1,6 +1,7 @@
 """Calls of mmcv.ops with seeded inputs, whose results compiled mmcv 2.1.0 has recorded.
 
-``python tests/mmcv_ext_cases.py tests/data/mmcv_ext.npz`` records them, where mmcv is compiled.
+``python tests/integrations/mmcv_ext_cases.py tests/data/mmcv_ext.npz`` records them, with compiled
+mmcv.
 """
 
 import itertools

@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dcnv4_mm.integrations import install
 
 install()
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bev_toy import build, images, sample  # noqa: E402
+from bev.small_detector import build, images, sample
 
 
 class Losses(nn.Module):

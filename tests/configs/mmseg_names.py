@@ -1,12 +1,17 @@
 """Expresses a config of mmseg 1 in the flat names of the original's configs (mmseg 0, mmcv 1)."""
 
 import json
-import re
 
-from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
-from mmcv.ops import MultiScaleDeformableAttention
-from mmdet_names import flatten, translate_backbone, translate_optimizer
-from mmengine.hooks import CheckpointHook
+from configs.original_names import (
+    custom_hooks,
+    flatten,
+    translate_backbone,
+    translate_batches,
+    translate_norms,
+    translate_optimizer,
+    translate_runtime,
+    translate_transformer,
+)
 from torch import nn
 
 ENCODER_LAYER = "model.decode_head.pixel_decoder.encoder.transformerlayers"
@@ -19,7 +24,7 @@ def translate(cfg, model):
         **translate_optimizer(cfg, model),
         **translate_schedule(cfg),
         **translate_data(cfg),
-        **translate_runtime(cfg),
+        **translate_evaluation(cfg),
         **translate_backbone(cfg, model),
         **translate_model(cfg, model),
         **translate_built(model),
@@ -48,17 +53,9 @@ def translate_schedule(cfg):
 
 
 def translate_data(cfg):
-    gpus, images = map(int, re.search(r"_(\d+)xb(\d+)-", cfg.filename).groups())
-    assert images == cfg.train_dataloader.batch_size
     sampler = cfg.train_dataloader.sampler
     assert (sampler.type, sampler.shuffle) == ("InfiniteSampler", True)
-    table = {
-        "data.images_per_gpu": images,
-        "data.workers_per_gpu": cfg.train_dataloader.num_workers,
-        "data.total_batch_commented": cfg.auto_scale_lr.base_batch_size,
-        "data.num_gpus_commented": gpus,
-        "data.auto_scale_lr": cfg.auto_scale_lr.enable,
-    }
+    table = translate_batches(cfg)
     targets = cfg.model.decode_head.type == "dcnv4_mm.Mask2FormerHead"
     for phase in ("train", "val", "test"):
         dataset = cfg[f"{phase}_dataloader"].dataset
@@ -140,29 +137,14 @@ def wrapped_for_testing(steps):
     return [steps[0], ["MultiScaleFlipAug", augmentation]]
 
 
-def translate_runtime(cfg):
-    checkpoint = {k: v for k, v in cfg.default_hooks.checkpoint.items() if k != "type"}
-    hook = CheckpointHook(**checkpoint)
-    assert cfg.test_evaluator == cfg.val_evaluator
+def translate_evaluation(cfg):
     (metric,) = cfg.val_evaluator.iou_metrics
-    # This project's own hooks check checkpoints and data, and change nothing.
-    types = [h.type for h in cfg.custom_hooks if not h.type.startswith("dcnv4_mm.")]
     norms = json.dumps([cfg.model.decode_head, cfg.model.get("auxiliary_head")])
-    return {
-        "hooks.custom": types,
+    return translate_runtime(cfg) | {
+        "hooks.custom": [hook.type for hook in custom_hooks(cfg)],
         "ema.type": None,
-        "evaluation.interval": cfg.train_cfg.val_interval,
         "evaluation.metric": metric,
-        "evaluation.save_best": checkpoint["save_best"],
         "evaluation.other": {},
-        "checkpoint.interval": hook.interval,
-        "checkpoint.by_epoch": hook.by_epoch,
-        "checkpoint.max_keep_ckpts": hook.max_keep_ckpts,
-        "checkpoint.save_last": hook.save_last,
-        "log.interval": cfg.default_hooks.logger.interval,
-        "runtime.cudnn_benchmark": cfg.env_cfg.cudnn_benchmark,
-        "runtime.find_unused_parameters": cfg.get("find_unused_parameters", False),
-        "runtime.seed": cfg.get("randomness", {}).get("seed"),
         "runtime.sync_bn": "SyncBN" in norms,
     }
 
@@ -186,7 +168,7 @@ def translate_model(cfg, model):
         name = name.replace(".layer_cfg.cross_attn_cfg.", ".layer_cfg.attn_cfgs.")
         name = name.replace(".ffn_cfg.", ".ffn_cfgs.").replace(".layer_cfg.", ".transformerlayers.")
         if ".self_attn_cfg." in name:
-            # mmdet 3 sets the two attentions of a decoder layer apart.
+            # mmdet 3 configures the two attentions of a decoder layer separately.
             assert renamed.get(name.replace("self_attn_cfg", "attn_cfgs"), value) == value
             name = name.replace("self_attn_cfg", "attn_cfgs")
         if name.endswith("type"):
@@ -230,41 +212,11 @@ def translate_types(model):
 def translate_built(model):
     outside = [(n, m) for n, m in model.named_modules() if not n.startswith("backbone.")]
     dropouts = {n: m.p for n, m in outside if isinstance(m, nn.Dropout | nn.Dropout2d) and m.p}
-    epsilons = {}
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.SyncBatchNorm):
-            epsilons.setdefault(type(module).__name__, set()).add(module.eps)
-    table = {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "built.norm_eps": {name: sorted(values) for name, values in epsilons.items()},
-    }
-    if not hasattr(model.decode_head, "pixel_decoder"):
+    table, head = translate_norms(model), model.decode_head
+    if not hasattr(head, "pixel_decoder"):
         return table | {"built.dropout_modules": dropouts}
     # The original builds one in the head that it never applies.
     assert not dropouts
-    deformable = [m for _, m in outside if isinstance(m, MultiScaleDeformableAttention)]
-    plain = [m for _, m in outside if isinstance(m, MultiheadAttention)]
-    ffns = [m for _, m in outside if isinstance(m, FFN)]
-    head = model.decode_head
-    positions = (head.decoder_positional_encoding, head.pixel_decoder.postional_encoding)
-    return table | {
-        "built.dropout_modules": {"decode_head.dropout": 0.1},
-        **{
-            f"built.deformable_attention.{name}": value
-            for name in ("num_heads", "num_levels", "num_points", "embed_dims")
-            for value in {getattr(m, name) for m in deformable}
-        },
-        "built.deformable_attention.count": len(deformable),
-        "built.deformable_attention.dropout": max(m.dropout.p for m in deformable),
-        "built.multihead_attention.count": len(plain),
-        "built.multihead_attention.num_heads": max(m.num_heads for m in plain),
-        "built.multihead_attention.dropout": max(m.attn.dropout for m in plain),
-        "built.ffn.widths": sorted({m.feedforward_channels for m in ffns}),
-        "built.ffn.max_dropout": 0.0,
-        "built.ffn.activations": sorted({type(m.layers[0][1]).__name__ for m in ffns}),
-        **{
-            f"built.positional_encoding.{name}": value
-            for name in ("num_feats", "temperature", "normalize", "scale", "eps", "offset")
-            for value in {getattr(position, name) for position in positions}
-        },
-    }
+    encodings = (head.decoder_positional_encoding, head.pixel_decoder.postional_encoding)
+    table |= {"built.dropout_modules": {"decode_head.dropout": 0.1}}
+    return table | translate_transformer(model, *encodings)

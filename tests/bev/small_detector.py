@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from bev_samples import surround_cameras
+from bev.samples import surround_cameras
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmdet3d.utils import register_all_modules
 from mmengine.structures import InstanceData

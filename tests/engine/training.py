@@ -1,6 +1,6 @@
-"""Trains a toy model in processes of its own, brings on faults, and records the losses.
+"""Trains a small model in other processes, injects faults, and records the losses.
 
-The processes are forked from one that has imported what takes long.
+The processes are forked from a server that has imported the slow modules.
 """
 
 import builtins
@@ -31,7 +31,7 @@ STEPS = 3
 
 
 class Noisy(torch.utils.data.Dataset):
-    """Samples with noise of every generator that augmentations draw from."""
+    """Samples with noise from every generator that augmentations use."""
 
     def __init__(self, processes):
         self.processes = processes
@@ -57,8 +57,8 @@ class Dropping(BaseModel):
         return {"loss": outputs.square().mean()} if mode == "loss" else [outputs]
 
 
-class Record(Hook):
-    """Writes every loss to a file of this process; the last process may end in the second epoch."""
+class LossHook(Hook):
+    """Appends every loss to a file of this process; can kill the last process in epoch two."""
 
     priority = "LOWEST"
 
@@ -75,7 +75,7 @@ class Record(Hook):
 
 
 def fail_in_second_checkpoint(fault):
-    """Lets this process fail when half of the second epoch's checkpoint is written."""
+    """Makes this process fail while it writes the checkpoint of the second epoch."""
 
     class Failing(io.FileIO):
         def write(self, content):
@@ -130,7 +130,7 @@ def train(rank, processes, port, folder, options):
         train_cfg=train_cfg,
         optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.01}},
         default_hooks={"checkpoint": {**checkpoint, **options.get("checkpoint", {})}},
-        custom_hooks=[{"type": "dcnv4_mm.SeedStepsHook"}, Record(folder, options.get("signal"))],
+        custom_hooks=[{"type": "dcnv4_mm.SeedStepsHook"}, LossHook(folder, options.get("signal"))],
         randomness={"seed": 0},
         resume=options.get("resume", False),
         launcher="pytorch" if processes > 1 else "none",

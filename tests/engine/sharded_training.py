@@ -1,54 +1,27 @@
-"""Trains a small model in processes of its own, each with a copy or with a piece of it."""
-
-from pathlib import Path
+"""Trains a small model in several processes, replicated or sharded."""
 
 import torch
-import training
+from engine import training
+from engine.small_model import Images, Model
+from helpers import ROOT
 from mmengine.config import Config
-from mmengine.model import BaseModel
-from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
-from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "_base_" / "strategies" / "fsdp.py"
 
 
-class Model(BaseModel):
-    def __init__(self):
-        super().__init__()
-        arch = {"channels": 8, "depths": (1, 1, 1, 1), "groups": (1, 1, 1, 1)}
-        backbone = {"type": "dcnv4_mm.FlashInternImage", "arch": arch, "with_cp": True}
-        self.backbone = MODELS.build(backbone)
-        self.head = nn.Linear(64, 3)
-
-    def forward(self, inputs, mode):
-        return {"loss": self.head(self.backbone(inputs)[-1].mean((2, 3))).square().mean()}
-
-
-class Images(torch.utils.data.Dataset):
-    metainfo = None
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return {"inputs": torch.randn(3, 32, 32, generator=generator)}
-
-
 def train(rank, processes, port, folder, options):
-    """With layers that learn at rates of their own, and gradients that are clipped."""
+    """One process of a training with layer-wise learning rates and gradient clipping."""
     training.join(rank, processes, port)
     torch.manual_seed(0)
     optimizer = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.5}
     settings = {
-        "model": Model(),
+        "model": Model(with_cp=True),
         "work_dir": str(folder),
         "train_dataloader": {
             "batch_size": 2,
             "num_workers": 0,
-            "dataset": Images(),
+            "dataset": Images(8),
             "sampler": {"type": "DefaultSampler", "shuffle": False},
             "collate_fn": {"type": "default_collate"},
         },
@@ -67,7 +40,7 @@ def train(rank, processes, port, folder, options):
     if options["sharded"]:
         strategy = Config.fromfile(CONFIG).strategy
         strategy.model_wrapper.device_id = "cpu"
-        # On the CPU torch 2.13 crashes when it moves the pieces to where they are.
+        # On the CPU torch 2.13 crashes with sharded state dicts.
         strategy.state_dict_cfg = {
             "state_dict_type": "FULL_STATE_DICT",
             "state_dict_config": {"type": "FullStateDictConfig"},

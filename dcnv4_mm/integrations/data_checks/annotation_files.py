@@ -1,4 +1,4 @@
-"""Keeps what the check needs of annotation files, while the host's data sets load them.
+"""Checks annotation files while the host's datasets load them, and keeps a summary.
 
 mmdet's ``CocoDataset`` drops the parsed file after loading, and parsing COCO's again takes 20 s.
 """
@@ -28,12 +28,12 @@ _ATTRIBUTE = "_dcnv4_mm_annotation_file"
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What is kept of an annotation file in COCO's format.
+    """Summary of an annotation file in COCO's format.
 
     Attributes:
-        names: Category names, in the order of the file, which is that of mmdet's labels.
+        names: Category names in the order of the file, which defines mmdet's labels.
         ids: Category ids in the same order.
-        faults: What is wrong with the file and the images that it lists.
+        faults: Faults of the file and of the images that it lists.
         fingerprint: Equal for equal images, categories and annotations; 0 in training.
     """
 
@@ -44,7 +44,7 @@ class AnnotationFile:
 
 
 def install() -> None:
-    """Makes data sets that are built from here on keep it, and name what left none; idempotent."""
+    """Makes datasets built from now on keep summaries and explain why none is left; idempotent."""
     if BaseDataset._serialize_data is not _serialize_data:
         BaseDataset._serialize_data = _serialize_data
     if find_spec("mmdet") is None:
@@ -52,13 +52,13 @@ def install() -> None:
     from mmdet.datasets import CocoDataset
     from mmdet.datasets.api_wrappers import COCO
 
-    # Data sets with a reader of their own stay as they are.
+    # Datasets with their own reader are not changed.
     if CocoDataset.COCOAPI is COCO:
         CocoDataset.COCOAPI = _read
 
 
 def is_coco(dataset: Any) -> bool:
-    """Whether a dataset is one of mmdet's that reads COCO's format."""
+    """Whether a dataset is mmdet's ``CocoDataset`` or derived from it."""
     if find_spec("mmdet") is None:
         return False
     from mmdet.datasets import CocoDataset
@@ -67,7 +67,7 @@ def is_coco(dataset: Any) -> bool:
 
 
 def is_plain_coco(dataset: Any) -> bool:
-    """Whether a data set reads its file as mmdet's ``CocoDataset`` does.
+    """Whether a dataset reads its file as mmdet's ``CocoDataset`` does.
 
     Those derived from it, such as LVIS' and Objects365's, may number their labels in other ways.
     """
@@ -82,7 +82,7 @@ def is_plain_coco(dataset: Any) -> bool:
 
 
 def annotation_file(dataset: Any) -> AnnotationFile:
-    """What was kept of a ``CocoDataset``'s file; one that was built before is read again."""
+    """Summary of a ``CocoDataset``'s file, which is read again if :func:`install` came later."""
     if _ATTRIBUTE not in vars(dataset):
         from mmengine.fileio import get_local_path
 
@@ -92,7 +92,7 @@ def annotation_file(dataset: Any) -> AnnotationFile:
 
 
 def fingerprint(content: dict) -> int:
-    """A number that is equal for equal images, categories and annotations."""
+    """A hash of images, categories and annotations."""
     images = frozenset((image["id"], image["file_name"]) for image in content["images"])
     categories = tuple((category["id"], category["name"]) for category in content["categories"])
     annotations = frozenset(
@@ -103,7 +103,7 @@ def fingerprint(content: dict) -> int:
 
 
 def _read(dataset: Any, path: str) -> Any:
-    """Stands for ``CocoDataset.COCOAPI``: reads the file, and checks it before mmdet uses it."""
+    """Replaces ``CocoDataset.COCOAPI``: reads the file and checks it before mmdet uses it."""
     from mmdet.datasets.api_wrappers import COCO
 
     class Checked(COCO):
@@ -115,27 +115,27 @@ def _read(dataset: Any, path: str) -> Any:
             if any(fault.fatal for fault in faults):
                 raise DataError(f"the data cannot be used:\n{format_table(faults)}")
             categories = self.dataset["categories"]
-            record = AnnotationFile(
+            parsed = AnnotationFile(
                 names=tuple(category["name"] for category in categories),
                 ids=tuple(category["id"] for category in categories),
                 faults=tuple(faults),
                 fingerprint=fingerprint(self.dataset) if dataset.test_mode else 0,
             )
-            kept = _kept_images(dataset, self.dataset, record)
+            kept = _kept_images(dataset, self.dataset, parsed)
             missing = _missing_images(dataset, kept)
-            vars(dataset)[_ATTRIBUTE] = replace(record, faults=(*faults, *missing))
+            vars(dataset)[_ATTRIBUTE] = replace(parsed, faults=(*faults, *missing))
             super().createIndex()
 
     return Checked(path)
 
 
-def _kept_images(dataset: Any, content: dict, record: AnnotationFile) -> list[dict]:
-    """The images that mmdet's filter will keep; raises ``DataError`` by its rules if none is."""
+def _kept_images(dataset: Any, content: dict, parsed: AnnotationFile) -> list[dict]:
+    """The images that mmdet's filter keeps; raises ``DataError`` if there are none."""
     images, rules = content["images"], dataset.filter_cfg or {}
     classes = dataset.metainfo.get("classes") or ()
     if dataset.test_mode or not images:
         return images
-    wanted = {i for i, name in zip(record.ids, record.names, strict=True) if name in classes}
+    wanted = {i for i, name in zip(parsed.ids, parsed.names, strict=True) if name in classes}
     with_objects = {
         a["image_id"] for a in content.get("annotations", []) if a["category_id"] in wanted
     }
@@ -147,14 +147,14 @@ def _kept_images(dataset: Any, content: dict, record: AnnotationFile) -> list[di
         return kept
     what = [f"none of its {len(images)} images is left"]
     if empty:
-        what.append(f"{len(empty)} have no object of the data set's classes (filter_empty_gt)")
+        what.append(f"{len(empty)} have no object of the dataset's classes (filter_empty_gt)")
     if small:
         what.append(f"{len(small)} are smaller than {side} pixels (min_size={side})")
-    text = "; ".join(what)
-    if set(record.names).isdisjoint(classes):
+    message = "; ".join(what)
+    if set(parsed.names).isdisjoint(classes):
         titles = ("metainfo.classes", "categories of the file")
-        text += "; no class is in both lists:\n" + compare_names(classes, record.names, titles)
-    table = format_table([*record.faults, Fault(dataset.ann_file, text)])
+        message += "; no class is in both lists:\n" + compare_names(classes, parsed.names, titles)
+    table = format_table([*parsed.faults, Fault(dataset.ann_file, message)])
     raise DataError(f"the data cannot be used:\n{table}")
 
 
@@ -171,7 +171,7 @@ def _missing_images(dataset: Any, images: list[dict]) -> list[Fault]:
 
 
 def _serialize_data(dataset: BaseDataset) -> Any:
-    """mmengine's own ends with "need at least one array to concatenate" where nothing is left."""
+    """Replaces mmengine's, which fails with "need at least one array to concatenate"."""
     if not dataset.data_list:
         settings = {
             name: getattr(dataset, name)

@@ -1,16 +1,17 @@
 """Expresses a config of mmdet 3 in the flat names of the original's configs (mmdet 2, mmcv 1)."""
 
-import re
-
-import pytest
-import torch
-from mmcv.cnn.bricks.transformer import FFN
-from mmcv.ops import MultiScaleDeformableAttention
+from configs.original_names import (
+    custom_hooks,
+    flatten,
+    translate_backbone,
+    translate_batches,
+    translate_norms,
+    translate_optimizer,
+    translate_runtime,
+    translate_transformer,
+)
 from mmdet.registry import MODELS
-from mmengine.hooks import CheckpointHook
 from torch import nn
-
-from dcnv4_mm.layers import DropPath
 
 
 def translate(cfg, model):
@@ -20,35 +21,9 @@ def translate(cfg, model):
         **translate_schedule(cfg),
         **translate_data(cfg),
         **translate_hooks(cfg),
-        **translate_runtime(cfg, model),
+        **translate_evaluation(cfg, model),
         **translate_backbone(cfg, model),
         **translate_model(cfg, model),
-    }
-
-
-def translate_optimizer(cfg, model):
-    wrapper = cfg.optim_wrapper
-    paramwise = wrapper.paramwise_cfg
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = {k: v for k, v in wrapper.optimizer.items() if k != "type"}
-    built = getattr(torch.optim, wrapper.optimizer.type)([parameter], **optimizer).defaults
-    names = {"dcnv4_mm.LayerDecayOptimWrapperConstructor": "CustomLayerDecayOptimizerConstructor"}
-    decays = "constructor" in wrapper
-    depths = list(model.backbone.arch.depths) if decays else None
-    clip = wrapper.get("clip_grad") or {}
-    return {
-        "optimizer.type": wrapper.optimizer.type,
-        **{f"optimizer.{name}": built[name] for name in ("lr", "weight_decay", "eps")},
-        "optimizer.betas": list(built["betas"]),
-        "optimizer.constructor": names[wrapper.constructor] if decays else None,
-        "optimizer.layer_decay.num_layers": sum(depths) if decays else None,
-        "optimizer.layer_decay.depths": depths,
-        "optimizer.layer_decay.layer_decay_rate": paramwise.get("layer_decay_rate"),
-        "optimizer.layer_decay.offset_lr_scale": paramwise.get("offset_lr_scale"),
-        "optimizer.custom_keys": paramwise.get("custom_keys"),
-        "grad_clip.max_norm": clip.get("max_norm"),
-        "grad_clip.norm_type": clip.get("norm_type"),
-        "fp16.enabled": wrapper.type == "AmpOptimWrapper",
     }
 
 
@@ -73,15 +48,7 @@ def translate_schedule(cfg):
 
 
 def translate_data(cfg):
-    gpus, images = map(int, re.search(r"_(\d+)xb(\d+)-", cfg.filename).groups())
-    assert images == cfg.train_dataloader.batch_size
-    table = {
-        "data.images_per_gpu": cfg.train_dataloader.batch_size,
-        "data.workers_per_gpu": cfg.train_dataloader.num_workers,
-        "data.total_batch_commented": cfg.auto_scale_lr.base_batch_size,
-        "data.num_gpus_commented": gpus,
-        "data.auto_scale_lr": cfg.auto_scale_lr.enable,
-    }
+    table = translate_batches(cfg)
     for phase in ("train", "val", "test"):
         dataset = cfg[f"{phase}_dataloader"].dataset
         pipeline = translate_pipeline(dataset.pipeline, cfg.model.data_preprocessor)
@@ -160,8 +127,7 @@ def wrapped_for_testing(steps):
 
 
 def translate_hooks(cfg):
-    # This project's own hooks check checkpoints and data, and change nothing.
-    hooks = [h for h in cfg.custom_hooks if not h.type.startswith("dcnv4_mm.")]
+    hooks = custom_hooks(cfg)
     averaging = next((h for h in hooks if h.type == "EMAHook"), None)
     if averaging is not None:
         # The original that averages has no check of the classes.
@@ -196,66 +162,16 @@ def build_average(hook):
     return MODELS.build({"type": hook.ema_type, **arguments, "model": nn.Linear(1, 1)})
 
 
-def translate_runtime(cfg, model):
-    checkpoint = {k: v for k, v in cfg.default_hooks.checkpoint.items() if k != "type"}
-    hook = CheckpointHook(**checkpoint)
-    evaluator = cfg.val_evaluator
-    assert cfg.test_evaluator == evaluator
-    # "auto" takes the first metric; with class-wise results mmdet 3 puts those first.
-    best = {"coco/bbox_mAP": "auto"}[checkpoint["save_best"]]
+def translate_evaluation(cfg, model):
+    runtime, evaluator = translate_runtime(cfg), cfg.val_evaluator
     metric = evaluator.metric
-    return {
-        "evaluation.interval": cfg.train_cfg.val_interval,
+    # "auto" takes the first metric; with class-wise results mmdet 3 puts those first.
+    assert runtime["evaluation.save_best"] == "coco/bbox_mAP"
+    return runtime | {
+        "evaluation.save_best": "auto",
         "evaluation.metric": metric if isinstance(metric, str) else list(metric),
-        "evaluation.save_best": best,
         "evaluation.other": {"classwise": evaluator.classwise},
-        "checkpoint.interval": hook.interval,
-        "checkpoint.by_epoch": hook.by_epoch,
-        "checkpoint.max_keep_ckpts": hook.max_keep_ckpts,
-        "checkpoint.save_last": hook.save_last,
-        "log.interval": cfg.default_hooks.logger.interval,
-        "runtime.cudnn_benchmark": cfg.env_cfg.cudnn_benchmark,
-        "runtime.find_unused_parameters": cfg.get("find_unused_parameters", False),
-        "runtime.seed": cfg.get("randomness", {}).get("seed"),
         "runtime.sync_bn": any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()),
-    }
-
-
-def translate_backbone(cfg, model):
-    backbone, arch = model.backbone, model.backbone.arch
-    blocks = [block for level in backbone.levels for block in level.blocks]
-    # The model has no memory, hence no values; the backbone's tests check them.
-    scale = cfg.model.backbone.layer_scale
-    assert all(isinstance(block.gamma1, nn.Parameter) for block in blocks)
-    (activation,) = {type(block.mlp.act).__name__ for block in blocks}
-    (norm,) = {type(block.norm1).__name__ for block in blocks}
-    (core,) = {type(block.dcn).__name__ for block in blocks}
-    rates = [cfg.model.backbone.drop_path_rate * i / (len(blocks) - 1) for i in range(len(blocks))]
-    built_rates = [m.rate for m in backbone.modules() if isinstance(m, DropPath)]
-    assert built_rates == pytest.approx(rates)
-    url = cfg.model.backbone.init_cfg.checkpoint
-    assert cfg.model.backbone.init_cfg.type == "Pretrained"
-    return {
-        "backbone.pretrained_url": url,
-        "backbone.pretrained_file": url.rsplit("/", 1)[1],
-        "backbone.channels": arch.channels,
-        "backbone.depths": list(arch.depths),
-        "backbone.groups": list(arch.groups),
-        "backbone.mlp_ratio": arch.mlp_ratio,
-        "backbone.drop_path_rate": cfg.model.backbone.drop_path_rate,
-        "backbone.drop_path_type": "linear",
-        "backbone.act_layer": activation,
-        "backbone.norm_layer": {"LayerNorm": "LN"}[norm],
-        "backbone.layer_scale": scale,
-        "backbone.offset_scale": arch.offset_scale,
-        "backbone.post_norm": arch.post_norm,
-        "backbone.with_cp": backbone.with_cp,
-        "backbone.dw_kernel_size": arch.dw_kernel_size,
-        "backbone.center_feature_scale": arch.center_feature_scale,
-        "backbone.out_indices": list(backbone.out_indices),
-        "backbone.core_op": core,
-        "backbone.dcn_output_bias": arch.dcn_output_bias,
-        "backbone.mlp_fc2_bias": arch.mlp_fc2_bias,
     }
 
 
@@ -263,15 +179,7 @@ def translate_model(cfg, model):
     sections = translate_dino if cfg.model.type == "dcnv4_mm.DINO" else translate_rcnn
     outside = [m for name, m in model.named_modules() if not name.startswith("backbone.")]
     dropouts = {type(m).__name__: m.p for m in outside if isinstance(m, nn.Dropout) and m.p}
-    epsilons = {}
-    for kind in (nn.LayerNorm, nn.GroupNorm, nn.SyncBatchNorm):
-        if found := {m.eps for m in model.modules() if isinstance(m, kind)}:
-            epsilons[kind.__name__] = sorted(found)
-    return sections(cfg, model) | {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "built.dropout_modules": dropouts,
-        "built.norm_eps": epsilons,
-    }
+    return sections(cfg, model) | translate_norms(model) | {"built.dropout_modules": dropouts}
 
 
 def translate_rcnn(cfg, model):
@@ -328,7 +236,7 @@ def translate_dino(cfg, model):
         },
         "test_cfg": config.test_cfg,
     }
-    return flatten(table, "model.") | built_dino(model)
+    return flatten(table, "model.") | translate_transformer(model, model.positional_encoding)
 
 
 def translate_layers(config, built):
@@ -367,50 +275,3 @@ def translate_layers(config, built):
     if decodes:
         table["return_intermediate"] = built.return_intermediate
     return table
-
-
-def built_dino(model):
-    modules = list(model.modules())
-    deformable = [m for m in modules if isinstance(m, MultiScaleDeformableAttention)]
-    plain = [m for m in modules if isinstance(m, nn.MultiheadAttention)]
-    ffns = [m for m in modules if isinstance(m, FFN)]
-    encoding = model.positional_encoding
-    table = {
-        "deformable_attention": {
-            **same(deformable, "num_heads", "num_levels", "num_points", "embed_dims"),
-            "count": len(deformable),
-            "dropout": max(m.dropout.p for m in deformable),
-        },
-        "multihead_attention": {
-            **same(plain, "num_heads", "dropout"),
-            "count": len(plain),
-        },
-        "ffn": {
-            "widths": sorted({m.feedforward_channels for m in ffns}),
-            "max_dropout": max(d.p for m in ffns for d in m.modules() if isinstance(d, nn.Dropout)),
-            "activations": sorted({type(m.layers[0][1]).__name__ for m in ffns}),
-        },
-        "positional_encoding": {
-            name: getattr(encoding, name)
-            for name in ("num_feats", "temperature", "normalize", "scale", "eps", "offset")
-        },
-    }
-    return flatten(table, "built.")
-
-
-def same(modules, *names):
-    """Attributes that all modules have alike."""
-    values = {name: {getattr(module, name) for module in modules} for name in names}
-    return {name: found for name, (found,) in values.items()}
-
-
-def flatten(tree, prefix):
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
