@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t kSharedByDefault = 48 << 10;
+constexpr uint64_t kSharedByDefault = 48 << 10;
 
 struct Configuration {
   dim3 blocks, threads;
@@ -25,7 +25,7 @@ struct Configuration {
 struct Device {
   std::map<const void*, std::string> kernels;         // host function -> name
   std::map<int, std::vector<ptx::Program>> programs;  // by architecture
-  std::map<std::pair<const void*, int>, int64_t> allowed_shared_bytes;
+  std::map<std::pair<const void*, int>, uint64_t> allowed_shared_bytes;
   std::vector<Configuration> configurations;
   ptx::GlobalMemory memory;
   std::map<std::string, ptx::Counters> counters;
@@ -55,10 +55,10 @@ void launch(const void* function, dim3 blocks, dim3 threads, void** arguments, s
   const ptx::Kernel* kernel = find_kernel(name);
   if (!kernel) throw ptx::Fault("no PTX for this device");
   if (blocks.y * blocks.z * threads.y * threads.z != 1) throw ptx::Fault("not a 1-D launch");
-  const int64_t shared_bytes = kernel->shared_bytes + static_cast<int64_t>(bytes);
+  const uint64_t shared_bytes = kernel->shared_bytes + bytes;
   const auto allowed = device().allowed_shared_bytes.find({function, fake_device::current});
   const bool is_allowed = allowed != device().allowed_shared_bytes.end();
-  const int64_t most = is_allowed ? allowed->second : kSharedByDefault;
+  const uint64_t most = is_allowed ? allowed->second : kSharedByDefault;
   if (shared_bytes > most) {
     throw ptx::Fault("a block may have " + std::to_string(most) + " bytes of shared memory, not " +
                      std::to_string(shared_bytes));
