@@ -58,7 +58,7 @@ MODELS = {
     "Cascade Mask R-CNN": ("cascade-mask-rcnn_flash-internimage-l_fpn_8xb2-1x_coco", RCNN),
     "UPerNet": ("upernet_flash-internimage-t_8xb2-160k_ade20k-512x512", ADE20K),
     "Mask2Former": ("mask2former_flash-internimage-t_8xb2-160k_ade20k-512x512", ADE20K),
-    "BEVFormer v2": ("bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d", NUSCENES),
+    "BEVFormer v2": ("bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d", NUSCENES),
 }
 # In this process, with a log line for every step.
 PLAIN = [

@@ -116,7 +116,7 @@ TRIALS = {
         quick=("train_cfg.max_epochs=1", "train_cfg.val_interval=1"),
     ),
     "bev": Trial(
-        config="bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d",
+        config="bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d",
         data="synthetic_nuscenes",
         sizes=("--train", "1", "--reach", "20", "--size", "240x135"),
         metrics={"mAP": f"{NUSCENES}/mAP", "NDS": f"{NUSCENES}/NDS"},

@@ -24,8 +24,9 @@ ELSEWHERE = {
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
     "docs/bev.md:1": "tests/bev/test_inferencer.py",
     "docs/export.md:0": "tests/ops/test_onnx.py",
-    "docs/export.md:1": "tests/tools/test_export.py",
+    "docs/export.md:1": "tests/bev/test_bev_export.py",
     "docs/export.md:2": "tests/tools/test_export.py",
+    "docs/export.md:3": "tests/tools/test_export.py",
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }

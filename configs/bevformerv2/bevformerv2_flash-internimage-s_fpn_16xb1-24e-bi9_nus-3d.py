@@ -2,7 +2,10 @@
 _base_ = "bevformerv2_flash-internimage-s_fpn_16xb1-24e-bi5_nus-3d.py"
 
 frames = (-16, -12, -8, -4, 0, 4, 8, 12, 16)
-model = dict(pts_bbox_head=dict(fusion=dict(num_frames=len(frames))))
+model = dict(
+    cached_frames=frames[-1] - frames[0] + 1,
+    pts_bbox_head=dict(fusion=dict(num_frames=len(frames))),
+)
 train_dataloader = dict(dataset=dict(frames=frames))
 val_dataloader = dict(dataset=dict(frames=frames))
 test_dataloader = val_dataloader

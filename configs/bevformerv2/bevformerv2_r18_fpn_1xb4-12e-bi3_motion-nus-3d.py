@@ -1,6 +1,6 @@
 # Three frames, to compare with the single one of bevformerv2_r18_fpn_1xb4-12e-t1_motion-nus-3d:
 # scenes in which no single image tells how fast an object is (make trial-motion).
-_base_ = "bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d.py"
+_base_ = "bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d.py"
 
 channels = 32
 # An object moves by up to four cells of a metre between two keyframes.

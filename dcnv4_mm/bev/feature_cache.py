@@ -21,7 +21,6 @@ class FeatureCache:
             raise ValueError(f"capacity: expected a number of frames >= 0, got {capacity}")
         self.capacity = capacity
         self._frames: OrderedDict[tuple, tuple[Tensor, ...]] = OrderedDict()
-        self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -38,9 +37,7 @@ class FeatureCache:
         """The tensors of a frame; ``None`` if they are not there or the frame has no key."""
         found = None if key is None else self._frames.get(key)
         if found is None:
-            self.misses += 1
             return None
-        self.hits += 1
         self._frames.move_to_end(key)
         return found
 

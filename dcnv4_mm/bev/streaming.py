@@ -58,6 +58,7 @@ class StreamingDetector:
         self.pipeline = Compose(list(dataset.pipeline))
         # The current frame and those before it.
         self.history: deque[dict] = deque(maxlen=1 - self.frames[0])
+        self.names: tuple[str, ...] | None = None
         self.count = 0
         model = {**config.model, "cached_frames": self.history.maxlen}
         self.model = revert_sync_batchnorm(MODELS.build(model))
@@ -69,6 +70,7 @@ class StreamingDetector:
     def reset(self) -> None:
         """Forgets the frames so far, such as at the beginning of another scene."""
         self.history.clear()
+        self.names = None
         self.model.cache.clear()
 
     def __call__(
@@ -81,8 +83,9 @@ class StreamingDetector:
         """Detects objects in the next frame.
 
         Args:
-            cameras: By name, in the same order in every frame: ``img`` (H, W, 3) uint8, BGR,
-                ``cam2img`` (3, 3), and ``lidar2cam`` (4, 4), from the LiDAR frame.
+            cameras: By name, in the same order in every frame: ``img`` (H, W, 3) uint8, BGR, all
+                of one size after the frame pipeline, ``cam2img`` (3, 3), and ``lidar2cam``
+                (4, 4), from the LiDAR frame.
             ego2global: (4, 4), the ego pose in any fixed frame.
             lidar2ego: (4, 4), the mounting of the LiDAR; by default the LiDAR frame is the ego
                 frame, with x to the right and y ahead.
@@ -92,11 +95,10 @@ class StreamingDetector:
             of score.
 
         Raises:
-            ValueError: The model has another number of cameras.
+            ValueError: The model has another number of cameras, the names differ from those of the
+                frame before, or an image or a matrix has another shape or dtype.
         """
-        expected = len(self.model.pts_bbox_head.transformer.cams_embeds)
-        if len(cameras) != expected:
-            raise ValueError(f"cameras: expected {expected}, as the model has, got {len(cameras)}")
+        self._check(cameras, dict(ego2global=ego2global, lidar2ego=lidar2ego))
         augmentation: dict[str, Any] = {}
         frame = self.frame_pipeline(dict(images=dict(cameras), augmentation=augmentation))
         frame["lidar2global"] = np.asarray(ego2global, np.float64)
@@ -120,9 +122,42 @@ class StreamingDetector:
             augmentation=augmentation,
         )
         self.count += 1
+        try:
+            batch = pseudo_collate([self.pipeline(sample)])
+        except ValueError:
+            self.history.pop()
+            raise
         with torch.no_grad():
-            (result,) = self.model.test_step(pseudo_collate([self.pipeline(sample)]))
+            (result,) = self.model.test_step(batch)
         return result.pred_instances_3d
+
+    def _check(
+        self, cameras: Mapping[str, Mapping[str, np.ndarray]], poses: Mapping[str, Any]
+    ) -> None:
+        expected = len(self.model.pts_bbox_head.transformer.cams_embeds)
+        if len(cameras) != expected:
+            raise ValueError(f"cameras: expected {expected}, as the model has, got {len(cameras)}")
+        names = tuple(cameras)
+        if self.names not in (None, names):
+            raise ValueError(
+                f"cameras: expected {', '.join(self.names)} in this order, as in the frame before, "
+                f"got {', '.join(names)}; call reset() first for other cameras"
+            )
+        for name, camera in cameras.items():
+            if missing := {"img", "cam2img", "lidar2cam"} - camera.keys():
+                raise ValueError(f"camera {name}: {', '.join(sorted(missing))} is missing")
+            image = camera["img"]
+            shape, dtype = np.shape(image), getattr(image, "dtype", None)
+            if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+                raise ValueError(
+                    f"img of camera {name}: expected uint8 (H, W, 3), got {dtype} {shape}"
+                )
+            _check_matrix(f"cam2img of camera {name}", camera["cam2img"], 3)
+            _check_matrix(f"lidar2cam of camera {name}", camera["lidar2cam"], 4)
+        for name, pose in poses.items():
+            if pose is not None:
+                _check_matrix(name, pose, 4)
+        self.names = names
 
     def _past(self, offset: int) -> dict | None:
         """An earlier frame, with its matrices from the current LiDAR frame."""
@@ -134,3 +169,12 @@ class StreamingDetector:
         motion = ego_motion(*poses, torch.eye(4, dtype=torch.float64)).numpy()
         lidar2cam = frame["lidar2cam"] @ np.linalg.inv(motion)
         return {**frame, "lidar_to_current": motion, "lidar2cam": lidar2cam}
+
+
+def _check_matrix(name: str, matrix: Any, size: int) -> None:
+    if np.shape(matrix) != (size, size):
+        raise ValueError(f"{name}: expected a matrix ({size}, {size}), got {np.shape(matrix)}")
+    # The numbers of a transposed pose are finite too, but its last row is none of a pose.
+    last = [0.0] * (size - 1) + [1.0]
+    if not np.isfinite(matrix).all() or not np.allclose(np.asarray(matrix)[-1], last):
+        raise ValueError(f"{name}: expected finite elements and the last row {last}")

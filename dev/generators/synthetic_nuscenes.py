@@ -15,6 +15,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FORMAT = 1
 # Training and validation split of a version in the devkit, which name the scenes: 8 + 2, 700 + 150.
 SPLITS = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val")}
+TEST_VERSION = "v1.0-test"
 # Time between keyframes; time stamp of the first in microseconds.
 SECONDS = 0.5
 START = 1_530_000_000_000_000
@@ -54,7 +56,8 @@ class Tables:
     """nuScenes' tables; tokens are numbered."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[dict]] = defaultdict(list)
+        # Those of the test set are there, and empty.
+        self.rows = defaultdict(list, instance=[], sample_annotation=[])
 
     def add(self, table: str, **fields: object) -> str:
         token = f"{table.replace('_', '')[:12]}{len(self.rows[table]):08x}".ljust(32, "0")
@@ -99,6 +102,7 @@ class SceneWriter:
         tokens: Tokens of categories, attributes and sensors by name.
         size: (W, H) of the images.
         keyframes: Number of keyframes.
+        annotate: Whether to write the objects to the tables.
     """
 
     def __init__(
@@ -108,9 +112,11 @@ class SceneWriter:
         tokens: dict[str, str],
         size: tuple[int, int],
         keyframes: int,
+        *,
+        annotate: bool = True,
     ) -> None:
         self.root, self.tables, self.tokens = root, tables, tokens
-        self.size, self.keyframes = size, keyframes
+        self.size, self.keyframes, self.annotate = size, keyframes, annotate
 
     def write(
         self,
@@ -145,7 +151,7 @@ class SceneWriter:
                     self._data(sensor, calibrated, sample, seconds, start, trajectory, shown)
                 )
             tables.link("sample_data", rows)
-        for thing in things:
+        for thing in things if self.annotate else ():
             kept = [index for index in thing.keyframes if index != empty]
             self._annotate(thing, [samples[i] for i in kept], [times[i] for i in kept], trajectory)
 
@@ -237,13 +243,13 @@ class SceneWriter:
         )
 
 
-def scene_names(version: str, counts: tuple[int, int]) -> list[str]:
-    """The first scenes of the two splits of a version."""
+def scene_names(splits: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """The first scenes of some of the devkit's splits."""
     names = []
-    for split, count in zip(SPLITS[version], counts, strict=True):
+    for split, count in zip(splits, counts, strict=True):
         scenes = create_splits_scenes()[split]
         if not 0 <= count <= len(scenes):
-            raise ValueError(f"{split} of {version} has {len(scenes)} scenes, got {count}")
+            raise ValueError(f"{split} has {len(scenes)} scenes, got {count}")
         names += scenes[:count]
     return names
 
@@ -258,12 +264,16 @@ def write_scenes(
     size: tuple[int, int],
     version: str,
     seed: int,
+    first: int = 0,
 ) -> None:
-    """Writes tables, images and points of the named scenes; see :func:`generate`."""
+    """Writes tables, images and points of the named scenes; see :func:`generate`.
+
+    The scenes count from ``first``. Those of the test set have no annotations.
+    """
     tables = Tables()
     tokens = fixed_tables(tables)
-    writer = SceneWriter(root, tables, tokens, size, keyframes)
-    for number, name in enumerate(names):
+    writer = SceneWriter(root, tables, tokens, size, keyframes, annotate=version != TEST_VERSION)
+    for number, name in enumerate(names, start=first):
         rng = np.random.default_rng([seed, number])
         trajectory = Trajectory(
             np.array([300.0 * number + 400, 900.0]), SECONDS * (keyframes - 1) / 2
@@ -285,6 +295,7 @@ def generate(
     *,
     train: int = 2,
     val: int = 1,
+    test: int = 0,
     keyframes: int = 10,
     objects: int = 10,
     reach: float = math.inf,
@@ -299,6 +310,7 @@ def generate(
         out_dir: Folder to make.
         train: Number of training scenes.
         val: Number of validation scenes.
+        test: Number of scenes without annotations, as version ``v1.0-test`` in the same folder.
         keyframes: Number of keyframes of each scene, half a second apart.
         objects: Number of objects of each scene, besides one of every category.
         reach: Maximum distance of the objects in the middle of a scene in metres, above 11.
@@ -314,15 +326,22 @@ def generate(
         ValueError: The version has fewer scenes, or the folder holds something else.
         subprocess.CalledProcessError: The info files could not be written.
     """
-    names = scene_names(version, (train, val))
+    names, tests = scene_names(SPLITS[version], (train, val)), scene_names(("test",), (test,))
     options = dict(keyframes=keyframes, objects=objects, reach=reach, top_speed=top_speed)
     options |= dict(size=list(size), version=version, seed=seed)
     settings = dict(name="synthetic_nuscenes", format=FORMAT, train=train, val=val, **options)
+    if test:
+        settings["test"] = test
 
     def write(folder: Path) -> None:
         write_scenes(folder, names, **options)
+        versions = [version]
+        if tests:
+            write_scenes(folder, tests, **{**options, "version": TEST_VERSION}, first=len(names))
+            versions.append(TEST_VERSION)
         prepare = ROOT / "tools" / "dataset_converters" / "prepare_nuscenes.py"
-        subprocess.run([sys.executable, prepare, folder, "--version", version], check=True)
+        for each in versions:
+            subprocess.run([sys.executable, prepare, folder, "--version", each], check=True)
 
     return write_folder(out_dir, settings, write)
 
@@ -332,6 +351,7 @@ def main() -> int:
     parser.add_argument("out_dir", type=Path, help="folder to make")
     parser.add_argument("--train", type=int, default=2, help="training scenes")
     parser.add_argument("--val", type=int, default=1, help="validation scenes")
+    parser.add_argument("--test", type=int, default=0, help="scenes of v1.0-test, not annotated")
     parser.add_argument("--keyframes", type=int, default=10)
     parser.add_argument("--objects", type=int, default=10, help="besides one of every category")
     parser.add_argument("--reach", type=float, default=math.inf, help="maximum distance in metres")

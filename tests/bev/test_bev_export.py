@@ -1,5 +1,9 @@
 """BEVFormer v2 as one function whose history goes in and comes out."""
 
+import re
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,8 @@ pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 from bev.samples import surround_cameras
-from bev.small_detector import SIZE, build, images, sample
+from bev.small_detector import CHANNELS, SIZE, build, images, sample
+from helpers import ROOT
 
 from dcnv4_mm.export.wrappers import Boxes3D
 
@@ -40,16 +45,16 @@ def projections(poses, current, offsets):
     return np.stack([cameras @ np.linalg.inv(poses[k]) @ poses[current] for k in frames]), exists
 
 
-def expected(detector, drive, current, known):
-    """The detector's own scores and boxes, with the frames that are known."""
+def expected(detector, drive, current, offsets, known):
+    """The detector's own boxes and scores, with the frames that are known."""
     pixels, poses = drive
-    matrices, exists = projections(poses, current, FRAMES)
-    exists = [e and offset <= known for offset, e in zip(FRAMES, exists, strict=True)]
+    matrices, exists = projections(poses, current, offsets)
+    exists = [e and offset <= known for offset, e in zip(offsets, exists, strict=True)]
     frames = [
         pixels[:, current + offset] if e else torch.zeros_like(pixels[:, 0])
-        for offset, e in zip(FRAMES, exists, strict=True)
+        for offset, e in zip(offsets, exists, strict=True)
     ]
-    packed = sample(frames=FRAMES, valid=tuple(exists))
+    packed = sample(frames=offsets, valid=tuple(exists))
     packed.set_metainfo(dict(lidar2img=matrices))
     logits, codes = detector._forward(dict(imgs=torch.cat(frames, dim=1)), [packed])
     return detector.pts_bbox_head.coder.boxes(codes[-1]), logits[-1].sigmoid()
@@ -70,10 +75,44 @@ def test_a_loop_over_frames_equals_the_detector(detector, drive, online):
         if newest < delay:
             continue
         for ours, plain in zip(
-            (boxes, scores), expected(detector, drive, current, delay), strict=True
+            (boxes, scores), expected(detector, drive, current, FRAMES, delay), strict=True
         ):
             torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     assert [len(program.offsets), program.history_length] == ([2, 2] if online else [3, 3])
+
+
+@torch.no_grad()
+def test_the_loop_of_the_page(drive, monkeypatch, capsys):
+    """In place of a file, onnxruntime runs the function itself."""
+    page = (ROOT / "docs" / "export.md").read_text()
+    section = page.split("\n## BEVFormer v2 frame by frame\n")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    for published, small in ((256, CHANNELS), (640, SIZE[0]), (1600, SIZE[1]), ("> 0.3", "> 0")):
+        assert str(published) in block
+        block = block.replace(str(published), str(small))
+    detector = build(frames=2).eval()
+    program, found = Boxes3D(detector, (-1, 0)), []
+    names = ["images", "lidar_to_image", "exists", *(f"history_{i}" for i in range(4))]
+
+    def run(outputs, inputs):
+        assert list(inputs) == names
+        results = program(*(torch.from_numpy(array) for array in inputs.values()))
+        found.append(results[:2])
+        return [tensor.numpy() for tensor in results]
+
+    nodes = [SimpleNamespace(name=name) for name in names]
+    session = SimpleNamespace(get_inputs=lambda: nodes, run=run)
+    fake = SimpleNamespace(InferenceSession=lambda path: session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    cameras = surround_cameras(SIZE).double().numpy()
+    frames = zip(drive[0][0].numpy(), [cameras] * COUNT, drive[1], strict=True)
+    exec(block, dict(drive=frames))
+    assert len(found) == COUNT
+    assert capsys.readouterr().out
+    for current, results in enumerate(found):
+        plain = expected(detector, drive, current, (-1, 0), 0)
+        for ours, own in zip(results, plain, strict=True):
+            torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

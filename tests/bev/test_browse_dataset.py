@@ -12,7 +12,7 @@ pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 
 pytestmark = pytest.mark.mmdet3d
 
-CONFIG = "bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d"
+CONFIG = "bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d"
 
 
 def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev.small_detector import SIZE, build, images, losses_of, sample
+from bev.small_detector import CHANNELS, SIZE, build, images, losses_of, sample
 
 from dcnv4_mm.bev.feature_cache import FeatureCache
 from dcnv4_mm.bev.layers.grid_mask import GridMask
@@ -202,6 +203,14 @@ def test_wrong_inputs(detector):
         losses_of(detector, images(frames=1), [sample()])
     with pytest.raises(ValueError, match="the same frames"):
         losses_of(detector, images(batch=2), [sample(), sample(frames=(-2, -1, 0))])
+    # A single embedding would broadcast over all cameras, and a model without fusion would ignore
+    # the other frames.
+    detector.pts_bbox_head.transformer.cams_embeds = nn.Parameter(torch.zeros(1, CHANNELS))
+    with pytest.raises(ValueError, match=r"1 cameras.* got 6"):
+        losses_of(detector, images(), [sample()])
+    for expected in (1, 2):
+        with pytest.raises(ValueError, match=f"expected {expected} frames.* got 3"):
+            losses_of(build(frames=expected), images(), [sample()])
 
 
 def test_grid_mask():

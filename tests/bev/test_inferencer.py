@@ -1,5 +1,6 @@
 """The inferencer: by name, what the model finds in samples of an info file, and their images."""
 
+import re
 import runpy
 import sys
 from functools import partial
@@ -20,7 +21,7 @@ from mmengine.registry import init_default_scope
 from dcnv4_mm.bev.drawing import draw_mosaic
 from dcnv4_mm.bev.inferencer import MultiViewDet3DInferencer
 
-NAME = "bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d"
+NAME = "bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d"
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +154,85 @@ def test_streaming_is_the_same_as_samples_of_a_file(checkpoint, inferencer, expe
             rtol=1e-4,
             atol=1e-4,
         )
-    with pytest.raises(ValueError, match=r"expected 6.* got 5"):
-        detector(dict(list(cameras.items())[:5]), ego2global=np.eye(4))
+    # Other cameras begin another scene.
+    detector.reset()
+    renamed = {f"RIG_{i}": camera for i, camera in enumerate(cameras.values())}
+    first = detector(renamed, ego2global=np.eye(4), lidar2ego=mount)
+    alone = StreamingDetector(config, checkpoint, device="cpu")
+    again = alone(cameras, ego2global=np.array(info["ego2global"]), lidar2ego=mount)
+    torch.testing.assert_close(first.scores_3d, again.scores_3d)
+
+
+@pytest.fixture(scope="module")
+def stream(checkpoint):
+    from dcnv4_mm.bev.streaming import StreamingDetector
+
+    config = get_config(f"dcnv4_mm::bevformerv2/{NAME}.py")
+    return StreamingDetector(config, checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        (dict(count=5), "expected 6.* got 5"),
+        (dict(img=np.zeros((90, 160), np.uint8)), r"img of camera C0.*\(90, 160\)"),
+        (dict(img=np.zeros((90, 160, 3))), "img of camera C0.*uint8.*float64"),
+        (dict(cam2img=np.eye(4)), r"cam2img of camera C0.*\(3, 3\), got \(4, 4\)"),
+        (dict(cam2img=np.full((3, 3), np.nan)), "cam2img of camera C0.*finite"),
+        (dict(lidar2cam=np.eye(4)[:3]), r"lidar2cam of camera C0.*got \(3, 4\)"),
+        (dict(lidar2cam=np.vander([1, 2, 3, 4.0])), "lidar2cam of camera C0.*last row"),
+        (dict(lidar2cam=None), "camera C0: lidar2cam"),
+        (dict(ego2global=np.eye(3)), r"ego2global.*got \(3, 3\)"),
+        (dict(img=np.zeros((90, 200, 3), np.uint8)), r"2 sizes"),
+    ],
+)
+def test_wrong_frames_of_a_stream(stream, change, facts):
+    stream.reset()
+    camera = dict(
+        img=np.zeros((90, 160, 3), np.uint8), cam2img=np.eye(3), lidar2cam=np.eye(4, dtype=float)
+    )
+    change = dict(change)
+    count, pose = change.pop("count", 6), change.pop("ego2global", np.eye(4))
+    cameras = {f"C{i}": dict(camera) for i in range(count)}
+    for key, value in change.items():
+        if value is None:
+            del cameras["C0"][key]
+        else:
+            cameras["C0"][key] = value
+    with pytest.raises(ValueError, match=facts):
+        stream(cameras, ego2global=pose)
+
+
+def test_the_cameras_of_a_stream_stay(stream):
+    stream.reset()
+    camera = dict(img=np.zeros((90, 160, 3), np.uint8), cam2img=np.eye(3), lidar2cam=np.eye(4))
+    names = [f"C{i}" for i in range(6)]
+    assert stream(dict.fromkeys(names, camera), ego2global=np.eye(4)).scores_3d.isfinite().all()
+    with pytest.raises(ValueError, match=r"C0, C1.* got C5, C4"):
+        stream(dict.fromkeys(names[::-1], camera), ego2global=np.eye(4))
+
+
+def test_a_rig_of_two_cameras():
+    """Any number and names, as the model has."""
+    from dcnv4_mm.bev.streaming import StreamingDetector
+
+    config = get_config(f"dcnv4_mm::bevformerv2/{NAME}.py")
+    config.model.pts_bbox_head.num_cameras = 2
+    stream = StreamingDetector(config, None, device="cpu")
+    intrinsics = np.array([[80.0, 0, 80], [0, 80, 45], [0, 0, 1]])
+    front = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    rear = front @ np.diag([-1.0, -1, 1, 1])
+    noise = np.random.default_rng(0).integers(0, 255, (2, 90, 160, 3), np.uint8)
+    cameras = {
+        name: dict(img=img, cam2img=intrinsics, lidar2cam=pose)
+        for name, img, pose in zip(("AHEAD", "BEHIND"), noise, (front, rear), strict=True)
+    }
+    for step in range(2):
+        pose = np.eye(4)
+        pose[1, 3] = 2.0 * step
+        found = stream(cameras, ego2global=pose)
+        assert found.bboxes_3d.tensor.isfinite().all()
+        assert len(found.scores_3d) == len(found.labels_3d) == len(found.bboxes_3d) > 0
 
 
 def test_a_frame_goes_through_the_backbone_once(checkpoint, infos, expected):
@@ -206,6 +284,35 @@ def test_what_cannot_be_built(checkpoint, infos, tmp_path):
         MultiViewDet3DInferencer(NAME, other, infos=infos)
     with pytest.raises(FileNotFoundError):
         MultiViewDet3DInferencer(NAME, checkpoint, infos=tmp_path / "none.pkl", device="cpu")
+
+
+def test_the_stream_of_the_page(tmp_path, monkeypatch):
+    config = get_config(f"dcnv4_mm::bevformerv2/{NAME}.py")
+    config.model.pts_bbox_head.num_cameras = 1
+    config.dump(tmp_path / "config.py")
+    init_default_scope("mmdet3d")
+    weights = dict(
+        state_dict=MODELS.build(config.model).state_dict(), meta=dict(mmengine_version="0.10.7")
+    )
+    torch.save(weights, tmp_path / "epoch_24.pth")
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "docs" / "bev.md").read_text().split("\n## Images of your own cameras\n")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].replace("> 0.3", "> 0")
+    mounting = np.eye(4)
+    mounting[2, 3] = 1.84
+    names = dict(
+        image=np.zeros((90, 160, 3), np.uint8),
+        intrinsics=np.array([[80.0, 0, 80], [0, 80, 45], [0, 0, 1]]),
+        extrinsics=np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]),
+        pose=np.eye(4),
+        mounting=mounting,
+    )
+    exec(block, names)
+    in_lidar_frame = names["near"].gravity_center.numpy()
+    assert len(in_lidar_frame) > 0
+    np.testing.assert_allclose(
+        names["in_ego_frame"] - in_lidar_frame, [[0, 0, 1.84]] * len(in_lidar_frame), atol=1e-5
+    )
 
 
 @pytest.fixture

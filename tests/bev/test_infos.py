@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import runpy
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 from bev.synthetic_samples import build_dataset, changed_copy, load_infos
+from helpers import ROOT
 from mmdet3d.evaluation.metrics import NuScenesMetric
 from pyquaternion import Quaternion
 
@@ -145,3 +147,17 @@ def test_prepare_names_what_is_missing(run_tool, tmp_path, nuscenes_root):
     shutil.copytree(nuscenes_root / "v1.0-mini", tmp_path / "v1.0-mini")
     result = run_tool("prepare_nuscenes.py", tmp_path, "--version=v1.0-mini", cwd=tmp_path)
     assert "lacks maps, samples/CAM_FRONT," in result.message
+
+
+def test_train_and_val_can_be_merged(nuscenes_root, tmp_path):
+    """Every sample has its neighbours as in its own file."""
+    for split in ("train", "val"):
+        shutil.copy(nuscenes_root / f"bevformerv2_infos_{split}.pkl", tmp_path)
+    tool = runpy.run_path(str(ROOT / "tools" / "dataset_converters" / "prepare_nuscenes.py"))
+    both = build_dataset(nuscenes_root, "val", ann_file=str(tool["merge"](tmp_path)))
+    parts = [build_dataset(nuscenes_root, split) for split in ("train", "val")]
+    infos = [part.get_data_info(i) for part in parts for i in range(len(part))]
+    assert [both.get_data_info(i)["token"] for i in range(len(both))] == [i["token"] for i in infos]
+    first = len(parts[0])
+    assert both[first]["data_samples"].frame_valid == parts[1][0]["data_samples"].frame_valid
+    assert both[first]["data_samples"].sample_idx == first

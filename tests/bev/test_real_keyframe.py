@@ -22,7 +22,7 @@ from mmengine.runner import save_checkpoint
 
 FOLDER = ROOT / "data" / "nuscenes_demo"
 CONFIG = ROOT / "configs" / "bevformerv2" / "bevformerv2_r50_fpn_16xb1-24e-t1_nus-3d.py"
-SMALL = CONFIG.with_name("bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d.py")
+SMALL = CONFIG.with_name("bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d.py")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.mmdet3d, pytest.mark.slow]
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 
-NAME = "bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d.py"
+NAME = "bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d.py"
 CONFIG = ROOT / "configs" / "bevformerv2" / NAME
 OPTIONS = [
     *(f"{phase}_dataloader.num_workers=0" for phase in ("train", "val", "test")),

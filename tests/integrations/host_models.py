@@ -20,7 +20,7 @@ _MODELS = {
         {"model.num_queries": 10, "model.encoder.num_layers": 1, "model.decoder.num_layers": 1},
     ),
     "bevformerv2": (
-        "bevformerv2/bevformerv2_r18_fpn_1xb2-100e-bi3_synthetic-nus-3d.py",
+        "bevformerv2/bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d.py",
         {"model.pts_bbox_head.bev_shape": (16, 16), "model.pts_bbox_head.encoder.num_layers": 1},
     ),
 }

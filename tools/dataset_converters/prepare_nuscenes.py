@@ -25,9 +25,10 @@ SENSORS = (
 )
 PREFIX = "bevformerv2"
 SPLITS = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("train", "val"), "v1.0-test": ("test",)}
-# mmdet3d's converter has its folder written into it, and lies beside its package's code.
+# mmdet3d's converter has its folder written into it, and lies beside its package's code. Everything
+# runs in one process: importing mmdet3d takes longer than a small dataset.
 CONVERT = f"""
-import sys
+import runpy, sys
 from pathlib import Path
 from dcnv4_mm.integrations import install
 install()
@@ -35,10 +36,13 @@ import mmdet3d
 sys.path.insert(0, str(Path(mmdet3d.__file__).parent / ".mim"))
 from tools.dataset_converters.nuscenes_converter import create_nuscenes_infos
 from tools.dataset_converters.update_infos_to_v2 import update_pkl_infos
-create_nuscenes_infos("./data/nuscenes", "{PREFIX}", version=sys.argv[1], max_sweeps=0)
-for split in sys.argv[2:]:
-    path = f"./data/nuscenes/{PREFIX}_infos_{{split}}.pkl"
-    update_pkl_infos("nuscenes", out_dir="./data/nuscenes", pkl_path=path)
+root, version, extend, *splits = sys.argv[1:]
+create_nuscenes_infos("./data/nuscenes", "{PREFIX}", version=version, max_sweeps=0)
+for split in splits:
+    path = f"{{root}}/{PREFIX}_infos_{{split}}.pkl"
+    update_pkl_infos("nuscenes", out_dir=root, pkl_path=path)
+    sys.argv = [extend, "--data-root", root, "--version", version, "--infos", path, "--out", path]
+    runpy.run_path(extend, run_name="__main__")
 """
 
 
@@ -84,18 +88,13 @@ def main() -> None:
             f"error: {root} lacks {', '.join(absent)}: unpack all parts of nuScenes "
             f"{args.version} there (docs/bev.md)"
         )
+    extend = Path(__file__).resolve().with_name("add_bevformerv2_infos.py")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "data").mkdir()
         (Path(folder) / "data" / "nuscenes").symlink_to(root)
-        command = [sys.executable, "-c", CONVERT, args.version, *splits]
+        command = [sys.executable, "-c", CONVERT, root, args.version, extend, *splits]
         if subprocess.run(command, cwd=folder).returncode:
-            sys.exit("error: mmdet3d's converter failed, see above")
-    extend = Path(__file__).with_name("add_bevformerv2_infos.py")
-    for split in splits:
-        path = root / f"{PREFIX}_infos_{split}.pkl"
-        options = ["--data-root", root, "--version", args.version, "--infos", path, "--out", path]
-        if subprocess.run([sys.executable, extend, *options]).returncode:
-            sys.exit(f"error: {path} could not be extended, see above")
+            sys.exit(f"error: the infos of {root} could not be made, see above")
     if args.merge:
         print(f"{merge(root)}: the samples of both")
 

@@ -202,6 +202,9 @@ class Pack3DDetInputs(BaseTransform):
 
     Args:
         meta_keys: Further keys of the info to keep in the metainfo.
+
+    Raises:
+        ValueError: The images of a sample have different sizes.
     """
 
     def __init__(
@@ -221,6 +224,12 @@ class Pack3DDetInputs(BaseTransform):
     def transform(self, results: dict) -> dict:
         frames = results["frames"]
         current = frames[results["frame_offsets"].index(0)]
+        sizes = {image.shape[:2] for frame in frames if frame for image in frame["imgs"]}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images of a sample have {len(sizes)} sizes after the frame pipeline, "
+                f"{sorted(sizes)}: resize or crop them to one, with their intrinsics"
+            )
         nothing = [np.zeros_like(image) for image in current["imgs"]]
         imgs = np.stack(
             [image for frame in frames for image in (frame["imgs"] if frame else nothing)]

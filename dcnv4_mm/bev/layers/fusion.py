@@ -33,6 +33,7 @@ class TemporalFusion(nn.Module):
     ) -> None:
         super().__init__()
         norm_cfg = norm_cfg or dict(type="SyncBN")
+        self.num_frames = num_frames
         channels = num_frames * embed_dims
         inter_channels = inter_channels or channels
         shortcut = None

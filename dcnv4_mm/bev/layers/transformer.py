@@ -74,7 +74,15 @@ class BEVTransformer(nn.Module):
 
         Returns:
             (B, Q, C).
+
+        Raises:
+            ValueError: The model has another number of cameras.
         """
+        cameras, expected = features[0].shape[1], len(self.cams_embeds)
+        if cameras != expected:
+            raise ValueError(
+                f"expected images of {expected} cameras, as the model's num_cameras, got {cameras}"
+            )
         batch = lidar_to_image.shape[0]
         # [B, N, h * w, C] by level.
         maps = [
@@ -114,7 +122,17 @@ class BEVTransformer(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
     def fuse(self, bevs: Tensor, valid: Tensor, current: int) -> Tensor:
-        """Fuses the BEV features of all frames, (B, T, Q, C); ``valid`` (B, T) says which exist."""
+        """Fuses the BEV features of all frames, (B, T, Q, C); ``valid`` (B, T) says which exist.
+
+        Raises:
+            ValueError: The model has another number of frames.
+        """
+        frames, expected = bevs.shape[1], self.fusion.num_frames if self.fusion else 1
+        if frames != expected:
+            raise ValueError(
+                f"expected {expected} frames, as fusion.num_frames of the BEV head, got {frames} "
+                "from the dataset"
+            )
         if self.fusion is None:
             return bevs[:, current]
         return self.fusion(fill_missing(bevs, valid, current), self.encoder.bev_shape)
@@ -142,7 +160,10 @@ class BEVTransformer(nn.Module):
         Returns:
             As :class:`ObjectDecoder` returns.
         """
-        query_pos, content = queries.expand(bev_embed.shape[0], -1, -1).chunk(2, dim=-1)
+        # Contiguous: torch's decomposition of matmul compares strides. The 2 * C of a chunk would
+        # equal B * C for two example samples, and an exported graph would serve no other batch.
+        parts = queries.expand(bev_embed.shape[0], -1, -1).chunk(2, dim=-1)
+        query_pos, content = (part.contiguous() for part in parts)
         learned = self.reference_points(query_pos).float().sigmoid()
         if reference_points is not None:
             learned = torch.where(reference_points.isfinite(), reference_points, learned)
