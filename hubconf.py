@@ -6,6 +6,8 @@ model = torch.hub.load(".", "flash_internimage_tiny", source="local", weights="r
 from pathlib import Path as _Path
 from typing import Any as _Any
 
+import torch as _torch
+
 from dcnv4_mm.backbones import FlashInternImage as _FlashInternImage
 from dcnv4_mm.checkpoints import load_released as _load_released
 
@@ -17,15 +19,24 @@ def flash_internimage(arch: str = "t", weights: str | _Path | None = None, **arg
 
     Args:
         arch: As for :class:`dcnv4_mm.backbones.FlashInternImage`.
-        weights: A released file, or one in our spelling, that fits completely.
+        weights: A released file, or one in our spelling, that fits completely; or its URL, which is
+            downloaded once to torch.hub's folder.
         arguments: More arguments of the backbone; by default it is the released classifier.
     """
     scale = None if arch in ("t", "tiny") else 1e-5
     arguments = {"num_classes": 1000, "layer_scale": scale, **arguments}
     model = _FlashInternImage(arch, **arguments)
     if weights is not None:
-        _load_released(model, weights)
+        _load_released(model, _downloaded(weights) if "://" in str(weights) else weights)
     return model
+
+
+def _downloaded(url: str) -> _Path:
+    path = _Path(_torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _torch.hub.download_url_to_file(url, str(path))
+    return path
 
 
 def flash_internimage_tiny(**arguments: _Any):

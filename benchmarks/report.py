@@ -324,7 +324,7 @@ def _accuracies(rows: list[Row]) -> str:
 
 
 def megapixels(case: str) -> float:
-    """Number of pixels of all images of a case such as "T 4x224x224"."""
+    """Megapixels of all images of a case such as "T 4x224x224"."""
     batch, rows, columns = map(int, re.findall(r"\d+", case)[-3:])
     return 1e-6 * batch * rows * columns
 

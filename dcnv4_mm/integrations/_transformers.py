@@ -122,7 +122,7 @@ class _WithOurFunction(nn.Module):
 def is_swapped(module: nn.Module) -> bool:
     """Whether a module, without its children, is one that swapping has changed."""
     return isinstance(module, (Attention, _WithOurFunction)) or any(
-        function in vars(module).values() for function in _FUNCTIONS.values()
+        value is function for value in vars(module).values() for function in _FUNCTIONS.values()
     )
 
 
@@ -152,8 +152,9 @@ def find_replacements(model: nn.Module) -> list[Callable[[], None]]:
 
 
 def _is_attention_layer(module: nn.Module) -> bool:
-    linears = (getattr(module, name, None) for name in ("sampling_offsets", "attention_weights"))
-    return all(isinstance(linear, nn.Linear) for linear in linears) and any(
+    # Linear layers, or what an adapter or quantization has put in their place.
+    names = ("sampling_offsets", "attention_weights")
+    return all(isinstance(getattr(module, name, None), nn.Module) for name in names) and any(
         cls.__module__.split(".")[0] in _PACKAGES for cls in type(module).__mro__
     )
 

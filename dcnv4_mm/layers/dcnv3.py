@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
-from dcnv4_mm.ops.arguments import read_int
+from dcnv4_mm.ops.arguments import read_float, read_int
 from dcnv4_mm.ops.dcnv4.layout import num_points
 from dcnv4_mm.ops.functional import dcnv3
 
@@ -71,10 +71,14 @@ class DCNv3(nn.Module):
         self.groups = groups
         self.kernel_size = kernel_size
         self.dilation = dilation
-        self.offset_scale = offset_scale
+        self.offset_scale = read_float("offset_scale", offset_scale)
         self.remove_center = remove_center
 
+        if not isinstance(remove_center, bool):
+            raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
         points = num_points((kernel_size, kernel_size), remove_center)
+        if points < 1:
+            raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger one")
         self.center_feature_scale_proj = (
             nn.Linear(channels, groups) if center_feature_scale else None
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
-from dcnv4_mm.ops.arguments import read_int, read_pair
+from dcnv4_mm.ops.arguments import read_float, read_int, read_pair
 from dcnv4_mm.ops.dcnv4.layout import num_points, offset_mask_channels, output_size
 from dcnv4_mm.ops.functional import dcnv4
 
@@ -80,15 +80,13 @@ class DCNv4(nn.Module):
                 raise ValueError(f"dw_kernel_size must be odd, got {dw_kernel_size}")
         if not isinstance(remove_center, bool):
             raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
-        if not math.isfinite(offset_scale):
-            raise ValueError(f"offset_scale must be a finite number, got {offset_scale}")
         self.channels = channels
         self.groups = groups
         self.kernel_size = read_pair("kernel_size", kernel_size, minimum=1)
         self.stride = read_pair("stride", stride, minimum=1)
         self.padding = read_pair("padding", padding, minimum=0)
         self.dilation = read_pair("dilation", dilation, minimum=1)
-        self.offset_scale = offset_scale
+        self.offset_scale = read_float("offset_scale", offset_scale)
         self.remove_center = remove_center
 
         points = num_points(self.kernel_size, remove_center)

@@ -2,8 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["check_dense", "check_floating"]
+from dcnv4_mm.ops._extension import load_library
+
+__all__ = ["check_dense", "check_floating", "kernels_check"]
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -12,8 +15,9 @@ def check_dense(name: str, tensor: Tensor) -> None:
     """Raises unless the argument is a dense tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        got = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {got}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -21,3 +25,23 @@ def check_floating(name: str, tensor: Tensor) -> None:
     check_dense(name, tensor)
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
+
+
+def kernels_check(*tensors: Tensor) -> bool:
+    """Whether a call with these tensors goes to compiled kernels, which check all of it.
+
+    Checks before the call, which cost more time than a kernel takes on a small tensor, are then
+    needed only to explain a failure.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._is_any_autocast_enabled()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for tensor in tensors:
+        # No subclass: fake tensors, for one, have no kernels.
+        if type(tensor) is not Tensor or not (tensor.is_cpu or tensor.is_cuda):
+            return False
+    return load_library("cpu" if tensor.is_cpu else "cuda") is None

@@ -77,18 +77,29 @@ class RawOperator:
             return self.forward(*arguments)
         if forward_ad._current_level >= 0:
             return self.reference(*arguments)
+        return self.eager(*arguments)
+
+    def eager(self, *arguments: Any) -> Tensor:
+        """The same outside of compiled and traced code and of forward mode, in less time."""
         if torch._C._are_functorch_transforms_active():
-            return _TransformedForward.apply(self, *arguments)
-        if _needs_graph(arguments[: self.tensors]):
-            return _Forward.apply(self, *arguments)
-        return _below_autograd(self.forward, arguments)
+            return self._apply(_TransformedForward, arguments)
+        if torch.is_grad_enabled():
+            for tensor in arguments[: self.tensors]:
+                if tensor.requires_grad:
+                    return self._apply(_Forward, arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.forward(*arguments)
 
     def _dispatch(self, arguments: tuple[Any, ...]) -> Tensor:
         if _has_tangent(arguments) or torch._C._are_functorch_transforms_active():
             return self.reference(*arguments)
         if _needs_graph(arguments):
-            return _Forward.apply(self, *arguments)
+            return self._apply(_Forward, arguments)
         return _below_autograd(self.forward, arguments)
+
+    def _apply(self, function: type["_Forward"], arguments: tuple[Any, ...]) -> Tensor:
+        # One argument for all that is no tensor: autograd takes time for each.
+        return function.apply(self, arguments[self.tensors :], *arguments[: self.tensors])
 
     def gradients(self, grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         """Computes what ``backward`` does, by differentiable operators of torch."""
@@ -110,17 +121,20 @@ class _Forward(torch.autograd.Function):
 
     # Not setup_context: torch then inspects the signature of forward in every call.
     @staticmethod
-    def forward(ctx: Any, operator: RawOperator, *arguments: Any) -> Tensor:
-        _save(ctx, operator, arguments)
-        return _below_autograd(operator.forward, arguments)
+    def forward(ctx: Any, operator: RawOperator, options: tuple[Any, ...], *tensors: Any) -> Tensor:
+        ctx.operator, ctx.options = operator, options
+        ctx.save_for_backward(*tensors)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.forward(*tensors, *options)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         operator: RawOperator = ctx.operator
-        needs = ctx.needs_input_grad[1 : 1 + operator.differentiable]
-        if any(ctx.needs_input_grad[1 + operator.differentiable :]):
+        _, _, first, *others = ctx.needs_input_grad
+        count = operator.differentiable - 1
+        if any(others[count:]):
             raise NotImplementedError(
-                f"{operator.forward} has gradients of its first {operator.differentiable} tensors "
+                f"{operator.forward} has gradients of its first {count + 1} tensors "
                 "only: detach() the others"
             )
         arguments = (
@@ -128,10 +142,10 @@ class _Forward(torch.autograd.Function):
             *ctx.saved_tensors,
             *ctx.options,
             torch.are_deterministic_algorithms_enabled(),
-            needs[0],
-            any(needs[1:]),
+            first,
+            any(others),
         )
-        gradients: Sequence[Tensor]
+        gradients: Sequence[Tensor | None]
         if forward_ad._current_level >= 0:
             gradients = operator.gradients(*arguments)
         elif torch._C._are_functorch_transforms_active():
@@ -142,26 +156,34 @@ class _Forward(torch.autograd.Function):
             gradients = operator.backward(*arguments)
         else:
             gradients = _below_autograd(operator.backward, arguments)
-        needed = (grad if need else None for grad, need in zip(gradients, needs, strict=True))
-        others = len(ctx.needs_input_grad) - 1 - operator.differentiable
-        return None, *needed, *[None] * others
+        needs = (first, *others[:count])
+        if not all(needs):
+            gradients = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+        return None, None, *gradients, *[None] * (len(others) - count)
 
 
 class _TransformedForward(_Forward):
     """Reverse mode within transforms of ``torch.func``."""
 
     @staticmethod
-    def forward(operator: RawOperator, *arguments: Any) -> Tensor:  # type: ignore[override]
-        return _below_autograd(operator.forward, arguments)
+    def forward(operator: RawOperator, options: tuple[Any, ...], *tensors: Any) -> Tensor:  # type: ignore[override]
+        return _below_autograd(operator.forward, (*tensors, *options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs[0], inputs[1:])
+        ctx.operator, ctx.options, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], operator: RawOperator, *arguments: Any) -> Any:
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        operator: RawOperator,
+        options: tuple[Any, ...],
+        *tensors: Any,
+    ) -> Any:
         rule = _batching_rule(operator, operator.batched)
-        return rule(info, in_dims[1:], *arguments)
+        return rule(info, in_dims[2:], *tensors, *options)
 
 
 class _Backward(torch.autograd.Function):
@@ -195,12 +217,6 @@ class _Backward(torch.autograd.Function):
             return _Backward.apply(operator, *folded)
 
         return _batching_rule(call, operator.batched + 1)(info, in_dims[1:], *arguments)
-
-
-def _save(ctx: Any, operator: RawOperator, arguments: Sequence[Any]) -> None:
-    ctx.operator = operator
-    ctx.save_for_backward(*arguments[: operator.tensors])
-    ctx.options = arguments[operator.tensors :]
 
 
 def _below_autograd(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> Any:

@@ -1,10 +1,31 @@
 """The numbers and pairs of numbers that operators and layers take."""
 
+import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import SupportsIndex
 
-__all__ = ["read_int", "read_pair"]
+__all__ = ["read_float", "read_int", "read_pair"]
+
+
+def read_float(name: str, argument: object) -> float:
+    """Reads a finite number of Python or NumPy.
+
+    Raises:
+        TypeError: It is not a number. A tensor is not one, as its gradient would be lost.
+        ValueError: It is not finite.
+    """
+    # A float goes through as it is: that of a compiled graph is a symbol. NumPy's becomes one, as
+    # torch.compile takes numbers of NumPy for tensors.
+    if type(argument) is not float:
+        if not isinstance(argument, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {argument!r}")
+        argument = float(argument)
+    # Not math.isfinite, as that breaks the graph of torch.compile(dynamic=True).
+    if not -math.inf < argument < math.inf:
+        raise ValueError(f"{name} must be a finite number, got {argument}")
+    return argument
 
 
 def read_int(name: str, argument: SupportsIndex, *, minimum: int) -> int:

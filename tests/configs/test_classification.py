@@ -40,9 +40,9 @@ NO_COUNTERPART = {
     "backbone.res_post_norm": "InternImage's options, off",
     "backbone.use_clip_projector": "InternImage's options, off",
     "backbone.pretrained_file": "none is named; L starts from the released file of ImageNet-22k",
-    "data.num_gpus_commented": "nothing said",
-    "data.total_batch_commented": "nothing said",
-    "schedule.runner": "nothing said",
+    "data.num_gpus_commented": "not recorded",
+    "data.total_batch_commented": "not recorded",
+    "schedule.runner": "not recorded",
 }
 OPS = {
     "ColorTransform": "ColorIncreasing",

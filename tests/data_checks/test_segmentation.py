@@ -45,8 +45,8 @@ def run(tmp_path, make_runner):
 def test_the_classes_that_occur_are_logged(run):
     assert "The first label maps show 2 of 2 classes" in run()
     heads = {"decode_head": {"num_classes": 3, "out_channels": 3}}
-    said = run(names=3, loader={"num_classes": 3}, **heads)
-    assert "show 2 of 3 classes; not: other" in said
+    printed = run(names=3, loader={"num_classes": 3}, **heads)
+    assert "show 2 of 3 classes; not: other" in printed
 
 
 @pytest.mark.parametrize("values", [(0, 255), (255, 255), (0, 0)])

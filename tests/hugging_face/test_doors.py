@@ -102,6 +102,17 @@ def test_same_logits_through_every_door(classifier, file, folder):
         assert torch.equal(getattr(logits, "logits", logits), expected)
 
 
+def test_hub_downloads_an_address_once(classifier, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    entry = runpy.run_path(str(ROOT / "hubconf.py"))["flash_internimage"]
+    address = file.as_uri()
+    for _ in range(2):
+        model = entry("nano", weights=address, num_classes=7, layer_scale=None)
+        assert torch.equal(model.head.fc.weight, classifier.head.fc.weight)
+        address = address.replace("file://", "nowhere://")
+    assert [p.name for p in tmp_path.rglob("*.pth")] == [file.name]
+
+
 def test_the_command_writes_what_every_door_reads(classifier, folder, tmp_path, monkeypatch):
     weights = load_file(folder / "model.safetensors")
     assert set(weights) == set(classifier.state_dict())

@@ -150,6 +150,16 @@ def test_discrete_sampling_is_refused(name):
     assert not is_swapped(model)
 
 
+def test_linear_layers_may_be_wrapped():
+    """As adapters do; other attributes of the layer may be anything."""
+    layer = make_layer("d_fine")
+    layer.sampling_offsets = nn.Sequential(layer.sampling_offsets)
+    layer.table = torch.zeros(3).numpy()
+    swapped = copy.deepcopy(layer)
+    assert swap_deformable_attention(swapped) == 1
+    assert_same(layer, swapped, make_inputs("d_fine", 4))
+
+
 class OtherSampling(nn.Module):
     """The same arguments, other results."""
 

@@ -89,6 +89,8 @@ def test_new_layer_averages_the_projected_window():
         ({"channels": 32, "groups": 0}, "groups must be at least 1"),
         ({"channels": 32, "groups": 2, "kernel_size": 2}, "kernel_size must be odd"),
         ({"channels": 32, "groups": 2, "dw_kernel_size": 4}, "dw_kernel_size must be odd"),
+        ({"channels": 8, "groups": 2, "kernel_size": 1, "remove_center": True}, "without points"),
+        ({"channels": 8, "groups": 2, "offset_scale": float("nan")}, "finite"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

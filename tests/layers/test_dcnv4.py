@@ -190,6 +190,9 @@ def test_numbers_of_numpy_and_torch():
             dcnv4(x, rows, groups=convert(2), **given), dcnv4(x, rows, groups=2, **arguments)
         )
     assert torch.equal(layer(x.flatten(1, 2), torch.tensor([6, 7])), layer(x).flatten(1, 2))
+    scales = [DCNv4(8, groups=2, offset_scale=s).offset_scale for s in (np.float64(2), 2)]
+    # torch.compile takes numbers of NumPy for tensors.
+    assert [type(scale) for scale in scales] == [float, float]
 
 
 def test_a_kernel_larger_than_the_image_is_refused():

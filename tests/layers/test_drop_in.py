@@ -167,11 +167,21 @@ def test_what_a_replaced_convolution_would_lose_is_refused():
     with pytest.raises(ValueError, match=r"\['0', '1'\] have a parameter in common"):
         swap_convolutions(model, lambda name, conv: name == "1")
     model[1].weight = nn.Parameter(model[0].weight.detach().clone())
-    hook = model[1].register_forward_hook(lambda module, arguments, output: None)
-    with pytest.raises(ValueError, match="'1' has forward hooks"):
+    for register in ("register_forward_hook", "register_full_backward_hook"):
+        hook = getattr(model[1], register)(lambda *arguments: None)
+        with pytest.raises(ValueError, match="'1' has hooks"):
+            swap_convolutions(model, lambda name, conv: True)
+        hook.remove()
+    nn.utils.parametrizations.spectral_norm(model[1])
+    with pytest.raises(ValueError, match="'1' has parametrizations"):
         swap_convolutions(model, lambda name, conv: True)
+    nn.utils.parametrize.remove_parametrizations(model[1], "weight")
+    for held in (model[1], [model[1]], {"last": model[1]}):
+        vars(model)["held"] = held
+        with pytest.raises(ValueError, match="'1' is also in the attribute 'held' of ''"):
+            swap_convolutions(model, lambda name, conv: True)
+    del model.held
     assert all(type(module) is nn.Conv2d for module in model)
-    hook.remove()
     assert swap_convolutions(model, lambda name, conv: True) == 2
 
 

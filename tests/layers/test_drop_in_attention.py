@@ -179,6 +179,8 @@ def test_a_shared_attention_stays_shared():
         (nn.MultiheadAttention(64, 4, kdim=32, vdim=32, batch_first=True), "keys and values"),
         (Attention(40), "group_channels = 16, got 40"),
         (nn.Linear(64, 64), "`proj`"),
+        # As CaiT's attention of the class token alone.
+        (nn.ModuleDict({"q": nn.Linear(64, 64), "proj": nn.Linear(64, 64)}), "`qkv`"),
     ],
 )
 def test_attention_that_does_not_fit_is_refused(attention, message):
@@ -209,3 +211,8 @@ def test_models_that_do_not_tell_are_refused():
         swap_attention(model, Attention, prefix_tokens=0)
     assert type(model.attention) is Attention
     assert swap_attention(model, Attention, prefix_tokens=0, patch_embed="conv") == 1
+    model = Transformer(Attention)
+    model.flat = nn.Sequential(model.patches, nn.Flatten(2))
+    swap_attention(model, Attention, patch_embed="flat")
+    with pytest.raises(ValueError, match=r"^patch_embed: .* got \(1, 64, 6\) from Sequential"):
+        model.flat(images(2, 3))

@@ -50,3 +50,10 @@ def test_bev_cross_attn(device):
     references, hits = empty(2, 2, 9, 4, 2), empty(2, 2, 9, dtype=torch.bool)
     arguments = empty(2, 2, PIXELS, 4, 8), SHAPES, empty(2, 9, 4, 2 * 4 * 3), references, hits
     check(bev_cross_attn(*arguments, num_points=4), (2, 9, 32), device)
+
+
+def test_shapes_are_checked_without_kernels():
+    with pytest.raises(ValueError, match=r"offset_mask: expected .*\(2, 5, 7\), got \(2, 5, 6\)"):
+        dcnv4(empty(2, 5, 7, 32), empty(2, 5, 6, 56), groups=2)
+    with pytest.raises(ValueError, match=r"30 rows, got 29"):
+        flash_deform_attn(empty(2, 29, 4, 8), SHAPES, empty(2, 9, 4, 18), num_points=3)

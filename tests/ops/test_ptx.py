@@ -3,6 +3,7 @@
 The specifications of the kernels run there too, with ``make ptx``; here, every kernel runs once.
 """
 
+import csv
 import ctypes
 import re
 from itertools import product
@@ -14,6 +15,7 @@ from ops.bev_cross_attn import problems as bev
 from ops.dcnv4 import problems as dcnv4
 from ops.flash_deform_attn import problems as attention
 from ops.ptx.compiled import ARCHS, FOLDER, Interpreter, build, ptx_of, readable
+from ops.ptx.count import TABLE, count, nvcc_release
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +105,26 @@ def test_every_kernel(operator, arch):
     }
     assert wide
     assert missing == (wide if arch < 90 else set())
+
+
+def test_dynamic_counts():
+    """Of one shape, against the committed table."""
+    ptx_of("dcnv4")  # skips where there is no nvcc
+    with TABLE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows[0]["nvcc"] != nvcc_release():
+        pytest.skip(f"the table is of nvcc {rows[0]['nvcc']}")
+    calls = {("forward", "float16"), ("forward", "float32"), ("backward", "float16")}
+    found = 0
+    for row in rows:
+        shape = tuple(int(row[name]) for name in ("batch", "edge", "groups", "width"))
+        if shape != (2, 14, 8, 64) or (row["call"], row["dtype"]) not in calls:
+            continue
+        counts = count(int(row["arch"]), shape, row["call"], getattr(torch, row["dtype"]), False)
+        for name, value in counts.items():
+            assert value <= 1.03 * int(row[name]), (row, name)
+        found += 1
+    assert found == len(calls) * len(ARCHS)
 
 
 FAULTS = {

@@ -29,7 +29,7 @@ from torch import func
 from dcnv4_mm.ops.bev_cross_attn.registration import bev_cross_attn_raw
 from dcnv4_mm.ops.dcnv4.registration import dcnv4_raw
 from dcnv4_mm.ops.flash_deform_attn.registration import RAW_OPERATORS
-from dcnv4_mm.ops.functional import bev_cross_attn
+from dcnv4_mm.ops.functional import bev_cross_attn, dcnv4
 
 
 @pytest.fixture(params=CASES)
@@ -88,7 +88,7 @@ def test_transforms_of_a_compiled_function(case, compiler):
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         gradient_penalty(function, case)
     # The graph is there already when it is called within a transform.
-    for transform in (grad, batched_gradients, ensemble, jvp, dual_numbers):
+    for transform in (grad, per_sample_gradients, batched_gradients, ensemble, jvp, dual_numbers):
         assert_same(transform(function, case), transform(case.plain, case))
 
 
@@ -110,7 +110,12 @@ def test_transforms_of_an_exported_function(case, kind):
         function = torch.export.export(Module(), tensors).module()
     else:
         function = torch.jit.trace(Module(), tensors)
-    for transform in (grad, ensemble, jvp, dual_numbers, gradient_penalty, third_derivative):
+    transforms = [grad, batched_gradients, ensemble, jvp, dual_numbers]
+    transforms += [gradient_penalty, third_derivative]
+    if kind == "trace":
+        # An exported program has the batch size of its example.
+        transforms.append(per_sample_gradients)
+    for transform in transforms:
         assert_same(transform(function, case), transform(case.plain, case))
 
 
@@ -144,6 +149,22 @@ def test_a_gradient_that_does_not_exist_is_refused():
     )(references[None])
     with pytest.raises(NotImplementedError, match="detach"):
         outputs.sum().backward()
+
+
+def test_shapes_are_checked_in_every_mode():
+    value, rows = torch.randn(1, 4, 5, 8), torch.randn(1, 4, 4, 27)
+
+    def run(value):
+        return dcnv4(value, rows, groups=1)
+
+    with pytest.raises(ValueError, match="offset_mask"):
+        func.jvp(run, (value,), (value,))
+    with pytest.raises(ValueError, match="offset_mask"):
+        func.vmap(run)(value[None])
+    with pytest.raises(ValueError, match="offset_mask"), torch.autocast("cpu", torch.bfloat16):
+        run(value)
+    with pytest.raises(ValueError, match="one device"):
+        run(value.to("meta"))
 
 
 def border_problem(name):

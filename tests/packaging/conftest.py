@@ -94,9 +94,9 @@ def sdist(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pure_wheel(tmp_path_factory, make_environment, sdist) -> tuple[Path, str]:
-    """The wheel that comes out where torch is missing, and what pip said while building it."""
+    """The wheel that comes out where torch is missing, and what pip printed while building it."""
     folder = tmp_path_factory.mktemp("pure_wheel")
     python = make_environment("setuptools")
     flags = ("--no-deps", "--no-build-isolation", "--wheel-dir", folder)
-    said = run_command(*PIP, f"--python={python}", "wheel", "-v", *flags, sdist, cwd=folder)
-    return next(folder.glob("*.whl")), said
+    printed = run_command(*PIP, f"--python={python}", "wheel", "-v", *flags, sdist, cwd=folder)
+    return next(folder.glob("*.whl")), printed

@@ -128,7 +128,7 @@ def test_nvcc_that_does_not_answer_is_an_error(nvcc, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("nvcc", "torch_cuda", "said", "unsaid"),
+    ("nvcc", "torch_cuda", "expected", "absent"),
     [
         ("13.0", "13.0", "by nvcc 13.0 for 75;80;86;89;90;100;120, and PTX of 120", "left|driver"),
         ("13.0", None, "by nvcc 13.0", "driver"),
@@ -139,10 +139,10 @@ def test_nvcc_that_does_not_answer_is_an_error(nvcc, monkeypatch):
     ],
     indirect=["nvcc"],
 )
-def test_the_build_says_what_the_toolkit_means(nvcc, torch_cuda, said, unsaid):
+def test_the_build_says_what_the_toolkit_means(nvcc, torch_cuda, expected, absent):
     text = remarks(nvcc, torch_cuda)
-    assert re.search(said, text)
-    assert not re.search(unsaid, text)
+    assert re.search(expected, text)
+    assert not re.search(absent, text)
 
 
 def test_old_python_is_an_error(monkeypatch):

@@ -83,14 +83,14 @@ def test_list_names_the_package(run, tmp_path):
 
 
 def test_search_finds_every_model(run, tmp_path):
-    said = run(MIM, "search", "dcnv4_mm", "--valid-config", cwd=tmp_path)
-    assert set(re.findall(r"'([^']+)'", said)) == {model["Name"] for model in models()}
+    shown = run(MIM, "search", "dcnv4_mm", "--valid-config", cwd=tmp_path)
+    assert set(re.findall(r"'([^']+)'", shown)) == {model["Name"] for model in models()}
 
 
 def test_search_shows_models_by_name(run, tmp_path):
     names = [model["Name"] for model in models()]
-    said = run(MIM, "search", "dcnv4_mm", "--config", *names, cwd=tmp_path)
-    assert re.findall(r"config id: (\S+)", said) == names
+    shown = run(MIM, "search", "dcnv4_mm", "--config", *names, cwd=tmp_path)
+    assert re.findall(r"config id: (\S+)", shown) == names
 
 
 def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
@@ -123,8 +123,8 @@ def test_download_of_a_published_checkpoint(run, address, tmp_path):
     """A checkpoint is published, a metafile names it, and mim brings the bytes that were hashed."""
     torch.save({"state_dict": {"x": torch.randn(100)}, "optimizer": {}}, tmp_path / "epoch_1.pth")
     publish = (MIM, "run", "dcnv4_mm", "publish_checkpoint", "epoch_1.pth", "served/x.pth")
-    said = run(*publish, cwd=tmp_path)
-    ((name, digest),) = re.findall(r"served/(x-[0-9a-f]{8}\.pth): .* SHA-256 ([0-9a-f]{64})", said)
+    shown = run(*publish, cwd=tmp_path)
+    ((name, digest),) = re.findall(r"served/(x-[0-9a-f]{8}\.pth): .* SHA-256 ([0-9a-f]{64})", shown)
     assert digest.startswith(name[2:10])
     # A copy of the installed package, ahead of it on the path, with the address in its metafile.
     installed, copy = Path(dcnv4_mm.__file__).parent, tmp_path / "site"
@@ -158,9 +158,9 @@ def test_download_fetches_and_unpacks_a_data_set(run, tmp_path):
 
 
 def test_run_finds_the_tools(run, tmp_path):
-    said = run(MIM, "run", "dcnv4_mm", "print_config", QUICKSTART, cwd=tmp_path)
-    assert "type='MaskRCNN'" in said
-    assert "The script finished successfully" in said
+    shown = run(MIM, "run", "dcnv4_mm", "print_config", QUICKSTART, cwd=tmp_path)
+    assert "type='MaskRCNN'" in shown
+    assert "The script finished successfully" in shown
 
 
 def test_gridsearch_trains_with_every_value(run, tmp_path, data_root):
@@ -181,32 +181,32 @@ def test_lowest_setuptools(run, tmp_path):
     """The highest is what all other tests run on."""
     old = {"PYTHONPATH": str(LOWEST_SETUPTOOLS)}
     version = "import pkg_resources, setuptools; print('VERSION', setuptools.__version__)"
-    said = run(sys.executable, "-c", version, cwd=tmp_path, **old)
+    shown = run(sys.executable, "-c", version, cwd=tmp_path, **old)
     (pinned,) = (ROOT / "requirements" / "lowest.txt").read_text().splitlines()[-1:]
-    assert f"VERSION {pinned.removeprefix('setuptools==')}\n" in said
+    assert f"VERSION {pinned.removeprefix('setuptools==')}\n" in shown
     assert re.search(r"^dcnv4[-_]mm +\d", run(MIM, "list", cwd=tmp_path, **old), re.MULTILINE)
     name = QUICKSTART.removesuffix(".py")
     assert f"config id: {name}" in run(
         MIM, "search", "dcnv4_mm", "--config", name, cwd=tmp_path, **old
     )
     # Its bases are mmdet's, which mmengine finds by pkg_resources.
-    said = run(MIM, "run", "dcnv4_mm", "print_config", QUICKSTART, cwd=tmp_path, **old)
-    assert "type='MaskRCNN'" in said
+    shown = run(MIM, "run", "dcnv4_mm", "print_config", QUICKSTART, cwd=tmp_path, **old)
+    assert "type='MaskRCNN'" in shown
 
 
 def test_train_then_test_by_config_name(run, tmp_path, data_root):
     options = ["--cfg-options", *data_options(data_root)]
     train = ["train", "dcnv4_mm", QUICKSTART, "--gpus", "0", "--work-dir", tmp_path / "work"]
-    said = run(MIM, *train, *options, "train_cfg.max_epochs=1", cwd=tmp_path)
-    assert "Training finished successfully" in said
+    shown = run(MIM, *train, *options, "train_cfg.max_epochs=1", cwd=tmp_path)
+    assert "Training finished successfully" in shown
     checkpoint = tmp_path / "work/epoch_1.pth"
 
     test = ["test", "dcnv4_mm", QUICKSTART, "--checkpoint", checkpoint, "--gpus", "0"]
     output = ["--work-dir", tmp_path / "work", "--out", tmp_path / "found.pkl"]
     options += ["test_evaluator.outfile_prefix=found"]
-    said = run(MIM, *test, *output, *options, cwd=tmp_path)
-    assert "coco/segm_mAP" in said
-    assert "Testing finished successfully" in said
+    shown = run(MIM, *test, *output, *options, cwd=tmp_path)
+    assert "coco/segm_mAP" in shown
+    assert "Testing finished successfully" in shown
 
     # What docs/tools.md says of the host's own plots.
     (config,) = ROOT.glob(f"configs/quickstart/{QUICKSTART}")
@@ -223,8 +223,8 @@ def test_train_with_two_processes(run, tmp_path, data_root):
     train = ["train", "dcnv4_mm", QUICKSTART, "--launcher", "pytorch", "--gpus", "2"]
     options = [*data_options(data_root), "train_cfg.max_epochs=1", "train_cfg.val_interval=5"]
     work = ["--work-dir", tmp_path / "work", "--cfg-options", *options]
-    said = run(MIM, *train, *work, cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert "Training finished successfully" in said
+    shown = run(MIM, *train, *work, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert "Training finished successfully" in shown
     saved = torch.load(tmp_path / "work/epoch_1.pth", weights_only=False)
     # 8 images, less those without objects, in batches of 4 on each of 2 ranks.
     assert saved["meta"]["iter"] == 1

@@ -108,9 +108,9 @@ def test_released_file_is_evaluated_by_mim(run, folder, tmp_path, monkeypatch, o
     config, work = config_of(original).name, tmp_path / "work"
     command = [MIM, "test", "dcnv4_mm", config, "--checkpoint", path, "--gpus", "0"]
     command += ["--work-dir", work, "--out", tmp_path / "found.pkl", "--cfg-options", *texts]
-    said = run(*command, cwd=folder)
+    printed = run(*command, cwd=folder)
     path.unlink()
-    assert "Testing finished successfully" in said
+    assert "Testing finished successfully" in printed
     (log,) = work.glob("*/*.json")
     metrics, found = (
         json.loads(log.read_text()),

@@ -117,15 +117,15 @@ def test_wheel_works_with_torch_alone(kind, request, make_environment, run, tmp_
     python = make_environment("torch")
     path = request.getfixturevalue(kind)
     run(*PIP, f"--python={python}", "install", "--no-deps", path, cwd=tmp_path)
-    said = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
-    assert re.search("SERVED BY compiled.*\nCPU KERNEL True", said)
+    printed = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
+    assert re.search("SERVED BY compiled.*\nCPU KERNEL True", printed)
 
 
 def test_without_torch_a_pure_wheel_is_built_and_says_so(pure_wheel, wheel):
-    path, said = pure_wheel
+    path, printed = pure_wheel
     assert path.name.endswith("-py3-none-any.whl")
     assert names_in(path) == names_in(wheel) - LIBRARIES
-    lines = [line for line in said.splitlines() if "pure-Python build" in line]
+    lines = [line for line in printed.splitlines() if "pure-Python build" in line]
     assert len(lines) == 1
     assert "torch is not importable" in lines[0]
 
@@ -133,9 +133,9 @@ def test_without_torch_a_pure_wheel_is_built_and_says_so(pure_wheel, wheel):
 def test_pure_wheel_works_with_torch_alone(pure_wheel, make_environment, run, tmp_path):
     python = make_environment("torch")
     run(*PIP, f"--python={python}", "install", "--no-deps", pure_wheel[0], cwd=tmp_path)
-    said = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
-    assert "SERVED BY reference" in said
-    assert "not part of this installation" in said
+    printed = run(python, "-c", TORCH_ALONE, cwd=tmp_path)
+    assert "SERVED BY reference" in printed
+    assert "not part of this installation" in printed
 
 
 def test_editable_install_links_what_mim_looks_for(
@@ -167,20 +167,20 @@ def test_editable_install_links_what_mim_looks_for(
 
 def test_absent_kernels_can_be_an_error(sdist, make_environment, run, tmp_path):
     python = make_environment("setuptools")
-    said = run(
+    printed = run(
         *(*PIP, f"--python={python}", "wheel", "--no-deps", "--no-build-isolation", sdist),
         cwd=tmp_path,
         expect=1,
         DCNV4_MM_REQUIRE_EXT="1",
     )
-    assert "DCNV4_MM_REQUIRE_EXT=1 is set, but the kernels cannot be built: torch is not" in said
+    assert "DCNV4_MM_REQUIRE_EXT=1 is set, but the kernels cannot be built: torch is not" in printed
     assert not list(tmp_path.glob("*.whl"))
 
 
 def test_failing_compiler_is_an_error_that_names_the_way_out(sdist, run, tmp_path):
     wheel_command = (*PIP, "wheel", "--no-deps", "--no-build-isolation", sdist)
-    said = run(*wheel_command, cwd=tmp_path, expect=1, CXX="/no/such/compiler")
-    assert "error: the C++ compiler /no/such/compiler is not installed" in said
-    assert "set DCNV4_MM_NO_EXT=1 to install without kernels" in said
+    printed = run(*wheel_command, cwd=tmp_path, expect=1, CXX="/no/such/compiler")
+    assert "error: the C++ compiler /no/such/compiler is not installed" in printed
+    assert "set DCNV4_MM_NO_EXT=1 to install without kernels" in printed
     run(*wheel_command, cwd=tmp_path, CXX="/no/such/compiler", DCNV4_MM_NO_EXT="1")
     assert list(tmp_path.glob("*-py3-none-any.whl"))

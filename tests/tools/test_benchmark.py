@@ -47,8 +47,8 @@ small = held(40)
 print(held(104) - small)
 """
     command = [sys.executable, "-c", code]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert float(said) == pytest.approx(64, abs=8)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(printed) == pytest.approx(64, abs=8)
 
 
 def test_figures_of_every_batch_size(run_tool, tmp_path):

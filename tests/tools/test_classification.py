@@ -94,14 +94,14 @@ def test_test_transform_gives_the_same_pixels(imagenet):
 
 def test_mim_evaluates_a_released_file(imagenet, released):
     folder, scores = imagenet
-    said = run_python(
+    printed = run_python(
         *("-m", "mim", "test", "dcnv4_mm", config_of(T).name, "--checkpoint", released),
         *("--gpus", "0", "--work-dir", "work", "--out", "scores.pkl"),
         *("--cfg-options", *NO_WORKERS, "test_dataloader.batch_size=2"),
         cwd=folder,
     )
-    assert "393 tensors loaded, from the entry 'model'; 393 renamed" in said
-    top1, top5 = re.search(r"accuracy/top1: (\S+)\s+accuracy/top5: (\S+)", said).groups()
+    assert "393 tensors loaded, from the entry 'model'; 393 renamed" in printed
+    top1, top5 = re.search(r"accuracy/top1: (\S+)\s+accuracy/top5: (\S+)", printed).groups()
     assert (float(top1), float(top5)) == (pytest.approx(100 * 4 / 6, abs=1e-3),
                                           pytest.approx(100 * 5 / 6, abs=1e-3))  # fmt: skip
     found = torch.stack(
@@ -128,10 +128,10 @@ def test_fine_tuning_example(own_data, released):
     options = [*NO_WORKERS, "train_cfg.max_epochs=1", f"load_from={released}"]
     options += ["train_dataloader.batch_size=5", "default_hooks.logger.interval=1"]
     train = (TOOLS / "train.py", EXAMPLE.name, "--work-dir", "out")
-    said = run_python(*train, "--cfg-options", *options, cwd=own_data)
-    assert "391 tensors loaded, from the entry 'model'" in said
-    assert "left out 2 (allowed not to fit)" in said
-    assert "accuracy/top1" in said
+    printed = run_python(*train, "--cfg-options", *options, cwd=own_data)
+    assert "391 tensors loaded, from the entry 'model'" in printed
+    assert "left out 2 (allowed not to fit)" in printed
+    assert "accuracy/top1" in printed
     saved = torch.load(own_data / "out/epoch_1.pth", weights_only=False)
     assert saved["state_dict"]["head.head.weight"].shape == (10, 768)
     assert saved["meta"]["dataset_meta"]["classes"][0] == "cold_box"
@@ -142,8 +142,8 @@ def test_fine_tuning_example(own_data, released):
         EXAMPLE.name,
         "out/epoch_1.pth",
     )
-    said = run_python(*demo, "--out-dir", "drawn", cwd=own_data)
-    assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", said)
+    printed = run_python(*demo, "--out-dir", "drawn", cwd=own_data)
+    assert re.search(r"cold_box_00001.JPEG: (\w+_\w+ [\d.]+, ){4}\w+_\w+ [\d.]+", printed)
     assert (own_data / "drawn/cold_box_00001.png").is_file()
 
     test = (TOOLS / "test.py", EXAMPLE.name, "out/epoch_1.pth", "--show-dir", "shown")

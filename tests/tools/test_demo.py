@@ -14,9 +14,9 @@ def test_damaged_images_are_left_out(monkeypatch, capsys, tmp_path):
     cut.write_bytes(whole.read_bytes()[:-500])
     text.write_text("no image")
     assert readable([cut, whole, text]) == [whole]
-    said = capsys.readouterr().err
-    assert str(cut) in said
-    assert str(text) in said
-    assert str(whole) not in said
+    printed = capsys.readouterr().err
+    assert str(cut) in printed
+    assert str(text) in printed
+    assert str(whole) not in printed
     with pytest.raises(SystemExit, match="none of the images"):
         readable([cut, text])

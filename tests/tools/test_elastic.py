@@ -128,11 +128,11 @@ def test_two_machines(folder, launcher):
             )
         )
     try:
-        said = [process.communicate(timeout=180)[0] for process in processes]
+        printed = [process.communicate(timeout=180)[0] for process in processes]
     finally:
         # One whose partner has failed waits for it.
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said[0][-4000:]
+    assert [process.returncode for process in processes] == [0, 0], printed[0][-4000:]
     lines = (folder / "losses.jsonl").read_text().splitlines()
     assert [json.loads(line)[0] for line in lines] == list(range(9))

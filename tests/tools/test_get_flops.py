@@ -110,5 +110,5 @@ def test_table_of_a_config_by_name(run_tool, tmp_path):
 def test_classifier(run_tool, tmp_path):
     pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
     (config,) = QUICKSTART.glob("flash-internimage-nano*.py")
-    said = run_tool("get_flops.py", config, "--size", 64, 64, cwd=tmp_path).stdout
-    assert "ImageClassifier" in said
+    printed = run_tool("get_flops.py", config, "--size", 64, 64, cwd=tmp_path).stdout
+    assert "ImageClassifier" in printed

@@ -238,6 +238,8 @@ def _attention_channels(name: str, attention: nn.Module, group_channels: int) ->
         problem = (
             "all tokens of an image, got windows"
             if hasattr(attention, "window_size")
+            else "queries, keys and values of all tokens from one linear layer `qkv`"
+            if not isinstance(getattr(attention, "qkv", None), nn.Linear)
             else "no shortcut of the values, got v_shortcut = True"
             if getattr(attention, "v_shortcut", False)
             else f"as many channels out as in, got {inputs} in and {channels} out"

@@ -154,8 +154,8 @@ def swap_convolutions(
         ValueError: None is selected, or one that DCNv4 cannot stand for: it is transposed, its
             channels change or are not a multiple of ``group_channels``, it has groups but is not
             depthwise, it does not pad with zeros or its padding does not keep the size, it has
-            forward hooks, it has parameters in common with another module, or it is the model
-            itself. The model is then unchanged.
+            hooks or parametrizations, it has parameters in common with another module or is held
+            in an attribute of one, or it is the model itself. The model is then unchanged.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4 (ConvNeXt). Left open

@@ -39,6 +39,12 @@ class PatchGrid:
 
     def record(self, module: nn.Module, arguments: tuple[Any, ...], maps: Tensor) -> None:
         """Takes the output (N, C, H, W) of the patch embedding, as its forward hook."""
+        if not isinstance(maps, Tensor) or maps.dim() != 4:
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise ValueError(
+                f"patch_embed: expected a module that outputs maps (N, C, H, W), got {got} from "
+                f"{type(module).__name__}"
+            )
         call = _Call(*maps.shape[-2:])
         self._local.call = call
         if not torch.compiler.is_compiling() and maps.grad_fn is not None:

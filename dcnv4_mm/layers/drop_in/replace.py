@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Mapping
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from dcnv4_mm.layers.dcnv4 import DCNv4
 
 __all__ = ["MeanDCNv4", "module_names", "replace_modules"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class MeanDCNv4(DCNv4):
@@ -47,33 +50,64 @@ def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> in
         Number of modules replaced.
 
     Raises:
-        ValueError: There are none, one is the model itself, or one has hooks or a parameter in
-            common with another module, which would be lost. The model is then unchanged.
+        ValueError: There are none, one is the model itself, or one has what would be lost: hooks,
+            parametrizations such as ``spectral_norm``, a parameter in common with another module,
+            or a reference to it in an attribute of another module. The model is then unchanged.
     """
     if not made or model in made:
         raise ValueError(
             f"no module inside of this {type(model).__name__} is one to replace: see the arguments"
         )
     names = module_names(model)
+    _check_nothing_is_lost(names, made)
+    for old, new in made.items():
+        _take_over(old, new)
+        for parent, own in _places(model, names[old]):
+            setattr(parent, own, new)
+    return len(made)
+
+
+def _check_nothing_is_lost(
+    names: Mapping[nn.Module, list[str]], made: Mapping[nn.Module, nn.Module]
+) -> None:
     owners: dict[nn.Parameter, list[str]] = {}
     for module, (name, *_) in names.items():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, []).append(name)
+        for attribute, held in vars(module).items():
+            for old in _modules_in(held) if attribute != "_modules" else ():
+                if old in made:
+                    raise ValueError(
+                        f"{names[old][0]!r} is also in the attribute {attribute!r} of {name!r}, "
+                        "which would keep the old module: leave it out"
+                    )
     for old in made:
         name = names[old][0]
-        if any(module._forward_hooks or module._forward_pre_hooks for module in old.modules()):
-            raise ValueError(f"{name!r} has forward hooks, which it would lose: remove them first")
+        for module in old.modules():
+            if any(getattr(module, hooks) for hooks in _HOOKS):
+                raise ValueError(f"{name!r} has hooks, which it would lose: remove them first")
+            if parametrize.is_parametrized(module):
+                raise ValueError(
+                    f"{name!r} has parametrizations, which it would lose: remove them first, by "
+                    "torch.nn.utils.parametrize.remove_parametrizations"
+                )
         for parameter in old.parameters():
             if len(owners[parameter]) > 1:
                 raise ValueError(
                     f"{owners[parameter]} have a parameter in common, which {name!r} would lose: "
                     "share the module instead, or leave it out"
                 )
-    for old, new in made.items():
-        _take_over(old, new)
-        for parent, own in _places(model, names[old]):
-            setattr(parent, own, new)
-    return len(made)
+
+
+def _modules_in(held: object) -> list[nn.Module]:
+    """The modules in what an attribute holds, which no call of ``named_modules`` finds."""
+    if isinstance(held, dict):
+        held = list(held.values())
+    return [
+        one
+        for one in (held if isinstance(held, (list, tuple)) else [held])
+        if isinstance(one, nn.Module)
+    ]
 
 
 def _take_over(old: nn.Module, new: nn.Module) -> None:

@@ -1,13 +1,11 @@
 """The public function of DCNv4: checks, autocast and differentiation around the raw operators."""
 
-import math
-
 from torch import Tensor
 
 from dcnv4_mm.ops._autocast import autocast_dtype
-from dcnv4_mm.ops._checks import check_floating
+from dcnv4_mm.ops._checks import check_floating, kernels_check
 from dcnv4_mm.ops._extension import load_library
-from dcnv4_mm.ops.arguments import read_int, read_pair
+from dcnv4_mm.ops.arguments import read_float, read_int, read_pair
 from dcnv4_mm.ops.dcnv4 import flops  # noqa: F401  (registers the formulas)
 from dcnv4_mm.ops.dcnv4.layout import num_points, output_size
 from dcnv4_mm.ops.dcnv4.registration import dcnv4_raw
@@ -90,14 +88,20 @@ def dcnv4(
         read_pair("dilation", dilation, minimum=1),
     )
     groups = read_int("groups", groups, minimum=1)
-    _check_tensors(value, offset_mask)
-    _check_shapes(value, offset_mask, groups, geometry, remove_center)
-    # Not math.isfinite, as that breaks the graph of torch.compile(dynamic=True).
-    if not -math.inf < offset_scale < math.inf:
-        raise ValueError(f"offset_scale must be a finite number, got {offset_scale}")
+    offset_scale = read_float("offset_scale", offset_scale)
+    if remove_center is not True and remove_center is not False:
+        raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
+    arguments = (*geometry, groups, offset_scale, remove_center, precision == "fast")
 
+    if kernels_check(value, offset_mask):
+        try:
+            return dcnv4_raw.eager(value, offset_mask, *arguments)
+        except RuntimeError:
+            pass  # The checks below say why; if they find nothing, the call below raises again.
+    _check_tensors(value, offset_mask)
+    _check_shapes(value, offset_mask, groups, geometry, remove_center)
     if (dtype := autocast_dtype(value)) is not None:
         value, offset_mask = value.to(dtype), offset_mask.to(dtype)
     elif value.dtype != offset_mask.dtype:
@@ -105,7 +109,6 @@ def dcnv4(
             f"value and offset_mask must have one dtype, got {value.dtype} and "
             f"{offset_mask.dtype}: convert one with .to()"
         )
-    arguments = (*geometry, groups, float(offset_scale), remove_center, precision == "fast")
     return dcnv4_raw(value, offset_mask, *arguments)
 
 
@@ -134,8 +137,6 @@ def _check_shapes(
 ) -> None:
     batch, height, width, channels = value.shape
     kernel_size = geometry[0]
-    if not isinstance(remove_center, bool):
-        raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
     points = num_points(kernel_size, remove_center)
     if points < 1:
         raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger kernel")

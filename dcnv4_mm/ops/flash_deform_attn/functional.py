@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dcnv4_mm.ops._autocast import autocast_dtype
-from dcnv4_mm.ops._checks import check_floating
+from dcnv4_mm.ops._checks import check_floating, kernels_check
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.arguments import read_int
 from dcnv4_mm.ops.flash_deform_attn import flops  # noqa: F401  (registers the formulas)
@@ -75,8 +75,14 @@ def flash_deform_attn(
         torch.Size([2, 100, 64])
     """
     level_sizes = _level_sizes(spatial_shapes)
-    _check_value(value, level_sizes)
     num_points = read_int("num_points", num_points, minimum=1)
+    if kernels_check(value, locations_logits):
+        try:
+            operator = RAW_OPERATORS["flash_deform_attn", "default"]
+            return operator.eager(value, locations_logits, level_sizes, num_points)
+        except RuntimeError:
+            pass  # The checks below say why; if they find nothing, the call below raises again.
+    _check_value(value, level_sizes)
     per_head = 3 * len(spatial_shapes) * num_points
     axes = "(N, Q, G, 3 * L * P)"
     _check_points("locations_logits", locations_logits, axes, value, (per_head,))
@@ -126,6 +132,12 @@ def ms_deform_attn(
         torch.Size([2, 100, 64])
     """
     level_sizes = _level_sizes(spatial_shapes)
+    if kernels_check(value, sampling_locations, attention_weights):
+        try:
+            operator = RAW_OPERATORS["ms_deform_attn", "default"]
+            return operator.eager(value, sampling_locations, attention_weights, level_sizes)
+        except RuntimeError:
+            pass  # The checks below say why; if they find nothing, the call below raises again.
     _check_value(value, level_sizes)
     check_floating("sampling_locations", sampling_locations)
     levels = len(spatial_shapes)

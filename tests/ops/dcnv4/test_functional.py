@@ -281,6 +281,18 @@ BAD_INPUTS = {
         (_zeros(1, 5, 7, 8), _zeros(1, 5, 7, 56)),
         {"offset_scale": math.nan},
     ),
+    "nested": (
+        TypeError,
+        "value must be a dense tensor, got a nested one",
+        (torch.nested.nested_tensor([torch.zeros(5, 7, 8)]), _zeros(1, 5, 7, 56)),
+        {},
+    ),
+    "scale_of_tensor": (
+        TypeError,
+        r"offset_scale must be a number, got tensor",
+        (_zeros(1, 5, 7, 8), _zeros(1, 5, 7, 56)),
+        {"offset_scale": torch.ones((), requires_grad=True)},
+    ),
     "precision": (
         ValueError,
         "'default', 'fast'",
