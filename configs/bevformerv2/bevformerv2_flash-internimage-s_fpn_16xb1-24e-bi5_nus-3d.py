@@ -7,7 +7,7 @@ _base_ = "../_base_/bevformerv2_r50_fpn_nus-3d.py"
 frames = (-8, -4, 0, 4, 8)
 model = dict(
     # In evaluation a frame goes through the backbone once: 125 MiB of feature maps each.
-    cached_frames=frames[-1] - frames[0] + 1,
+    cached_frames=4 * len(frames),
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
     ),

@@ -3,7 +3,7 @@ _base_ = "bevformerv2_flash-internimage-s_fpn_16xb1-24e-bi5_nus-3d.py"
 
 frames = (-16, -12, -8, -4, 0, 4, 8, 12, 16)
 model = dict(
-    cached_frames=frames[-1] - frames[0] + 1,
+    cached_frames=4 * len(frames),
     pts_bbox_head=dict(fusion=dict(num_frames=len(frames))),
 )
 train_dataloader = dict(dataset=dict(frames=frames))

@@ -51,8 +51,7 @@ class BEVFormerV2(Base3DDetector):
             at once; more need more memory.
         cached_frames: In evaluation, the number of frames whose feature maps, or with
             ``"warp"`` BEV features, are kept by ``frame_tokens`` of the metainfo, so that a frame
-            is computed once for all samples that contain it. Of use are
-            ``frames[-1] - frames[0] + 1``.
+            is computed once for all samples that contain it; see :func:`useful_capacity`.
         legacy_flip: Mirrors images without their padding as the original does, which shifts
             the features of a padded image.
         data_preprocessor: As in mmdet3d.

@@ -2,11 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-__all__ = ["FeatureCache"]
+__all__ = ["FeatureCache", "useful_capacity"]
 
 
 class FeatureCache:
@@ -74,3 +75,21 @@ class FeatureCache:
                 found[index] = tuple(tensor[row] for tensor in computed)
                 self.put(keys[index], found[index])
         return [torch.stack(tensors) for tensors in zip(*found, strict=True)]
+
+
+def useful_capacity(frames: Sequence[int]) -> int:
+    """The capacity at which no frame of consecutive samples is computed twice.
+
+    A frame is used again after at most the largest gap between offsets. Meanwhile every sample
+    uses ``len(frames)`` frames, each of them as recently.
+
+    Args:
+        frames: The keyframe offsets of a sample, in ascending order.
+
+    Returns:
+        Number of frames to keep; 0 for a single frame, which no other sample contains.
+    """
+    if len(frames) == 1:
+        return 0
+    gap = max(after - before for before, after in pairwise(frames))
+    return min(gap * len(frames), frames[-1] - frames[0] + 1 + gap)

@@ -20,6 +20,7 @@ from torch import nn
 
 from dcnv4_mm.bev.data.transforms import LoadMultiViewImageFromFiles
 from dcnv4_mm.bev.drawing import CameraView, draw_mosaic
+from dcnv4_mm.bev.feature_cache import useful_capacity
 from dcnv4_mm.checkpoints import load_released
 from dcnv4_mm.registry import DATASETS, MODELS
 
@@ -42,7 +43,7 @@ class MultiViewDet3DInferencer(BaseInferencer):
             config.
         device: Such as ``"cuda:1"``; ``None`` for a GPU where there is one.
         cached_frames: Number of frames whose feature maps and images are kept; ``None`` for as
-            many as a sample spans, 0 for none.
+            many as are of use, 0 for none.
         show_progress: Whether to show a bar.
 
     Raises:
@@ -127,7 +128,7 @@ class MultiViewDet3DInferencer(BaseInferencer):
         init_default_scope("mmdet3d")
         frames = cfg.test_dataloader.dataset.frames
         if self.cached_frames is None:
-            self.cached_frames = frames[-1] - frames[0] + 1 if len(frames) > 1 else 0
+            self.cached_frames = useful_capacity(frames)
         cfg.model.cached_frames = self.cached_frames
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         load_released(model, weights)

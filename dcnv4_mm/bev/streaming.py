@@ -19,6 +19,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
+from dcnv4_mm.bev.feature_cache import useful_capacity
 from dcnv4_mm.bev.geometry import ego_motion
 from dcnv4_mm.checkpoints import load_released
 from dcnv4_mm.registry import MODELS
@@ -60,7 +61,8 @@ class StreamingDetector:
         self.history: deque[dict] = deque(maxlen=1 - self.frames[0])
         self.names: tuple[str, ...] | None = None
         self.count = 0
-        model = {**config.model, "cached_frames": self.history.maxlen}
+        known = [offset for offset in self.frames if offset <= 0]
+        model = {**config.model, "cached_frames": useful_capacity(known)}
         self.model = revert_sync_batchnorm(MODELS.build(model))
         if weights is not None:
             load_released(self.model, weights)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mmdet3d
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 from bev.small_detector import CHANNELS, SIZE, build, images, losses_of, sample
 
-from dcnv4_mm.bev.feature_cache import FeatureCache
+from dcnv4_mm.bev.feature_cache import FeatureCache, useful_capacity
 from dcnv4_mm.bev.layers.grid_mask import GridMask
 
 
@@ -140,6 +140,32 @@ def test_warping_moves_the_other_frames_alone():
     torch.testing.assert_close(warped[0, :8], still[0, 2:], rtol=1e-3, atol=1e-3)
     assert (warped[0, 8:] == 0).all()
     torch.testing.assert_close(warped[1:], still[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "capacity"),
+    [
+        ((0,), 0),
+        ((-1, 0), 2),
+        (range(-7, 1), 8),
+        ((-8, -4, 0, 4, 8), 20),
+        ((-8, -4, 0), 12),
+        ((-9, -1, 0), 18),
+    ],
+)
+def test_useful_capacity(frames, capacity):
+    """No frame is computed twice; strided offsets need more frames than they span."""
+    assert useful_capacity(frames) == capacity
+    cache, computed = FeatureCache(capacity), []
+    for current in range(40):
+        keys = [(current + offset,) for offset in frames]
+        cache.fetch(
+            keys,
+            lambda missing, keys=keys: (
+                computed.extend(keys[i] for i in missing) or [torch.zeros(len(missing), 1)]
+            ),
+        )
+    assert len(computed) == len(set(computed))
 
 
 @pytest.mark.parametrize("alignment", ["projection", "warp"])
