@@ -29,7 +29,8 @@ ONE_GRAPH = [
 def test_no_graph_ends_in_this_package(name, one_graph):
     config = small_config(name)
     init_default_scope(config.default_scope)
-    part = wrap_for_export(MODELS.build(config.model), config.default_scope).eval()
+    model, frames = MODELS.build(config.model), config.get("frames", (0,))
+    part = wrap_for_export(model, config.default_scope, frames).eval()
     inputs = part.examples(2, 64, 96, torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = torch._dynamo.explain(part)(*inputs)
