@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _POLYGON = (
 _DROPPED_RATIO = 0.05
 # Boxes that are [x1, y1, x2, y2] by mistake: all are wider and higher than their corner is far.
 _OUTSIDE_RATIO, _MIN_BOXES = 0.25, 8
+# Of more, an even sample is compared with the images.
+_MAX_BOXES = 50_000
 
 
 def find_faults(content: Any, file: str) -> list[Fault]:
@@ -108,14 +111,13 @@ def _annotations(
         image = annotation.get("image_id")
         return f"annotation {annotation.get('id')} of image {files.get(image, image)}"
 
-    fields = _ANNOTATION_FIELDS.keys()
-    incomplete = [a for a in annotations if not fields <= a.keys()]
+    columns = {field: _column(annotations, field) for field in _ANNOTATION_FIELDS}
     for field, (scope, fatal) in _ANNOTATION_FIELDS.items():
-        if wrong := [a for a in incomplete if field not in a]:
+        if len(columns[field]) < len(annotations):
+            wrong = [a for a in annotations if field not in a]
             yield _counted(wrong, f"annotation without {field!r}", name), scope, fatal
-    ids = [a["id"] for a in annotations if "id" in a]
-    yield from _duplicates(ids, "annotation id", fatal=True)
-    if 0 in ids:
+    yield from _duplicates(columns["id"], "annotation id", fatal=True)
+    if 0 in columns["id"]:
         what = "the annotation id 0 is in use, which COCO's evaluation skips: start at 1"
         yield what, "scores", False
     # Absent fields are reported above.
@@ -123,58 +125,66 @@ def _annotations(
         ("image_id", files.keys(), "an image"),
         ("category_id", categories, "a category"),
     ):
-        if not {a[field] for a in annotations if field in a} <= known:
+        if not set(columns[field]) <= known:
             wrong = [a for a in annotations if field in a and a[field] not in known]
             yield _counted(wrong, f"annotation of {kind} that is not listed", name), "all", False
-    numbers = _numbers(annotations)
-    if numbers is None:
+    if numbers := _numbers(columns["bbox"], columns["area"]):
+        step = 1 + len(annotations) // _MAX_BOXES
+        yield from _boxes(
+            annotations[::step], *(n[::step] for n in numbers), columns["image_id"][::step], sizes
+        )
+    else:
         if wrong := [a for a in annotations if "bbox" in a and not _is_box(a["bbox"])]:
             what = "annotation whose bbox is not [x, y, width, height] in numbers"
             yield _counted(wrong, what, name), "all", True
         if wrong := [a for a in annotations if "area" in a and not _is_number(a["area"])]:
             yield _counted(wrong, "annotation whose area is not a number", name), "all", True
-    else:
-        yield from _boxes(annotations, *numbers, sizes)
-    masks = [a.get("segmentation") for a in annotations]
     checked = annotations
-    if _are_polygons([mask for mask in masks if isinstance(mask, list)]):
-        pairs = zip(annotations, masks, strict=True)
-        checked = [a for a, mask in pairs if not isinstance(mask, list)]
-    wrong = [a for a in checked if not _is_mask(a, sizes)]
-    if wrong:
+    if _are_polygons([mask for mask in columns["segmentation"] if isinstance(mask, list)]):
+        checked = [a for a in annotations if not isinstance(a.get("segmentation"), list)]
+    if wrong := [a for a in checked if not _is_mask(a, sizes)]:
         what = f"annotation whose segmentation is not {_POLYGON}"
         yield _counted(wrong, what, name), "masks", False
 
 
-def _numbers(annotations: list[dict]) -> tuple[np.ndarray, np.ndarray] | None:
+def _column(annotations: list[dict], field: str) -> list:
+    """A field of all annotations that have it."""
+    try:
+        return list(map(itemgetter(field), annotations))
+    except KeyError:
+        return [annotation[field] for annotation in annotations if field in annotation]
+
+
+def _numbers(boxes: list, areas: list) -> tuple[np.ndarray, np.ndarray] | None:
     """All boxes (n, 4) and areas (n); ``None`` if some are absent or no numbers."""
     try:
-        boxes = [annotation["bbox"] for annotation in annotations]
-        areas = [annotation["area"] for annotation in annotations]
-        found = [np.array(list(chain.from_iterable(boxes))), np.array(areas)]
         four = {*map(len, boxes)} <= {4}
-    except (KeyError, TypeError, ValueError):
+        found = [np.array(list(chain.from_iterable(boxes))), np.array(areas)]
+    except (TypeError, ValueError):
         return None
     if not four or any(a.dtype.kind not in "iuf" or not np.isfinite(a).all() for a in found):
         return None
-    return found[0].reshape(-1, 4), found[1]
+    return (found[0].reshape(-1, 4), found[1]) if len(boxes) == len(areas) else None
 
 
 def _boxes(
     annotations: list[dict],
     boxes: np.ndarray,
     areas: np.ndarray,
+    image_ids: list,
     sizes: dict[Any, tuple[float, float]],
 ) -> Iterator[tuple[str, str, bool]]:
     """Boxes that are numbers, but not boxes of objects in their images."""
+    if len(image_ids) < len(annotations):
+        return
+    indices = {identifier: index for index, identifier in enumerate(sizes)}
     try:
-        image_sizes = [sizes[a["image_id"]] for a in annotations]
+        chosen = np.fromiter(map(indices.__getitem__, image_ids), np.int64, len(annotations))
     # An image that is not listed is reported elsewhere.
     except KeyError:
         return
+    rows, columns = np.array(list(sizes.values()), np.float64).reshape(-1, 2)[chosen].T
     x, y, width, height = boxes.T
-    flat = np.fromiter(chain.from_iterable(image_sizes), np.float64, 2 * len(annotations))
-    rows, columns = flat.reshape(-1, 2).T
     seen = np.minimum(x + width, columns) - np.maximum(x, 0) > 0
     seen &= np.minimum(y + height, rows) - np.maximum(y, 0) > 0
     # As mmdet's CocoDataset.parse_data_info does.
@@ -182,9 +192,9 @@ def _boxes(
     if len(dropped) > _DROPPED_RATIO * len(annotations):
         a = annotations[dropped[0]]
         yield (
-            f"{len(dropped)} of {len(annotations)} annotations would be dropped by mmdet without a "
-            "word, since their area is 0 or less, or their bbox is outside of the image or less "
-            f"than 1 pixel wide or high (bbox is [x, y, width, height] in pixels): such as "
+            f"{len(dropped)} of {len(annotations)} annotations would be dropped by mmdet "
+            "silently, since their area is 0 or less, or their bbox is outside of the image or "
+            "less than 1 pixel wide or high (bbox is [x, y, width, height] in pixels): such as "
             f"annotation {a['id']} with bbox {a['bbox']} and area {a['area']}",
             "all",
             False,
@@ -220,7 +230,7 @@ def _is_box(box: Any) -> bool:
 def _are_polygons(masks: list[list]) -> bool:
     """Whether all masks are polygons with enough points; fast, without saying which is not."""
     polygons = list(chain.from_iterable(masks))
-    if not all(masks) or not all(isinstance(polygon, list) for polygon in polygons):
+    if not all(masks) or not {*map(type, polygons)} <= {list}:
         return False
     return all(length >= 6 and length % 2 == 0 for length in {*map(len, polygons)})
 
