@@ -10,6 +10,8 @@ import torch as _torch
 
 from dcnv4_mm.backbones import FlashInternImage as _FlashInternImage
 from dcnv4_mm.checkpoints import load_released as _load_released
+from dcnv4_mm.checkpoints.downloads import check_download as _check_download
+from dcnv4_mm.checkpoints.downloads import download as _download
 
 dependencies = ["torch"]
 
@@ -20,7 +22,7 @@ def flash_internimage(arch: str = "t", weights: str | _Path | None = None, **arg
     Args:
         arch: As for :class:`dcnv4_mm.backbones.FlashInternImage`.
         weights: A released file, or one in our spelling, that fits completely; or its URL, which is
-            downloaded once to torch.hub's folder.
+            downloaded once to torch.hub's folder and compared with the hash that its host states.
         arguments: More arguments of the backbone; by default it is the released classifier.
     """
     scale = None if arch in ("t", "tiny") else 1e-5
@@ -33,9 +35,8 @@ def flash_internimage(arch: str = "t", weights: str | _Path | None = None, **arg
 
 def _downloaded(url: str) -> _Path:
     path = _Path(_torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _torch.hub.download_url_to_file(url, str(path))
+    _download(url, path)
+    _check_download(path)
     return path
 
 

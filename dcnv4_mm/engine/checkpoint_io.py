@@ -20,8 +20,8 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 
 from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
+from dcnv4_mm.checkpoints.downloads import check_download, download
 from dcnv4_mm.checkpoints.files import INERT, InertObject, read_file
-from dcnv4_mm.engine.downloads import check_download, download
 
 __all__ = [
     "load_checkpoint",

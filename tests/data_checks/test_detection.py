@@ -212,8 +212,11 @@ def test_forgotten_classes_of_the_validation(run):
 )
 def test_an_evaluator_with_another_file(run, folder, change):
     rewrite(folder, "other.json", change)
-    with pytest.raises(DataError, match=r"val_evaluator\n.*ann_file holds other images"):
-        run(evaluator="other.json")
+    # False is the default of a dataset.
+    for test_mode in (True, False):
+        run(val={"test_mode": test_mode})
+        with pytest.raises(DataError, match=r"val_evaluator\n.*ann_file holds other images"):
+            run(val={"test_mode": test_mode}, evaluator="other.json")
 
 
 def test_ids_that_do_not_ascend_spoil_the_table_of_classes(run, folder):

@@ -8,6 +8,7 @@ of transformers after `import dcnv4_mm.transformers`.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from dcnv4_mm.cli.configs import stop
@@ -34,14 +35,16 @@ def main() -> None:
         image_processor,
     )
 
+    unfinished = args.target.with_name(args.target.name + ".part")
     try:
         if args.source.is_dir():
             model = FlashInternImageForImageClassification.from_pretrained(args.source)
-            torch.save({"model": to_released(model)}, args.target)
+            torch.save({"model": to_released(model)}, unfinished)
         else:
             model = from_released(args.source, image_size=args.image_size)
-            model.save_pretrained(args.target)
-            image_processor(model.config).save_pretrained(args.target)
+            model.save_pretrained(unfinished)
+            image_processor(model.config).save_pretrained(unfinished)
+        os.replace(unfinished, args.target)
     except (ValueError, OSError) as error:
         stop(str(error))
     config = model.config

@@ -35,13 +35,14 @@ class AnnotationFile:
         names: Category names in the order of the file, which defines mmdet's labels.
         ids: Category ids in the same order.
         faults: Faults of the file and of the images that it lists.
-        fingerprint: Equal for equal images, categories and annotations; 0 in training.
+        fingerprint: Equal for equal images, categories and annotations; ``None`` for a dataset that
+            is not in test mode.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
     faults: tuple[Fault, ...]
-    fingerprint: int
+    fingerprint: int | None
 
 
 def install() -> None:
@@ -135,7 +136,7 @@ def _check(dataset: Any, content: dict) -> AnnotationFile:
         names=tuple(category["name"] for category in categories),
         ids=tuple(category["id"] for category in categories),
         faults=tuple(faults),
-        fingerprint=fingerprint(content) if dataset.test_mode else 0,
+        fingerprint=fingerprint(content) if dataset.test_mode else None,
     )
     kept = _kept_images(dataset, content, parsed)
     missing = _missing_images(dataset, kept)

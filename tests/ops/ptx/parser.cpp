@@ -188,23 +188,23 @@ class Parser {
     return code;
   }
 
-  void read_operands(const std::vector<std::string>& texts, Opcode* code, Instruction* to) {
+  void read_operands(const std::vector<std::string>& operands, Opcode* code, Instruction* to) {
     const std::string& base = code->base;
     if (base == "bra") {
-      branches_.emplace_back(kernel_.code.size(), texts[0]);
+      branches_.emplace_back(kernel_.code.size(), operands[0]);
       return;
     }
-    if (base == "ret" || base == "exit" || (base == "bar" && texts.size() == 1)) return;
+    if (base == "ret" || base == "exit" || (base == "bar" && operands.size() == 1)) return;
     const bool writes_memory = base == "st" || base == "red";
-    if (writes_memory) add_address(texts[0], to);
-    add_registers(texts[writes_memory ? 1 : 0], writes_memory ? &to->in : &to->out);
+    if (writes_memory) add_address(operands[0], to);
+    add_registers(operands[writes_memory ? 1 : 0], writes_memory ? &to->in : &to->out);
     if (base == "ld") {
-      add_address(texts[1], to);
+      add_address(operands[1], to);
       return;
     }
     // bar.red out, barrier, in
-    const size_t first = base == "bar" ? 2 : writes_memory ? texts.size() : 1;
-    for (size_t i = first; i < texts.size(); ++i) add_registers(texts[i], &to->in);
+    const size_t first = base == "bar" ? 2 : writes_memory ? operands.size() : 1;
+    for (size_t i = first; i < operands.size(); ++i) add_registers(operands[i], &to->in);
     if (base != "mov") return;
     const size_t parts = std::max(to->in.size(), to->out.size());
     if (parts == 1) return;
