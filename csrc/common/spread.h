@@ -39,4 +39,14 @@ void with_spread(const Spread& spread, Function function) {
   with_vector<8>(spread.units, [&](auto units) { function(Constant<1>{}, units); });
 }
 
+// Calls function(units) with a constant, for fixed-point sums: of these there are fewer instances.
+template <typename Storage, typename Function>
+void with_fixed_spread(const Spread& spread, Function function) {
+  if constexpr (sizeof(Storage) < sizeof(double)) {
+    if (spread.units == 8) return function(Constant<8>{});
+    if (spread.units == 4) return function(Constant<4>{});
+  }
+  function(Constant<1>{});
+}
+
 }  // namespace dcnv4_mm

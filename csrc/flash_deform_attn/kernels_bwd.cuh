@@ -89,7 +89,7 @@ void backward_value_fixed(const Params& params, int64_t* sums, uint32_t* exponen
       choose_spread(params.channels, params.dtype, vector_channels(params), true, device.limits);
   launch_kernel(backward_magnitudes_kernel<Storage>, magnitudes_of(params), stream,
                 magnitudes_of(params), exponents);
-  with_vector<8>(spread.units, [&](auto units) {
+  with_fixed_spread<Storage>(spread, [&](auto units) {
     const Tiling tiling = choose_tiling(params, units, device.limits);
     launch_kernel(backward_value_fixed_kernel<Storage, units>, tiling, stream, params,
                   level_table(params), tiling, Fixed{sums, exponents, bits, size});
