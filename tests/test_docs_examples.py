@@ -31,9 +31,7 @@ ELSEWHERE = {
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }
-ELSEWHERE |= {
-    name: "tests/hugging_face/test_page.py" for name in BLOCKS if "docs/transformers.md" in name
-}
+ELSEWHERE |= {name: "tests/hugging_face" for name in BLOCKS if "docs/transformers.md" in name}
 ELSEWHERE |= {
     name: "tests/test_docs_own_data.py" for name in BLOCKS if name.startswith("docs/own_data/")
 }
