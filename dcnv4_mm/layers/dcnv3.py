@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
+from dcnv4_mm.layers._torchscript import refuse_script
 from dcnv4_mm.ops.arguments import read_float, read_int
 from dcnv4_mm.ops.dcnv4.layout import num_points
 from dcnv4_mm.ops.functional import dcnv3
@@ -40,6 +41,8 @@ class DCNv3(nn.Module):
         >>> DCNv3(64, groups=4)(torch.randn(2, 14, 14, 64)).shape
         torch.Size([2, 14, 14, 64])
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
+from dcnv4_mm.layers._torchscript import refuse_script
 from dcnv4_mm.ops.arguments import read_float, read_int, read_pair
 from dcnv4_mm.ops.dcnv4.layout import num_points, offset_mask_channels, output_size
 from dcnv4_mm.ops.functional import dcnv4
@@ -50,6 +51,8 @@ class DCNv4(nn.Module):
         >>> DCNv4(64, groups=4)(torch.randn(2, 14, 14, 64)).shape
         torch.Size([2, 14, 14, 64])
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,
