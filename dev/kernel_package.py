@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ABI = "torch-stable-abi210"
 VERSION = 1
 PYTHON = ("dcnv4_mm/__init__.py", "dcnv4_mm/ops")
+KERNEL = {"kernel_init.py": "__init__.py", "kernel_layers.py": "layers.py"}
 BUILD = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 README = """---
 library_name: kernels
@@ -89,8 +90,8 @@ def write_variant(
 ) -> None:
     """Writes a variant: Python, the libraries that its backend needs, and what the loader reads."""
     copy_sources(folder, namespace, *PYTHON)
-    for source in (ROOT / "dev" / "kernel").glob("*.py"):
-        shutil.copy2(source, folder)
+    for source, name in KERNEL.items():
+        shutil.copy2(ROOT / "dev" / "kernel" / source, folder / name)
     for library in libraries:
         (folder / "dcnv4_mm" / "lib").mkdir(exist_ok=True)
         shutil.copy2(library, folder / "dcnv4_mm" / "lib")
