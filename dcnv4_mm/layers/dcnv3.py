@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.layers.basic import depthwise
+from dcnv4_mm.layers._torchscript import refuse_script
 from dcnv4_mm.ops.arguments import read_bool, read_channels, read_float, read_int, read_odd
 from dcnv4_mm.ops.dcnv4.layout import num_points
 from dcnv4_mm.ops.functional import dcnv3
@@ -47,6 +48,8 @@ class DCNv3(nn.Module):
         >>> DCNv3(64, groups=4)(torch.randn(2, 14, 14, 64)).shape
         torch.Size([2, 14, 14, 64])
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

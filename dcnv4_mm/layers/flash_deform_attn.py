@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
+from dcnv4_mm.layers._torchscript import refuse_script
 from dcnv4_mm.ops.arguments import read_bool, read_int
 from dcnv4_mm.ops.flash_deform_attn.layout import pack, sampling_locations
 from dcnv4_mm.ops.functional import flash_deform_attn
@@ -47,6 +48,8 @@ class FlashDeformAttn(nn.Module):
         >>> layer(query, torch.rand(2, 5, 2, 2), value, [(8, 8), (4, 4)]).shape
         torch.Size([2, 5, 64])
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,
