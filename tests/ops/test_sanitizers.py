@@ -25,8 +25,9 @@ def run_sanitized(operator, module, *arguments):
     environment = {
         "LD_PRELOAD": " ".join(runtimes),
         # Python's own memory is not freed at exit. No access is allowed to so many bytes around
-        # each tensor and each block's shared memory: more than a row of a small shape has.
-        "ASAN_OPTIONS": "detect_leaks=0:redzone=2048",
+        # each tensor and each block's shared memory: a row of small_shapes.py has at most 960 in
+        # float32. More would take gigabytes, as all memory of Python is surrounded so.
+        "ASAN_OPTIONS": "detect_leaks=0:redzone=1024:quarantine_size_mb=16",
         "PYTHONPATH": path.rstrip(os.pathsep),
     }
     run = subprocess.run(
