@@ -1,5 +1,6 @@
-"""Safe reading of checkpoint files from untrusted sources: no code in them is run."""
+"""Safe reading of checkpoint files from untrusted sources, and atomic writing."""
 
+import io
 import pickle
 import re
 import zipfile
@@ -12,7 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["INERT", "InertObject", "read_file"]
+from dcnv4_mm.atomic_files import write_file
+
+__all__ = ["INERT", "InertObject", "read_file", "save_file"]
 
 
 class InertObject:
@@ -115,6 +118,22 @@ def read_file(path: str | Path, map_location: Any = "cpu") -> Any:
     # A damaged file can fail in any way.
     except Exception as error:
         raise ValueError(_damaged(path, error)) from error
+
+
+def save_file(checkpoint: Any, path: str | Path) -> None:
+    """Writes a checkpoint as ``torch.save`` does, but completely or not at all.
+
+    Args:
+        checkpoint: The content.
+        path: The file; its folder must exist.
+
+    Raises:
+        OSError: The file cannot be written; an earlier file is unchanged.
+    """
+    # Through memory: torch reports a failed write as an error of its own zip file.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_file(path, buffer.getbuffer())
 
 
 def _is_safetensors(path: Path, start: bytes) -> bool:

@@ -6,7 +6,6 @@
 """
 
 import argparse
-import os
 import pickle
 import sys
 from functools import partial
@@ -23,6 +22,7 @@ def main() -> None:
     from nuscenes import NuScenes
     from tqdm import tqdm
 
+    from dcnv4_mm.atomic_files import write_file
     from dcnv4_mm.integrations import install
 
     install()
@@ -35,9 +35,10 @@ def main() -> None:
         extend_infos(infos, nusc, progress=partial(tqdm, desc=args.out.name, unit="sample"))
     except (AssertionError, ValueError) as error:
         sys.exit(f"error: {error}")
-    unfinished = args.out.with_name(args.out.name + ".part")
-    unfinished.write_bytes(pickle.dumps(infos))
-    os.replace(unfinished, args.out)
+    try:
+        write_file(args.out, pickle.dumps(infos))
+    except OSError as error:
+        sys.exit(f"error: {error}")
     print(f"{args.out}: {len(infos['data_list'])} samples")
 
 
