@@ -27,7 +27,7 @@ SCENARIOS = {
     "MergeInfos": (5, "mmengine"),
     "AddInfos": (5, "mmdet3d"),
     "Export": (10, "mmengine"),
-    "ExportOnnx": (10, "onnxscript"),
+    "ExportOnnx": (8, "onnxscript"),
     "Dataset": (15, "cv2"),
 }
 INSTALLED = {name: find_spec(module) is not None for name, (_, module) in SCENARIOS.items()}

@@ -27,13 +27,13 @@ def main() -> None:
 
     install()
     from dcnv4_mm.bev.data.infos import extend_infos
+    from dcnv4_mm.engine.pickles import load_pickle
 
-    # The infos are the user's own files, made by mmdet3d's converter.
-    infos = pickle.loads(args.infos.read_bytes())
     try:
+        infos = load_pickle(args.infos)
         nusc = NuScenes(args.version, str(args.data_root), verbose=False)
         extend_infos(infos, nusc, progress=partial(tqdm, desc=args.out.name, unit="sample"))
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     try:
         write_file(args.out, pickle.dumps(infos))

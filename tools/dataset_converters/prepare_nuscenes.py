@@ -58,12 +58,9 @@ def missing(root: Path, version: str) -> list[str]:
 def merge(root: Path) -> Path:
     """Writes one info file of the training and validation sets."""
     from dcnv4_mm.atomic_files import write_file
+    from dcnv4_mm.engine.pickles import load_pickle
 
-    # The files are the user's own, written above.
-    train, val = (
-        pickle.loads((root / f"{PREFIX}_infos_{split}.pkl").read_bytes())
-        for split in ("train", "val")
-    )
+    train, val = (load_pickle(root / f"{PREFIX}_infos_{split}.pkl") for split in ("train", "val"))
     train["data_list"] += val["data_list"]
     for index, info in enumerate(train["data_list"]):
         info["sample_idx"] = index
@@ -97,7 +94,7 @@ def main() -> None:
     if args.merge:
         try:
             print(f"{merge(root)}: the samples of both")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             sys.exit(f"error: {error}")
 
 
