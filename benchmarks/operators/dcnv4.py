@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from gpu.ceilings import ceilings, floor_microseconds
 from measure import Call, Table, buffer_sets, peak_bytes, relative_error
 from operators.cases import CPU_CASES, PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs
 from operators.comparison import Operator, compare_operators, forward_calls, to_float32
+from operators.peers import deformops_dcnv4, onnxruntime_deform_conv
 from torch import Tensor
 
 from dcnv4_mm.ops.dcnv4.layout import kernel_points, num_points, output_size, unpack
@@ -164,11 +166,11 @@ def _grid_sample_compiled(case: Case, value: Tensor, offset_mask: Tensor, *_: Te
     return Operator(function=function, inputs=inputs, dtype=dtype)
 
 
-def _deform_conv2d(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
-    """A depthwise DCNv2 with weights of 1 computes a DCNv4."""
-    from torchvision.ops import deform_conv2d
-
-    (value, offset_mask), dtype = (value, offset_mask), None
+def _deform_conv_inputs(
+    case: Case, value: Tensor, offset_mask: Tensor
+) -> tuple[tuple[Tensor, ...], str | None]:
+    """Image, offsets and masks of a depthwise DCNv2 that computes a DCNv4, and their dtype."""
+    dtype = None
     if value.device.type == "cpu":
         (value, offset_mask), dtype = to_float32(value, offset_mask)
     offsets, masks = unpack(offset_mask, case.groups, 9)
@@ -179,12 +181,29 @@ def _deform_conv2d(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -
     offsets = offsets.flatten(3).permute(0, 3, 1, 2).contiguous()
     masks = masks.flatten(3).permute(0, 3, 1, 2).contiguous()
     image = value.permute(0, 3, 1, 2).contiguous()
-    weight = torch.ones(image.shape[1], 1, 3, 3, dtype=value.dtype, device=value.device)
+    return (image, offsets, masks), dtype
+
+
+def _deform_conv2d(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
+    """A depthwise DCNv2 with weights of 1 computes a DCNv4."""
+    from torchvision.ops import deform_conv2d
+
+    (image, offsets, masks), dtype = _deform_conv_inputs(case, value, offset_mask)
+    weight = torch.ones(image.shape[1], 1, 3, 3, dtype=image.dtype, device=image.device)
 
     def function(i: Tensor, o: Tensor, m: Tensor) -> Tensor:
         return deform_conv2d(i, o, weight, padding=1, mask=m).permute(0, 2, 3, 1)
 
     return Operator(function=function, inputs=(image, offsets, masks), dtype=dtype)
+
+
+def _onnxruntime(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
+    inputs, dtype = _deform_conv_inputs(case, value, offset_mask)
+    return replace(onnxruntime_deform_conv(*inputs, case.groups), dtype=dtype)
+
+
+def _deformops(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
+    return deformops_dcnv4(value, offset_mask, case.groups)
 
 
 def _convolution(case: Case, value: Tensor, *_: Tensor, depthwise: bool) -> Operator:
@@ -213,7 +232,10 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     PEER: _grid_sample,
     "grid_sample, points first": partial(_grid_sample, points_first=True),
     "torchvision deform_conv2d": _deform_conv2d,
+    "onnxruntime DeformConv": _onnxruntime,
+    "deformops": _deformops,
 }
+PACKAGES = ("torchvision deform_conv2d", "onnxruntime DeformConv", "deformops")
 GPU_OPERATORS = OPERATORS | {
     f"{OURS}, fast": _ours_fast,
     "original DCNv4": _original,
@@ -226,7 +248,9 @@ GPU_OPERATORS = OPERATORS | {
 
 def _targets(case: Case, measured: str) -> dict[tuple[str, int], str]:
     target = case.target if measured == "forward" else case.backward_target
-    return {} if target is None else {(PEER, 1): f">= {target:g}"}
+    targets = {} if target is None else {(PEER, 1): f">= {target:g}"}
+    least = ">= 5" if measured == "forward" else ">= 3"
+    return targets | {(name, 1): least for name in PACKAGES}
 
 
 def run(table: Table, settings: Settings) -> None:

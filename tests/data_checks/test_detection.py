@@ -1,7 +1,9 @@
 """mmdet's data: what does not fit is refused before the first iteration, what is legal trains."""
 
 import copy
+import gc
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -81,6 +83,25 @@ def test_what_is_legal_trains(run):
 def test_a_subset_of_the_categories_is_legal(run):
     data = {"metainfo": {"classes": ("disk", "star")}}
     run(train=data, val=data, classes=2)
+
+
+@pytest.mark.parametrize("name", ["0.jpg", "renamed.jpg"])
+def test_the_garbage_collector_pauses_while_a_file_is_read_only(run, folder, monkeypatch, name):
+    from dcnv4_mm.integrations.data_checks import annotation_files
+
+    seen, find_faults = [], annotation_files.find_faults
+
+    def spy(*args):
+        seen.append(gc.isenabled())
+        return find_faults(*args)
+
+    monkeypatch.setattr(annotation_files, "find_faults", spy)
+    (folder / "0.jpg").rename(folder / name)
+    with nullcontext() if name == "0.jpg" else pytest.raises(DataError):
+        run()
+    assert seen
+    assert not any(seen)
+    assert gc.isenabled()
 
 
 def reorder(whole):
