@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
-from dcnv4_mm.layers.basic import depthwise
 from dcnv4_mm.layers._torchscript import refuse_script
+from dcnv4_mm.layers.basic import depthwise
 from dcnv4_mm.ops.arguments import read_bool, read_channels, read_float, read_int, read_odd
 from dcnv4_mm.ops.dcnv4.layout import num_points
 from dcnv4_mm.ops.functional import dcnv3

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
-from dcnv4_mm.layers.basic import depthwise
 from dcnv4_mm.layers._torchscript import refuse_script
+from dcnv4_mm.layers.basic import depthwise
 from dcnv4_mm.ops.arguments import read_bool, read_channels, read_float, read_odd, read_pair
 from dcnv4_mm.ops.dcnv4.layout import num_points, offset_mask_channels, output_size
 from dcnv4_mm.ops.functional import dcnv4

@@ -49,6 +49,7 @@ def results(tmp_path_factory):
     return dict(json.loads(line) for line in run.stdout.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_fault_at_every_file_operation(name, results):
     fewest, module = SCENARIOS[name]
