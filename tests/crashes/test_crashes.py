@@ -25,10 +25,11 @@ SCENARIOS = {
     "ConvertBoxes": (5, "mmengine"),
     "Download": (8, "mmengine"),
     "MergeInfos": (5, "mmengine"),
-    "AddInfos": (5, "mmdet3d"),
     "Export": (10, "mmengine"),
     "ExportOnnx": (8, "onnxscript"),
     "Dataset": (15, "cv2"),
+    # Last: a process that has imported more is forked more slowly.
+    "AddInfos": (5, "mmdet3d"),
 }
 INSTALLED = {name: find_spec(module) is not None for name, (_, module) in SCENARIOS.items()}
 
