@@ -27,7 +27,7 @@ NVCC = $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc),$(wildcar
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # `make gpu` works on any machine with a GPU, torch, nvcc and pytest: it needs no .venv.
-# `make gpu GPU_DEVICE=cpu` is a dry run on the processor, whose figures mean nothing.
+# `make gpu GPU_DEVICE=cpu` is a dry run on the CPU, whose figures mean nothing.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 GPU_DEVICE ?= cuda
 GPU_ARGUMENTS ?=
@@ -43,7 +43,7 @@ TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 --
 
 .PHONY: help install quickstart test coverage fuzz ptx exhaustive test-mim test-export test-transformers check lint \
 	matrix matrix-oldest trials bench bench-transformers gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench \
-	gpu-peers gpu-models docs audit wheel clean
+	gpu-peers gpu-models docs audit wheel kernel-package clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -172,6 +172,10 @@ wheel: $(VENV)/.complete ## build the wheel into dist/, with CUDA kernels where 
 	DCNV4_MM_REQUIRE_EXT=1 $(if $(NVCC),DCNV4_MM_REQUIRE_CUDA=1) $(BIN)/python -m pip wheel --no-deps \
 		--no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/auditwheel repair --patcher none --exclude 'libtorch_*.so' --wheel-dir $(DIST) build/wheel/*.whl
+
+kernel-package: $(VENV)/.complete ## write dist/dcnv4-mm-kernel, the folder for the kernel loader of Hugging Face's Hub
+	DCNV4_MM_REQUIRE_EXT=1 $(if $(NVCC),DCNV4_MM_REQUIRE_CUDA=1) PYTHONPATH=$(CURDIR) \
+		$(BIN)/python dev/kernel_package.py $(DIST)/dcnv4-mm-kernel
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info dcnv4_mm/lib dcnv4_mm/.mim $(VENV)/.installed .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

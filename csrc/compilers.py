@@ -12,7 +12,8 @@ from pathlib import Path
 
 
 def torch_folder() -> Path:
-    return Path(importlib.util.find_spec("torch").origin).parent
+    # An environment that borrows torch by a link finds what was compiled before.
+    return Path(importlib.util.find_spec("torch").origin).resolve().parent
 
 
 def torch_cuda_version() -> str | None:

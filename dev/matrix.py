@@ -34,12 +34,19 @@ class Lane:
         torch: Version of torch.
         torchvision: The one that fits it; ``None`` where no wheel does, and no host is tried.
         models: Keys of :data:`MODELS`, which are trained and tested.
+        hosts: Requirements of the hosts; by default the extra ``all``.
     """
 
     python: str
     torch: str
     torchvision: str | None
     models: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The first column of its row: Python, and hosts that are not the official ones."""
+        return f"{self.python}, onedl's forks" if self.hosts else self.python
 
 
 # Without downloads, for a few steps.
@@ -66,12 +73,17 @@ PLAIN = [
     for phase in ("train", "val", "test")
     for option in ("num_workers=0", "persistent_workers=False")
 ] + ["default_hooks.logger.interval=1"]
+# Of the official hosts mmcv-lite alone, without its requirement mmengine.
+ONEDL = ("onedl-mmengine==0.10.12", "onedl-mmdetection==3.5.1", "onedl-mmsegmentation==1.4.2")
 LANES = {
     "oldest": Lane("3.10", "2.10.0", "0.25.0", ("Mask R-CNN", "DINO")),
     # torchvision's wheel for torch's CPU-only build is not on PyPI.
     "cpu": Lane("3.11", "2.13.0+cpu", None, ()),
     "wheels": Lane("3.12", "2.12.1", "0.27.1", tuple(MODELS)),
     "newest": Lane("3.13", "2.14.1", "0.29.1", ("Mask R-CNN", "DINO")),
+    "onedl": Lane(
+        "3.12", "2.12.1", "0.27.1", ("Mask R-CNN", "DINO", "UPerNet", "Mask2Former"), ONEDL
+    ),
 }
 TESTS = ("tests/ops", "tests/layers", "tests/backbones")
 # What computes for other devices and instruction sets, and compiles, does not depend on torch.
@@ -172,23 +184,38 @@ class Environment:
         said = self.run(self.folder / "bin" / "pytest", *options, *SELECTION, *paths)
         return re.findall(r"(\d+ passed)", said)[-1]
 
+    def install_hosts(self) -> None:
+        """The newest releases that the metadata allows, or the lane's own."""
+        if self.lane.hosts:
+            self.pip("--no-deps", "mmcv-lite==2.1.0")
+            self.pip("--no-build-isolation", *self.lane.hosts)
+        else:
+            self.pip("--only-binary", ":all:", f"{self.wheel()}[all]")
+
+    def program(self, task: str, config: str) -> list[str | Path]:
+        """The command that trains or tests: mim's, or our script under forks, which have no mim."""
+        if not self.lane.hosts:
+            return ["-m", "mim", task, "dcnv4_mm", f"{config}.py", "--gpus", "0"]
+        (path,) = self.source.glob(f"configs/*/{config}.py")
+        return [self.source / "tools" / f"{task}.py", path]
+
     def train(self, model: str) -> str:
-        """Trains a model through mim for a few steps, and tests the checkpoint."""
+        """Trains a model for a few steps, and tests the checkpoint."""
         config, options = MODELS[model]
         sets = self.folder / "sets"
         if not sets.exists():
-            # The newest releases that the metadata allows.
-            self.pip("--only-binary", ":all:", f"{self.wheel()}[all]")
+            self.install_hosts()
             self.run(self.python, self.source / "dev" / "tiny_sets.py", sets)
         work, options = sets / config, ["--cfg-options", *PLAIN, *options]
-        train = ("train", "dcnv4_mm", f"{config}.py", "--gpus", "0", "--work-dir", work)
-        said = self.run(self.python, "-m", "mim", *train, *options, cwd=sets)
+        train = (*self.program("train", config), "--work-dir", work)
+        said = self.run(self.python, *train, *options, cwd=sets)
         losses = [float(loss) for loss in re.findall(r" loss: (\S+)", said)]
         if not losses or not all(0 < loss < 1e4 for loss in losses):
             sys.exit(f"error: {config} has the losses {losses}; see {self.log}")
         checkpoint = (work / "last_checkpoint").read_text()
-        test = ("test", "dcnv4_mm", f"{config}.py", "--checkpoint", checkpoint, "--gpus", "0")
-        said = self.run(self.python, "-m", "mim", *test, "--work-dir", work, *options, cwd=sets)
+        flag = () if self.lane.hosts else ("--checkpoint",)
+        test = (*self.program("test", config), *flag, checkpoint, "--work-dir", work)
+        said = self.run(self.python, *test, *options, cwd=sets)
         if not re.search(r"bbox_mAP: |mIoU: |NDS: ", said):
             sys.exit(f"error: {config} has no scores; see {self.log}")
         return "trains, tests"
@@ -229,7 +256,7 @@ def page(results: dict[str, dict[str, str]]) -> str:
     for name, lane in LANES.items():
         cells = results.get(name, {})
         torch = f"{lane.torch}, {cells['torch']}" if "torch" in cells else lane.torch
-        row = (lane.python, torch, *(cells.get(column, "—") for column in columns))
+        row = (lane.title, torch, *(cells.get(column, "—") for column in columns))
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, ""])
 

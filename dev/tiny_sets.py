@@ -3,12 +3,14 @@
     python dev/tiny_sets.py FOLDER
 
 The unchanged configs then train and test in FOLDER: a check of an installation, not of learning.
+Without mmdet3d there is no nuScenes.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     write_coco(data / "coco", rng)
     write_ade20k(data / "ADEChallengeData2016", rng)
+    if find_spec("mmdet3d") is None:
+        return
     generator = ROOT / "dev" / "generators" / "synthetic_nuscenes.py"
     options = ("--train", "1", "--keyframes", "3", "--size", "400x225")
     subprocess.run([sys.executable, generator, data / "synthetic_nuscenes", *options], check=True)

@@ -1,6 +1,8 @@
 """Python in the documentation: programs run, on small inputs, and configs can be built."""
 
 import re
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,6 @@ BLOCKS = {
 }
 # They need an exported file, minutes, released weights, or a place beside other configs.
 ELSEWHERE = {
-    "docs/backbones.md:1": "tests/test_timm.py",
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
     "docs/bev.md:1": "tests/bev/test_inferencer.py",
     "docs/export.md:0": "tests/ops/test_onnx.py",
@@ -30,9 +31,7 @@ ELSEWHERE = {
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }
-ELSEWHERE |= {
-    name: "tests/hugging_face/test_page.py" for name in BLOCKS if "docs/transformers.md" in name
-}
+ELSEWHERE |= {name: "tests/hugging_face" for name in BLOCKS if "docs/transformers.md" in name}
 ELSEWHERE |= {
     name: "tests/test_docs_own_data.py" for name in BLOCKS if name.startswith("docs/own_data/")
 }
@@ -80,8 +79,11 @@ def exported():
     return {"program": torch.export.export(torch.nn.ReLU(), (torch.randn(1),))}
 
 
+FLASH_T = partial(released, "flash_intern_image_t_1k_224.pth")
 PREPARE = {
-    "docs/checkpoints.md:0": lambda: released("flash_intern_image_t_1k_224.pth"),
+    "docs/backbones.md:1": partial(FLASH_T, layer_scale=None, num_classes=1000),
+    "docs/backbones.md:2": partial(FLASH_T, layer_scale=None, num_classes=1000),
+    "docs/checkpoints.md:0": FLASH_T,
     "docs/internimage.md:1": lambda: released("internimage_t_1k_224.pth", core_op="DCNv3"),
     "docs/internimage.md:2": dcnv3,
     "docs/ops/dcnv4.md:0": dcnv4,
@@ -91,6 +93,10 @@ PREPARE = {
     "docs/ops/bev_cross_attn.md:0": attention_of_cameras,
 }
 NEEDS = {
+    "docs/backbones.md:1": pytest.mark.mmcv,
+    "docs/backbones.md:2": pytest.mark.skipif(
+        find_spec("timm") is None, reason="timm is not installed"
+    ),
     "docs/drop_in.md:0": pytest.mark.mmpretrain,
     "docs/drop_in.md:1": pytest.mark.mmpretrain,
     "docs/ops/flash_deform_attn.md:2": pytest.mark.mmcv,

@@ -1,8 +1,8 @@
 """DCNv4 against other formulations of it, on a CPU and on a GPU; its modes; its memory."""
 
 import itertools
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from gpu.ceilings import ceilings, floor_microseconds
 from measure import Call, Table, buffer_sets, peak_bytes, relative_error
 from operators.cases import CPU_CASES, PAPER_CASES, STAGE_CASES, WIDE_CASES, Case, make_inputs
 from operators.comparison import Operator, compare_operators, forward_calls, to_float32
+from operators.peers import deformops_dcnv4, onnxruntime_deform_conv
 from torch import Tensor
 
 from dcnv4_mm.ops.dcnv4.layout import kernel_points, num_points, output_size, unpack
@@ -164,11 +165,11 @@ def _grid_sample_compiled(case: Case, value: Tensor, offset_mask: Tensor, *_: Te
     return Operator(function=function, inputs=inputs, dtype=dtype)
 
 
-def _deform_conv2d(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
-    """A depthwise DCNv2 with weights of 1 computes a DCNv4."""
-    from torchvision.ops import deform_conv2d
-
-    (value, offset_mask), dtype = (value, offset_mask), None
+def _deform_conv_inputs(
+    case: Case, value: Tensor, offset_mask: Tensor
+) -> tuple[tuple[Tensor, ...], str | None]:
+    """Image, offsets and masks of a depthwise DCNv2 that computes a DCNv4, and their dtype."""
+    dtype = None
     if value.device.type == "cpu":
         (value, offset_mask), dtype = to_float32(value, offset_mask)
     offsets, masks = unpack(offset_mask, case.groups, 9)
@@ -179,12 +180,29 @@ def _deform_conv2d(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -
     offsets = offsets.flatten(3).permute(0, 3, 1, 2).contiguous()
     masks = masks.flatten(3).permute(0, 3, 1, 2).contiguous()
     image = value.permute(0, 3, 1, 2).contiguous()
-    weight = torch.ones(image.shape[1], 1, 3, 3, dtype=value.dtype, device=value.device)
+    return (image, offsets, masks), dtype
+
+
+def _deform_conv2d(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
+    """A depthwise DCNv2 with weights of 1 computes a DCNv4."""
+    from torchvision.ops import deform_conv2d
+
+    (image, offsets, masks), dtype = _deform_conv_inputs(case, value, offset_mask)
+    weight = torch.ones(image.shape[1], 1, 3, 3, dtype=image.dtype, device=image.device)
 
     def function(i: Tensor, o: Tensor, m: Tensor) -> Tensor:
         return deform_conv2d(i, o, weight, padding=1, mask=m).permute(0, 2, 3, 1)
 
     return Operator(function=function, inputs=(image, offsets, masks), dtype=dtype)
+
+
+def _onnxruntime(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
+    inputs, dtype = _deform_conv_inputs(case, value, offset_mask)
+    return replace(onnxruntime_deform_conv(*inputs, case.groups), dtype=dtype)
+
+
+def _deformops(case: Case, value: Tensor, offset_mask: Tensor, *_: Tensor) -> Operator:
+    return deformops_dcnv4(value, offset_mask, case.groups)
 
 
 def _convolution(case: Case, value: Tensor, *_: Tensor, depthwise: bool) -> Operator:
@@ -213,7 +231,10 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     PEER: _grid_sample,
     "grid_sample, points first": partial(_grid_sample, points_first=True),
     "torchvision deform_conv2d": _deform_conv2d,
+    "onnxruntime DeformConv": _onnxruntime,
+    "deformops": _deformops,
 }
+PACKAGES = ("torchvision deform_conv2d", "onnxruntime DeformConv", "deformops")
 GPU_OPERATORS = OPERATORS | {
     f"{OURS}, fast": _ours_fast,
     "original DCNv4": _original,
@@ -226,7 +247,9 @@ GPU_OPERATORS = OPERATORS | {
 
 def _targets(case: Case, measured: str) -> dict[tuple[str, int], str]:
     target = case.target if measured == "forward" else case.backward_target
-    return {} if target is None else {(PEER, 1): f">= {target:g}"}
+    targets = {} if target is None else {(PEER, 1): f">= {target:g}"}
+    least = ">= 5" if measured == "forward" else ">= 3"
+    return targets | {(name, 1): least for name in PACKAGES}
 
 
 def run(table: Table, settings: Settings) -> None:
@@ -323,69 +346,3 @@ def run_memory(table: Table, settings: Settings) -> None:
             if not table.has(**row):
                 used = (held + peak_bytes(call, settings.device)) / (held + returned)
                 table.add(**row, ratio=used, target="<= 1.2")
-
-
-class _Around(torch.autograd.Function):
-    """Does what every autograd.Function of two tensors must do around two calls."""
-
-    @staticmethod
-    def forward(ctx, forward: Call, backward: Call, value: Tensor, offset_mask: Tensor) -> Tensor:
-        ctx.save_for_backward(value, offset_mask)
-        ctx.backward = backward
-        return forward(value, offset_mask)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.backward(grad, *ctx.saved_tensors)
-
-
-def run_host_time(table: Table, settings: Settings) -> None:
-    """CPU time of calls on a few elements, against what no Python around the kernels can avoid."""
-    case = Case(height=2, width=2, groups=1, channels=4)
-    *inputs, grad = make_inputs(case, torch.float32)
-    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    options = (*KERNEL, case.groups, 1.0, False, False)
-
-    def forward(*tensors: Tensor) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.dcnv4_mm.dcnv4_forward.default(*tensors, *options)
-
-    def backward(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.dcnv4_mm.dcnv4_backward.default(*tensors, *options, False, True, True)
-
-    def empty_backward(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.empty_like, tensors))
-
-    def train(function: Callable[..., Tensor]) -> None:
-        torch.autograd.grad(function(*leaves), leaves, grad)
-
-    function = partial(dcnv4, groups=case.groups)
-    empty = partial(_Around.apply, lambda value, _: torch.empty_like(value), empty_backward)
-    calls: dict[str, dict[str, Call]] = {
-        "forward": {
-            OURS: partial(function, *inputs),
-            "raw operator": partial(forward, *inputs),
-            "torch.empty_like": partial(torch.empty_like, inputs[0]),
-        },
-        "forward+backward": {
-            OURS: partial(train, function),
-            "raw operators in an autograd.Function": partial(
-                train, partial(_Around.apply, forward, backward)
-            ),
-            "empty autograd.Function": partial(train, empty),
-        },
-    }
-    for measured, some in calls.items():
-        with torch.set_grad_enabled(measured != "forward"):
-            compare(
-                table,
-                settings,
-                case=case,
-                measured=measured,
-                dtype="float32",
-                builders={
-                    name: partial(Implementation, calls=[call]) for name, call in some.items()
-                },
-                clock=time.process_time,
-            )

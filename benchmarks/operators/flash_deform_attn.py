@@ -9,6 +9,7 @@ from compare import Settings
 from measure import Table
 from operators.cases import OFFSET_DEVIATION
 from operators.comparison import Operator, compare_operators, pixel_centers, to_float32
+from operators.peers import deformops_msda, torch_ms_deform_attn
 from torch import Tensor
 
 from dcnv4_mm.ops.flash_deform_attn.layout import pack
@@ -140,6 +141,14 @@ def _mmcv_without_cuda(case: Case, value: Tensor, locations: Tensor, logits: Ten
     return Operator(function=function, inputs=inputs, dtype=dtype)
 
 
+def _peer(
+    make: Callable[..., Operator], case: Case, value: Tensor, locations: Tensor, logits: Tensor
+) -> Operator:
+    """Another package's implementation, with all tensors in the dtype of the value."""
+    points = (tensor.to(value.dtype) for tensor in (locations, _weights(logits)))
+    return make(value, level_tensors(case.levels, value.device), *points)
+
+
 def need_compiled_mmcv() -> None:
     """Raises unless mmcv has its own kernels; ``install()`` serves mmcv-lite with ours."""
     import mmcv._ext
@@ -178,13 +187,18 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     OURS: _ours,
     "flash_deform_attn": _ours_packed,
     PEER: _mmcv_without_cuda,
+    "torch-ms-deform-attn": partial(_peer, torch_ms_deform_attn),
+    "deformops": partial(_peer, deformops_msda),
 }
+PACKAGES = ("torch-ms-deform-attn", "deformops")
 GPU_OPERATORS = OPERATORS | {"mmcv": _mmcv, "original flash_deform_attn": _original}
 
 
 def _targets(case: Case, measured: str) -> dict[tuple[str, int], str]:
     target = case.target if measured == "forward" else case.backward_target
-    return {} if target is None else {(PEER, 1): f">= {target:g}"}
+    targets = {} if target is None else {(PEER, 1): f">= {target:g}"}
+    least = ">= 5" if measured == "forward" else ">= 3"
+    return targets | {(name, 1): least for name in PACKAGES}
 
 
 def run(table: Table, settings: Settings) -> None:

@@ -6,150 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from dcnv4_mm.backbones.archs import Arch, read_arch
+from dcnv4_mm.backbones.archs import read_arch, read_out_indices
+from dcnv4_mm.backbones.blocks import Block, Stage, Stem
 from dcnv4_mm.backbones.fused import check_fusible, fuse_block
 from dcnv4_mm.backbones.heads import AttentionPoolingHead, ClassificationHead
-from dcnv4_mm.layers import DCNv3, DCNv4, DropPath, channels_first
+from dcnv4_mm.ops.arguments import read_bool, read_float, read_int
 
 __all__ = ["FlashInternImage"]
-
-_NORM_EPS = 1e-6
-
-
-class Stem(nn.Module):
-    """Two convolutions of stride 2: images (N, 3, H, W) to maps (N, H/4, W/4, C)."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
-        self.norm1 = nn.LayerNorm(channels // 2, eps=_NORM_EPS)
-        self.act = nn.GELU()
-        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
-        self.norm2 = nn.LayerNorm(channels, eps=_NORM_EPS)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.act(self.norm1(self.conv1(images).permute(0, 2, 3, 1)))
-        return self.norm2(self.conv2(channels_first(x)).permute(0, 2, 3, 1))
-
-
-class Downsample(nn.Module):
-    """Halves the size and doubles the channels of maps (N, H, W, C)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.LayerNorm(2 * channels, eps=_NORM_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(channels_first(x)).permute(0, 2, 3, 1))
-
-
-class MLP(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, channels: int, hidden_channels: int, *, fc2_bias: bool) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_channels, channels, bias=fc2_bias)
-        for layer in (self.fc1, self.fc2):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class Block(nn.Module):
-    """A deformable branch and an MLP branch around maps (N, H, W, C)."""
-
-    gamma1: nn.Parameter | None
-    gamma2: nn.Parameter | None
-
-    def __init__(
-        self,
-        channels: int,
-        groups: int,
-        arch: Arch,
-        core_op: str,
-        *,
-        drop_path_rate: float,
-        layer_scale: float | None,
-    ) -> None:
-        super().__init__()
-        self.post_norm = arch.post_norm
-        self.norm1 = nn.LayerNorm(channels, eps=_NORM_EPS)
-        arguments: dict[str, Any] = dict(
-            groups=groups,
-            offset_scale=arch.offset_scale,
-            dw_kernel_size=arch.dw_kernel_size,
-            center_feature_scale=arch.center_feature_scale,
-            remove_center=arch.remove_center,
-        )
-        self.dcn: nn.Module = (
-            DCNv4(channels, **arguments, output_bias=arch.dcn_output_bias)
-            if core_op == "DCNv4"
-            else DCNv3(channels, **arguments)
-        )
-        self.norm2 = nn.LayerNorm(channels, eps=_NORM_EPS)
-        fc2_bias = arch.mlp_fc2_bias or core_op == "DCNv3"
-        self.mlp = MLP(channels, int(channels * arch.mlp_ratio), fc2_bias=fc2_bias)
-        self.res_post_norm = arch.res_post_norm and not arch.post_norm and layer_scale is None
-        if arch.res_post_norm:
-            self.res_post_norm1 = nn.LayerNorm(channels, eps=_NORM_EPS)
-            self.res_post_norm2 = nn.LayerNorm(channels, eps=_NORM_EPS)
-        self.drop_path = DropPath(drop_path_rate)
-        for name in ("gamma1", "gamma2"):
-            scale = None if layer_scale is None else torch.full((channels,), layer_scale)
-            self.register_parameter(name, None if scale is None else nn.Parameter(scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.res_post_norm:
-            x = x + self.drop_path(self.res_post_norm1(self.dcn(self.norm1(x))))
-            return x + self.drop_path(self.res_post_norm2(self.mlp(self.norm2(x))))
-        x = x + self._branch(x, self.dcn, self.norm1, self.gamma1)
-        return x + self._branch(x, self.mlp, self.norm2, self.gamma2)
-
-    def _branch(self, x: Tensor, layer: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
-        x = norm(layer(x)) if self.post_norm else layer(norm(x))
-        return self.drop_path(x if gamma is None else gamma * x)
-
-
-class Stage(nn.Module):
-    """Blocks, norms where the architecture has them, and the way down to the next stage."""
-
-    def __init__(
-        self,
-        blocks: Sequence[Block],
-        channels: int,
-        *,
-        norm: bool,
-        extra_norms: Sequence[int],
-        down: bool,
-    ) -> None:
-        super().__init__()
-        self.extra_norms = tuple(extra_norms)
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(channels, eps=_NORM_EPS) if norm else nn.Identity()
-        self.post_norms = nn.ModuleList(
-            nn.LayerNorm(channels, eps=_NORM_EPS) for _ in self.extra_norms
-        )
-        self.downsample = Downsample(channels) if down else nn.Identity()
-
-    def forward(self, x: Tensor, *, with_cp: bool) -> tuple[Tensor, Tensor]:
-        """From maps (N, H, W, C), the stage's own of that shape, and the next stage's input."""
-        for index, block in enumerate(self.blocks):
-            if with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-            if index in self.extra_norms:
-                x = self.post_norms[self.extra_norms.index(index)](x)
-        x = self.norm(x)
-        return x, self.downsample(x)
 
 
 class FlashInternImage(nn.Module):
@@ -161,16 +25,22 @@ class FlashInternImage(nn.Module):
             t, s, b, l or tiny, small, base, large; with DCNv3 also xl, h, g or xlarge, huge, giant.
         core_op: ``"DCNv4"``, or ``"DCNv3"`` for InternImage.
         in_channels: Channels of the images.
-        out_indices: Stages whose maps are output, ascending, in 0..3.
+        out_indices: Stages whose maps are output, ascending, in 0..3. Stages after the last one are
+            not computed; DistributedDataParallel needs ``find_unused_parameters`` for them.
         layer_scale: Start of the learned scale of each branch, or ``None`` for no such
             parameters. The released dense models have 1.0; as classifiers, T has none and
             S, B, L and XL start at 1e-5. H and G have none anywhere.
         drop_path_rate: Rate of the last block, in [0, 1); it grows linearly from 0 at the first.
-        with_cp: Recomputes each block in the backward pass, to save memory.
+        with_cp: Activation checkpointing: computes each block again in the backward pass, which
+            takes about a third more time and keeps one tensor per block.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         num_classes: Adds the classification head; the output is then logits.
 
+    Attributes:
+        out_channels: Channels of the maps of ``out_indices``.
+
     Raises:
+        TypeError: An argument is not a number or a bool, as it must be.
         ValueError: An argument is out of its range, or ``arch`` is unknown.
 
     Source:
@@ -200,16 +70,18 @@ class FlashInternImage(nn.Module):
         super().__init__()
         self.arch = read_arch(arch, core_op)
         stages = len(self.arch.depths)
-        if not set(out_indices) <= set(range(stages)):
-            raise ValueError(f"out_indices must be in 0..{stages - 1}, got {tuple(out_indices)}")
-        if not -1 <= frozen_stages <= stages:
+        self.out_indices = read_out_indices(out_indices, stages)
+        self.frozen_stages = read_int("frozen_stages", frozen_stages, minimum=-1)
+        if self.frozen_stages > stages:
             raise ValueError(f"frozen_stages must be in -1..{stages}, got {frozen_stages}")
-        self.out_indices = tuple(out_indices)
-        self.with_cp = with_cp
-        self.frozen_stages = frozen_stages
-        self.out_channels = [self.arch.channels * 2**stage for stage in range(stages)]
+        self.with_cp = read_bool("with_cp", with_cp)
+        if layer_scale is not None:
+            layer_scale = read_float("layer_scale", layer_scale)
+        drop_path_rate = read_float("drop_path_rate", drop_path_rate)
+        widths = [self.arch.channels * 2**stage for stage in range(stages)]
+        self.out_channels = [widths[stage] for stage in self.out_indices]
 
-        self.patch_embed = Stem(in_channels, self.arch.channels)
+        self.patch_embed = Stem(read_int("in_channels", in_channels, minimum=1), widths[0])
         # On the CPU, because a model that is built on the meta device needs the rates as well.
         rates = torch.linspace(0, drop_path_rate, sum(self.arch.depths), device="cpu").tolist()
         next_rate = iter(rates)
@@ -232,12 +104,22 @@ class FlashInternImage(nn.Module):
                 down=stage < stages - 1,
             )
             for stage, (channels, depth, groups) in enumerate(
-                zip(self.out_channels, self.arch.depths, self.arch.groups, strict=True)
+                zip(widths, self.arch.depths, self.arch.groups, strict=True)
             )
         )
         head = AttentionPoolingHead if self.arch.attention_pooling else ClassificationHead
-        self.head = None if num_classes is None else head(self.out_channels[-1], num_classes)
+        if num_classes is not None:
+            num_classes = read_int("num_classes", num_classes, minimum=1)
+        self.head = None if num_classes is None else head(widths[-1], num_classes)
         self._freeze()
+
+    def reset_parameters(self) -> None:
+        """All parameters anew, as after ``to_empty()``."""
+        # Layers before what holds them, which may set their parameters otherwise.
+        for module in reversed(list(self.modules())[1:]):
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
         """Computes the maps of the chosen stages, or logits.
@@ -249,19 +131,69 @@ class FlashInternImage(nn.Module):
             Contiguous maps (N, channels * 2^i, H / 2^(i + 2), W / 2^(i + 2)), sizes rounded up,
             for i in ``out_indices``; or logits (N, num_classes).
         """
+        if self.head is not None:
+            return self.head(self._stage_maps(images, len(self.levels)))
+        maps = self._stage_maps(images, self.out_indices[-1] + 1)
+        return tuple(_contiguous(maps[stage]) for stage in self.out_indices)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last stage's maps (N, C, H / 32, W / 32), which the head is made for."""
+        return _contiguous(self._stage_maps(images, len(self.levels))[-1])
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps of stages, with the interface of timm's models.
+
+        Args:
+            images: Normalised images (N, in_channels, H, W).
+            indices: The stages, the number of last stages, or ``None`` for all.
+            norm: Not used: the stages end with their norms.
+            stop_early: Skips the stages after the last requested one.
+            output_fmt: ``"NCHW"`` or ``"NHWC"``.
+            intermediates_only: Returns the list alone.
+
+        Returns:
+            The last maps that were computed, in NCHW, and a list of the requested ones.
+
+        Raises:
+            ValueError: There is no such stage or format.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt: expected NCHW or NHWC, got {output_fmt!r}")
+        wanted = self._stages(indices)
+        maps = self._stage_maps(images, wanted[-1] + 1 if stop_early else len(self.levels))
+        requested = [maps[stage] for stage in wanted]
+        if output_fmt == "NCHW":
+            requested = [_contiguous(stage_maps) for stage_maps in requested]
+        return requested if intermediates_only else (_contiguous(maps[-1]), requested)
+
+    def _stages(self, indices: int | Sequence[int] | None) -> list[int]:
+        count = len(self.levels)
+        if isinstance(indices, int):
+            wanted = list(range(count - indices, count))
+        else:
+            wanted = [i + count * (i < 0) for i in (range(count) if indices is None else indices)]
+        if not wanted or not all(0 <= stage < count for stage in wanted):
+            raise ValueError(f"indices: expected stages in 0..{count - 1}, got {indices}")
+        return sorted(wanted)
+
+    def _stage_maps(self, images: Tensor, count: int) -> list[Tensor]:
+        """Maps (N, H, W, C) of the first ``count`` stages."""
         x = self.patch_embed(images)
-        maps = []
+        maps: list[Tensor] = []
         for stage in self.levels:
+            if len(maps) == count:
+                break
             output, x = stage(x, with_cp=self.with_cp)
             maps.append(output)
-        if self.head is not None:
-            return self.head(maps)
-        # Contiguous because mmcv's RoIAlign is silently wrong on the CPU otherwise.
-        return tuple(
-            stage_maps.permute(0, 3, 1, 2).contiguous()
-            for index, stage_maps in enumerate(maps)
-            if index in self.out_indices
-        )
+        return maps
 
     def fuse(self) -> "FlashInternImage":
         """Merges parameters for inference, in place: the outputs are the same but for rounding.
@@ -363,3 +295,8 @@ class FlashInternImage(nn.Module):
             stage = min(int(between[1]) + 1, len(depths) - 1)
             return 1 + sum(depths[:stage]), num_layers
         return num_layers - 1, num_layers
+
+
+def _contiguous(maps: Tensor) -> Tensor:
+    """Maps (N, C, H, W), contiguous, as mmcv's RoIAlign is silently wrong for others."""
+    return maps.permute(0, 3, 1, 2).contiguous()

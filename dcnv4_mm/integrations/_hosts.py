@@ -17,13 +17,13 @@ __all__ = [
     "torchvision_problem",
 ]
 
-# Import name -> (names of the distributions, requirement of the tested version).
+# Import name -> (names of the distributions, forks last; requirement of the tested version).
 HOSTS = {
-    "mmengine": (("mmengine",), "mmengine==0.10.7"),
-    "mmcv": (("mmcv", "mmcv-lite"), "mmcv-lite==2.1.0"),
-    "mmdet": (("mmdet",), "mmdet==3.3.0"),
-    "mmseg": (("mmsegmentation",), "mmsegmentation==1.2.2"),
-    "mmpretrain": (("mmpretrain",), "mmpretrain==1.2.0"),
+    "mmengine": (("mmengine", "onedl-mmengine"), "mmengine==0.10.7"),
+    "mmcv": (("mmcv", "mmcv-lite", "onedl-mmcv"), "mmcv-lite==2.1.0"),
+    "mmdet": (("mmdet", "onedl-mmdetection"), "mmdet==3.3.0"),
+    "mmseg": (("mmsegmentation", "onedl-mmsegmentation"), "mmsegmentation==1.2.2"),
+    "mmpretrain": (("mmpretrain", "onedl-mmpretrain"), "mmpretrain==1.2.0"),
     "mmdet3d": (("mmdet3d",), "mmdet3d==1.4.0"),
 }
 # They raise an AssertionError on import.
@@ -54,8 +54,13 @@ def find_problems() -> list[str]:
 
 def _problems() -> Iterator[str]:
     mmcv = installed_version("mmcv")
-    if _version("mmcv") and _version("mmcv-lite"):
-        yield f"mmcv and mmcv-lite are both installed, in one folder: {_REINSTALL_MMCV}"
+    for names, requirement in HOSTS.values():
+        installed = [name for name in names if _version(name)]
+        if len(installed) > 1:
+            yield (
+                f"{' and '.join(installed)} are installed in one folder: pip uninstall -y "
+                f"{' '.join(installed)} && pip install {requirement}"
+            )
     for host, version in _REFUSE_MMCV_2_2.items():
         installed = installed_version(host)
         if mmcv and installed and installed.startswith(version) and _release(mmcv) >= (2, 2):

@@ -6,6 +6,7 @@ from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.utils import deprecated_api_warning
 from torch import Tensor
 
+from dcnv4_mm.layers._torchscript import refuse_script
 from dcnv4_mm.ops.flash_deform_attn.layout import sampling_locations
 from dcnv4_mm.ops.functional import ms_deform_attn
 
@@ -17,6 +18,8 @@ class DeformableAttention(MultiScaleDeformableAttention):
 
     Arguments, parameters, results and errors are mmcv's; the operator checks the numbers of pixels.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     @deprecated_api_warning({"residual": "identity"}, cls_name="MultiScaleDeformableAttention")
     def forward(

@@ -4,13 +4,13 @@ from typing import Any
 
 from mmdet.models import DINO as _DINO
 from mmdet.models import DINOHead as _DINOHead
-from mmdet.models.layers import inverse_sigmoid
+from mmdet.models.layers import MLP, inverse_sigmoid
 from torch import Tensor
 
 from dcnv4_mm.engine.released import convert_on_load
 from dcnv4_mm.integrations import swap_deformable_attention
 
-__all__ = ["DINO", "DINOHead"]
+__all__ = ["DINO", "DINOHead", "ReferencePointHead"]
 
 
 class DINO(_DINO):
@@ -28,6 +28,9 @@ class DINO(_DINO):
 
     def __init__(self, *args: Any, swap_attention: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        head = self.decoder.ref_point_head
+        if head.layers[0].in_features != 2 * self.embed_dims:
+            self.decoder.ref_point_head = ReferencePointHead(self.embed_dims)
         if swap_attention:
             swap_deformable_attention(self)
         convert_on_load(self)
@@ -60,6 +63,25 @@ class DINO(_DINO):
             **geometry,
         )
         return dict(hidden_states=states, references=list(references))
+
+
+class ReferencePointHead(MLP):
+    """DINO's embedding of encoded reference points in mmdet, for a fork with a longer encoding.
+
+    onedl-mmdetection 3.5 encodes a coordinate with twice as many frequencies as mmdet, so that
+    neither released checkpoints nor those of mmdet fit its layer. Every second one is in mmdet too.
+
+    Args:
+        embed_dims: Channels of a query.
+    """
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__(2 * embed_dims, embed_dims, embed_dims, 2)
+
+    def forward(self, encoding: Tensor) -> Tensor:
+        """Embeds encoded boxes (N, Q, 4 * embed_dims): y, x, w, h, (sin, cos) by frequency."""
+        every_second = encoding.unflatten(-1, (-1, 2, 2))[..., 0, :]
+        return super().forward(every_second.flatten(-2))
 
 
 class DINOHead(_DINOHead):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcnv4_mm.layers._torchscript import refuse_script
 from dcnv4_mm.ops.functional import ms_deform_attn
 
 __all__ = ["find_replacements", "is_swapped"]
@@ -37,6 +38,8 @@ _POINTS_FUNCTION = (*_FUNCTION, "num_points_list", "method")
 
 class Attention(nn.Module):
     """The class that swapping gives to attention modules without parameters."""
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(
         self,
@@ -113,6 +116,8 @@ _FUNCTIONS: dict[tuple[str, ...], Callable[..., Tensor]] = {
 
 class _WithOurFunction(nn.Module):
     """Base of layers whose ``forward`` is the host's with another global function."""
+
+    __prepare_scriptable__ = refuse_script
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         _, _, *state = super().__reduce_ex__(protocol)

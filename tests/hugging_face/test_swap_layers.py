@@ -199,6 +199,15 @@ def test_a_replaced_forward_is_refused(name):
         swap_deformable_attention(layer)
 
 
+@pytest.mark.parametrize("name", ["rt_detr", "oneformer"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_script_is_refused(name):
+    layer = make_layer(name)
+    swap_deformable_attention(layer)
+    with pytest.raises(NotImplementedError, match=r"Attention: .*torch\.export"):
+        torch.jit.script(nn.Sequential(layer))
+
+
 @pytest.mark.parametrize("name", ["deformable_detr", "d_fine", "oneformer"])
 def test_compile_takes_one_graph(name):
     layer = make_layer(name)

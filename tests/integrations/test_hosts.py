@@ -66,9 +66,22 @@ def test_mmcv_2_2_beside_a_host_that_takes_it(problems):
     assert problems({"mmcv-lite": "2.2.0", "mmdet": "3.5.1"}) == []
 
 
-def test_both_distributions_of_mmcv(problems):
-    expected = f"mmcv and mmcv-lite are both installed, in one folder: {REINSTALL}"
-    assert problems({"mmcv": "2.1.0"}) == [expected]
+@pytest.mark.parametrize(
+    ("changes", "names", "requirement"),
+    [
+        ({"mmcv": "2.1.0"}, "mmcv mmcv-lite", "mmcv-lite==2.1.0"),
+        ({"onedl-mmdetection": "3.5.1"}, "mmdet onedl-mmdetection", "mmdet==3.3.0"),
+    ],
+)
+def test_two_distributions_of_one_host(problems, changes, names, requirement):
+    (problem,) = problems(changes)
+    assert f"pip uninstall -y {names} && pip install {requirement}" in problem
+
+
+def test_forks_are_found(problems):
+    changes = {"mmengine": None, "onedl-mmengine": "0.10.12"}
+    assert problems({**changes, "mmdet": None, "onedl-mmdetection": "3.5.1"}) == []
+    assert _hosts.installed_version("mmdet") == "3.5.1"
 
 
 def test_no_torchvision(problems):

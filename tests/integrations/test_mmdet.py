@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
+from helpers import build_detector
 from mmdet.models import DINOHead as HostsDINOHead
 
 from dcnv4_mm.registry import MODELS
@@ -102,3 +103,36 @@ def test_averaged_weights_follow_the_original_formula():
         for name, tensor in average.module.state_dict().items():
             bound = {0: 5e-3, 1: 1e-5, 2: 1e-7}.get(step, 1e-9)
             assert (tensor - expected[name]).abs().max() < bound, (step, name)
+
+
+def test_the_longer_encoding_of_the_fork_gives_the_same_embedding():
+    """As in onedl-mmdetection: 256 numbers for a coordinate of a model with 256 channels."""
+    from mmdet.models.layers import MLP, coordinate_to_encoding
+
+    from dcnv4_mm.integrations._mmdet import ReferencePointHead
+
+    boxes = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    head, hosts = ReferencePointHead(256), MLP(512, 256, 256, 2)
+    hosts.load_state_dict(head.state_dict())
+    embedding = head(coordinate_to_encoding(boxes, num_feats=256))
+    assert torch.equal(embedding, hosts(coordinate_to_encoding(boxes, num_feats=128)))
+
+
+def test_dino_has_released_shapes_under_the_fork(monkeypatch):
+    from mmdet.models.layers import MLP, DinoTransformerDecoder
+
+    from dcnv4_mm.integrations._mmdet import ReferencePointHead
+
+    init_layers = DinoTransformerDecoder._init_layers
+
+    def init_wider_layers(self):
+        init_layers(self)
+        self.ref_point_head = MLP(4 * self.embed_dims, self.embed_dims, self.embed_dims, 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DinoTransformerDecoder, "_init_layers", init_wider_layers)
+        forks, _ = build_detector("dino_4scale_flash_internimage_t_1x_coco", device="meta")
+    ours, _ = build_detector("dino_4scale_flash_internimage_t_1x_coco", device="meta")
+    assert isinstance(forks.decoder.ref_point_head, ReferencePointHead)
+    shapes = [{k: t.shape for k, t in m.state_dict().items()} for m in (forks, ours)]
+    assert shapes[0] == shapes[1]

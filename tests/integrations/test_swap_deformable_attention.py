@@ -208,6 +208,14 @@ def test_compile_takes_one_graph_but_for_the_sizes():
     torch.testing.assert_close(compiled(**inputs), module(**inputs), rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_script_is_refused():
+    module = make_module(batch_first=True)
+    swap_deformable_attention(module)
+    with pytest.raises(NotImplementedError, match=r"DeformableAttention.*torch\.export"):
+        torch.jit.script(torch.nn.Sequential(module))
+
+
 def test_models_of_other_libraries_need_no_mmcv():
     code = (
         "import sys, torch; sys.modules['mmcv'] = None\n"
