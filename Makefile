@@ -27,7 +27,7 @@ NVCC = $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc),$(wildcar
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # `make gpu` works on any machine with a GPU, torch, nvcc and pytest: it needs no .venv.
-# `make gpu GPU_DEVICE=cpu` is a dry run on the processor, whose figures mean nothing.
+# `make gpu GPU_DEVICE=cpu` is a dry run on the CPU, whose figures mean nothing.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 GPU_DEVICE ?= cuda
 GPU_ARGUMENTS ?=

@@ -124,7 +124,7 @@ def _ask(nvcc: str, question: str, pattern: str) -> list[str]:
     if result.returncode or not (found := re.findall(pattern, result.stdout)):
         sys.exit(
             f"error: {nvcc} {question} does not answer as nvcc 12.6 does: name another toolkit in "
-            "CUDA_HOME, or set DCNV4_MM_NO_CUDA=1 to install without CUDA kernels. It said: "
+            "CUDA_HOME, or set DCNV4_MM_NO_CUDA=1 to install without CUDA kernels. Its output: "
             f"{result.stdout.strip()[:500]}"
         )
     return found

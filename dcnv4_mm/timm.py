@@ -83,8 +83,8 @@ class TimmFlashInternImage(FlashInternImage):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map (N, C, H / 32, W / 32)."""
-        return self.forward_intermediates(x, indices=1)[0]
+        """The last feature map (N, C, H / 32, W / 32), as the head takes it: not contiguous."""
+        return channels_first(self._stage_maps(x, len(self.levels))[-1])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of the last feature map, or with ``pre_logits`` the features before them."""
@@ -93,42 +93,6 @@ class TimmFlashInternImage(FlashInternImage):
             x = x.mean((2, 3))
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.head.fc(x)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Feature maps of stages.
-
-        Args:
-            x: Normalized images (N, in_chans, H, W).
-            indices: The stages, the number of last stages, or ``None`` for all.
-            norm: Not used: the stages end with their norms.
-            stop_early: Skips the stages after the last requested one.
-            output_fmt: ``"NCHW"`` or ``"NHWC"``.
-            intermediates_only: Returns the list alone.
-
-        Returns:
-            The last feature map that was computed, in NCHW, and a list of the requested ones.
-
-        Raises:
-            ValueError: There is no such stage or format.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt: expected NCHW or NHWC, got {output_fmt!r}")
-        wanted = self._stages(indices)
-        x = self.patch_embed(x)
-        maps = []
-        for index, stage in enumerate(self.levels[: wanted[-1] + 1] if stop_early else self.levels):
-            final, x = stage(x, with_cp=self.with_cp)
-            if index in wanted:
-                maps.append(final if output_fmt == "NHWC" else channels_first(final).contiguous())
-        return maps if intermediates_only else (channels_first(final), maps)
 
     def prune_intermediate_layers(
         self,
@@ -188,18 +152,6 @@ class TimmFlashInternImage(FlashInternImage):
         """Loads a released classification file, with the classifier if it has as many classes."""
         released = self.default_cfg["num_classes"] if hasattr(self, "default_cfg") else 1000
         load_released(self, path, allow=() if self.num_classes == released else ("head.fc.",))
-
-    def _stages(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.levels)
-        if isinstance(indices, int):
-            wanted = list(range(count - indices, count))
-        else:
-            wanted = (
-                list(range(count)) if indices is None else [i + count * (i < 0) for i in indices]
-            )
-        if not wanted or not all(0 <= stage < count for stage in wanted):
-            raise ValueError(f"indices: expected stages in 0..{count - 1}, got {indices}")
-        return sorted(wanted)
 
 
 def _filter(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

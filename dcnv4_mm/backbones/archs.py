@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["ARCHS", "DCNV3_ARCHS", "Arch", "read_arch"]
+from dcnv4_mm.ops.arguments import read_int
+
+__all__ = ["ARCHS", "DCNV3_ARCHS", "Arch", "read_arch", "read_out_indices"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,3 +155,19 @@ def read_arch(arch: str | Mapping[str, Any], core_op: str) -> Arch:
     if missing := sorted({"channels", "depths", "groups"} - set(arch)):
         raise ValueError(f"arch lacks the fields {missing}")
     return Arch(**arch)
+
+
+def read_out_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
+    """Reads the stages whose maps are output.
+
+    Raises:
+        TypeError: They are not a sequence of ints.
+        ValueError: There are none, they are not ascending, or there is no such stage.
+    """
+    try:
+        indices = tuple(read_int("out_indices", index, minimum=0) for index in out_indices)
+    except TypeError:
+        raise TypeError(f"out_indices must be a sequence of ints, got {out_indices!r}") from None
+    if not indices or list(indices) != sorted(set(indices)) or indices[-1] >= stages:
+        raise ValueError(f"out_indices must be ascending stages in 0..{stages - 1}, got {indices}")
+    return indices

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcnv4_mm.backbones.archs import Arch, read_arch
+from dcnv4_mm.backbones.archs import Arch, read_arch, read_out_indices
 from dcnv4_mm.backbones.heads import AttentionPoolingHead, ClassificationHead
 from dcnv4_mm.layers import DCNv3, DCNv4, DropPath, channels_first
+from dcnv4_mm.ops.arguments import read_bool, read_float, read_int
 
 __all__ = ["FlashInternImage"]
 
@@ -53,6 +54,10 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_channels, channels, bias=fc2_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights of a truncated normal distribution, biases of zero."""
         for layer in (self.fc1, self.fc2):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
@@ -101,9 +106,17 @@ class Block(nn.Module):
             self.res_post_norm1 = nn.LayerNorm(channels, eps=_NORM_EPS)
             self.res_post_norm2 = nn.LayerNorm(channels, eps=_NORM_EPS)
         self.drop_path = DropPath(drop_path_rate)
+        self.layer_scale = layer_scale
         for name in ("gamma1", "gamma2"):
-            scale = None if layer_scale is None else torch.full((channels,), layer_scale)
-            self.register_parameter(name, None if scale is None else nn.Parameter(scale))
+            scale = None if layer_scale is None else nn.Parameter(torch.empty(channels))
+            self.register_parameter(name, scale)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The block's own parameters, its layer scale; not those of its layers."""
+        for scale in (self.gamma1, self.gamma2):
+            if scale is not None:
+                nn.init.constant_(scale, self.layer_scale)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.res_post_norm:
@@ -160,16 +173,22 @@ class FlashInternImage(nn.Module):
             t, s, b, l or tiny, small, base, large; with DCNv3 also xl, h, g or xlarge, huge, giant.
         core_op: ``"DCNv4"``, or ``"DCNv3"`` for InternImage.
         in_channels: Channels of the images.
-        out_indices: Stages whose maps are output, ascending, in 0..3.
+        out_indices: Stages whose maps are output, ascending, in 0..3. Stages after the last one are
+            not computed; DistributedDataParallel needs ``find_unused_parameters`` for them.
         layer_scale: Start of the learned scale of each branch, or ``None`` for no such
             parameters. The released dense models have 1.0; as classifiers, T has none and
             S, B, L and XL start at 1e-5. H and G have none anywhere.
         drop_path_rate: Rate of the last block, in [0, 1); it grows linearly from 0 at the first.
-        with_cp: Recomputes each block in the backward pass, to save memory.
+        with_cp: Activation checkpointing: computes each block again in the backward pass, which
+            takes about a third more time and keeps one tensor per block.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         num_classes: Adds the classification head; the output is then logits.
 
+    Attributes:
+        out_channels: Channels of the maps of ``out_indices``.
+
     Raises:
+        TypeError: An argument is not a number or a bool, as it must be.
         ValueError: An argument is out of its range, or ``arch`` is unknown.
 
     Source:
@@ -199,16 +218,18 @@ class FlashInternImage(nn.Module):
         super().__init__()
         self.arch = read_arch(arch, core_op)
         stages = len(self.arch.depths)
-        if not set(out_indices) <= set(range(stages)):
-            raise ValueError(f"out_indices must be in 0..{stages - 1}, got {tuple(out_indices)}")
-        if not -1 <= frozen_stages <= stages:
+        self.out_indices = read_out_indices(out_indices, stages)
+        self.frozen_stages = read_int("frozen_stages", frozen_stages, minimum=-1)
+        if self.frozen_stages > stages:
             raise ValueError(f"frozen_stages must be in -1..{stages}, got {frozen_stages}")
-        self.out_indices = tuple(out_indices)
-        self.with_cp = with_cp
-        self.frozen_stages = frozen_stages
-        self.out_channels = [self.arch.channels * 2**stage for stage in range(stages)]
+        self.with_cp = read_bool("with_cp", with_cp)
+        if layer_scale is not None:
+            layer_scale = read_float("layer_scale", layer_scale)
+        drop_path_rate = read_float("drop_path_rate", drop_path_rate)
+        widths = [self.arch.channels * 2**stage for stage in range(stages)]
+        self.out_channels = [widths[stage] for stage in self.out_indices]
 
-        self.patch_embed = Stem(in_channels, self.arch.channels)
+        self.patch_embed = Stem(read_int("in_channels", in_channels, minimum=1), widths[0])
         # On the CPU, because a model that is built on the meta device needs the rates as well.
         rates = torch.linspace(0, drop_path_rate, sum(self.arch.depths), device="cpu").tolist()
         next_rate = iter(rates)
@@ -231,12 +252,22 @@ class FlashInternImage(nn.Module):
                 down=stage < stages - 1,
             )
             for stage, (channels, depth, groups) in enumerate(
-                zip(self.out_channels, self.arch.depths, self.arch.groups, strict=True)
+                zip(widths, self.arch.depths, self.arch.groups, strict=True)
             )
         )
         head = AttentionPoolingHead if self.arch.attention_pooling else ClassificationHead
-        self.head = None if num_classes is None else head(self.out_channels[-1], num_classes)
+        if num_classes is not None:
+            num_classes = read_int("num_classes", num_classes, minimum=1)
+        self.head = None if num_classes is None else head(widths[-1], num_classes)
         self._freeze()
+
+    def reset_parameters(self) -> None:
+        """All parameters anew, as after ``to_empty()``."""
+        # Layers before what holds them, which may set their parameters otherwise.
+        for module in reversed(list(self.modules())[1:]):
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
         """Computes the maps of the chosen stages, or logits.
@@ -248,19 +279,69 @@ class FlashInternImage(nn.Module):
             Contiguous maps (N, channels * 2^i, H / 2^(i + 2), W / 2^(i + 2)), sizes rounded up,
             for i in ``out_indices``; or logits (N, num_classes).
         """
+        if self.head is not None:
+            return self.head(self._stage_maps(images, len(self.levels)))
+        maps = self._stage_maps(images, self.out_indices[-1] + 1)
+        return tuple(_contiguous(maps[stage]) for stage in self.out_indices)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last stage's maps (N, C, H / 32, W / 32), which the head is made for."""
+        return _contiguous(self._stage_maps(images, len(self.levels))[-1])
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps of stages, with the interface of timm's models.
+
+        Args:
+            images: Normalised images (N, in_channels, H, W).
+            indices: The stages, the number of last stages, or ``None`` for all.
+            norm: Not used: the stages end with their norms.
+            stop_early: Skips the stages after the last requested one.
+            output_fmt: ``"NCHW"`` or ``"NHWC"``.
+            intermediates_only: Returns the list alone.
+
+        Returns:
+            The last maps that were computed, in NCHW, and a list of the requested ones.
+
+        Raises:
+            ValueError: There is no such stage or format.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt: expected NCHW or NHWC, got {output_fmt!r}")
+        wanted = self._stages(indices)
+        maps = self._stage_maps(images, wanted[-1] + 1 if stop_early else len(self.levels))
+        requested = [maps[stage] for stage in wanted]
+        if output_fmt == "NCHW":
+            requested = [_contiguous(stage_maps) for stage_maps in requested]
+        return requested if intermediates_only else (_contiguous(maps[-1]), requested)
+
+    def _stages(self, indices: int | Sequence[int] | None) -> list[int]:
+        count = len(self.levels)
+        if isinstance(indices, int):
+            wanted = list(range(count - indices, count))
+        else:
+            wanted = [i + count * (i < 0) for i in (range(count) if indices is None else indices)]
+        if not wanted or not all(0 <= stage < count for stage in wanted):
+            raise ValueError(f"indices: expected stages in 0..{count - 1}, got {indices}")
+        return sorted(wanted)
+
+    def _stage_maps(self, images: Tensor, count: int) -> list[Tensor]:
+        """Maps (N, H, W, C) of the first ``count`` stages."""
         x = self.patch_embed(images)
-        maps = []
+        maps: list[Tensor] = []
         for stage in self.levels:
+            if len(maps) == count:
+                break
             output, x = stage(x, with_cp=self.with_cp)
             maps.append(output)
-        if self.head is not None:
-            return self.head(maps)
-        # Contiguous because mmcv's RoIAlign is silently wrong on the CPU otherwise.
-        return tuple(
-            stage_maps.permute(0, 3, 1, 2).contiguous()
-            for index, stage_maps in enumerate(maps)
-            if index in self.out_indices
-        )
+        return maps
 
     def train(self, mode: bool = True) -> "FlashInternImage":
         """Sets the training mode; frozen stages stay in evaluation mode."""
@@ -305,3 +386,8 @@ class FlashInternImage(nn.Module):
             stage = min(int(between[1]) + 1, len(depths) - 1)
             return 1 + sum(depths[:stage]), num_layers
         return num_layers - 1, num_layers
+
+
+def _contiguous(maps: Tensor) -> Tensor:
+    """Maps (N, C, H, W), contiguous, as mmcv's RoIAlign is silently wrong for others."""
+    return maps.permute(0, 3, 1, 2).contiguous()

@@ -22,6 +22,10 @@ class ClassificationHead(nn.Module):
         self.norm = nn.BatchNorm2d(hidden_channels)
         self.act = nn.GELU()
         self.fc = nn.Linear(hidden_channels, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The classifier's, as in the originals."""
         nn.init.trunc_normal_(self.fc.weight, std=0.02)
         nn.init.zeros_(self.fc.bias)
 
@@ -72,6 +76,10 @@ class AttentionPoolingHead(nn.Module):
         self.pool = AttentionPooling(width, out_channels, num_heads=16)
         self.fc_norm = nn.LayerNorm(out_channels, eps=_NORM_EPS)
         self.fc = nn.Linear(out_channels, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The classifier's, as in the originals."""
         nn.init.trunc_normal_(self.fc.weight, std=0.02)
         nn.init.zeros_(self.fc.bias)
 

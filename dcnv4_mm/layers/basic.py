@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
+from dcnv4_mm.ops.arguments import read_float
 
-__all__ = ["DropPath", "channels_first"]
+__all__ = ["DropPath", "channels_first", "depthwise"]
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -15,6 +16,25 @@ def channels_first(x: Tensor) -> Tensor:
     return x.contiguous() if torch.compiler.is_compiling() else x
 
 
+def depthwise(
+    channels: int,
+    kernel_size: int,
+    *,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Conv2d:
+    """A depthwise convolution of an odd size that keeps the size of its maps."""
+    return nn.Conv2d(
+        channels,
+        channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        groups=channels,
+        device=device,
+        dtype=dtype,
+    )
+
+
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples while training, and scales up what is kept.
 
@@ -22,7 +42,8 @@ class DropPath(nn.Module):
         rate: Probability that a sample's branch is dropped, in [0, 1).
 
     Raises:
-        ValueError: ``rate`` is outside its range.
+        TypeError: ``rate`` is not a number.
+        ValueError: It is outside its range.
 
     Source:
         Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
@@ -30,9 +51,9 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= rate < 1.0:
+        self.rate = read_float("rate", rate)
+        if not 0.0 <= self.rate < 1.0:
             raise ValueError(f"rate must be at least 0 and below 1, got {rate}")
-        self.rate = rate
 
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:

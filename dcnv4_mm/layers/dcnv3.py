@@ -1,11 +1,15 @@
 """DCNv3 as a layer, on DCNv4's operator: offsets and softmaxed masks from a normalized branch."""
 
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.layers._torchscript import refuse_script
-from dcnv4_mm.ops.arguments import read_float, read_int
+from dcnv4_mm.layers.basic import depthwise
+from dcnv4_mm.ops.arguments import read_bool, read_channels, read_float, read_int, read_odd
 from dcnv4_mm.ops.dcnv4.layout import num_points
 from dcnv4_mm.ops.functional import dcnv3
 
@@ -29,8 +33,11 @@ class DCNv3(nn.Module):
         center_feature_scale: Mixes the value itself into the output, by a learned weight per
             group and pixel.
         remove_center: Leaves out the grid's middle point.
+        device: Where the parameters are created; by default as for ``torch.nn.Linear``.
+        dtype: Type of the parameters, likewise.
 
     Raises:
+        TypeError: An argument is not a number or a bool, as it must be.
         ValueError: An argument is out of its range.
 
     Source:
@@ -55,44 +62,29 @@ class DCNv3(nn.Module):
         dw_kernel_size: int | None = None,
         center_feature_scale: bool = False,
         remove_center: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        channels = read_int("channels", channels, minimum=1)
-        groups = read_int("groups", groups, minimum=1)
-        if channels % groups:
-            raise ValueError(
-                f"channels must be a multiple of groups, got {channels} channels, {groups} groups"
-            )
-        dilation = read_int("dilation", dilation, minimum=1)
-        kernel_size = read_int("kernel_size", kernel_size, minimum=1)
-        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
-        dw_kernel_size = read_int("dw_kernel_size", dw_kernel_size, minimum=1)
-        for name, size in (("kernel_size", kernel_size), ("dw_kernel_size", dw_kernel_size)):
-            if size % 2 == 0:
-                raise ValueError(f"{name} must be odd, got {size}")
-        self.channels = channels
-        self.groups = groups
-        self.kernel_size = kernel_size
-        self.dilation = dilation
+        self.channels, self.groups = channels, groups = read_channels(channels, groups)
+        self.kernel_size = kernel_size = read_odd("kernel_size", kernel_size)
+        self.dilation = read_int("dilation", dilation, minimum=1)
         self.offset_scale = read_float("offset_scale", offset_scale)
-        self.remove_center = remove_center
+        self.remove_center = read_bool("remove_center", remove_center)
 
-        if not isinstance(remove_center, bool):
-            raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
         points = num_points((kernel_size, kernel_size), remove_center)
         if points < 1:
             raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger one")
-        self.center_feature_scale_proj = (
-            nn.Linear(channels, groups) if center_feature_scale else None
-        )
-        self.dw_conv = nn.Conv2d(
-            channels, channels, dw_kernel_size, padding=dw_kernel_size // 2, groups=channels
-        )
-        self.dw_norm = nn.LayerNorm(channels, eps=1e-6)
-        self.offset = nn.Linear(channels, 2 * groups * points)
-        self.mask = nn.Linear(channels, groups * points)
-        self.input_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        linear = partial(nn.Linear, channels, device=device, dtype=dtype)
+        scaled = read_bool("center_feature_scale", center_feature_scale)
+        self.center_feature_scale_proj = linear(groups) if scaled else None
+        size = kernel_size if dw_kernel_size is None else read_odd("dw_kernel_size", dw_kernel_size)
+        self.dw_conv = depthwise(channels, size, device=device, dtype=dtype)
+        self.dw_norm = nn.LayerNorm(channels, eps=1e-6, device=device, dtype=dtype)
+        self.offset = linear(2 * groups * points)
+        self.mask = linear(groups * points)
+        self.input_proj = linear(channels)
+        self.output_proj = linear(channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,13 +1,15 @@
 """DCNv4 as a layer: it predicts its own offsets and masks from its input."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.layers._torchscript import refuse_script
-from dcnv4_mm.ops.arguments import read_float, read_int, read_pair
+from dcnv4_mm.layers.basic import depthwise
+from dcnv4_mm.ops.arguments import read_bool, read_channels, read_float, read_odd, read_pair
 from dcnv4_mm.ops.dcnv4.layout import num_points, offset_mask_channels, output_size
 from dcnv4_mm.ops.functional import dcnv4
 
@@ -18,6 +20,8 @@ _Pair = tuple[int, int]
 
 class DCNv4(nn.Module):
     """Deformable convolution v4 with learned offsets and masks, channels last.
+
+    :class:`~dcnv4_mm.layers.DCNv4Conv2d` is the same for channels-first maps (N, C, H, W).
 
     A linear layer (after a depthwise convolution, if there is one) predicts offsets and masks from
     the input pixel under the center of the kernel. It starts at zero, so a new layer outputs
@@ -38,9 +42,11 @@ class DCNv4(nn.Module):
         remove_center: Leaves out the grid's middle point.
         output_bias: Whether the output projection has a bias.
         without_pointwise: Leaves out the value and output projections ("lightweight").
+        device: Where the parameters are created; by default as for ``torch.nn.Linear``.
+        dtype: Type of the parameters, likewise.
 
     Raises:
-        TypeError: An argument is not a number, or a pair of numbers, of the kind it must be.
+        TypeError: An argument is not a number, a pair of numbers or a bool, as it must be.
         ValueError: An argument is out of its range.
 
     Source:
@@ -69,47 +75,33 @@ class DCNv4(nn.Module):
         remove_center: bool = False,
         output_bias: bool = True,
         without_pointwise: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        channels = read_int("channels", channels, minimum=1)
-        groups = read_int("groups", groups, minimum=1)
-        if channels % groups:
-            raise ValueError(
-                f"channels must be a multiple of groups, got {channels} channels, {groups} groups"
-            )
-        if dw_kernel_size is not None:
-            dw_kernel_size = read_int("dw_kernel_size", dw_kernel_size, minimum=1)
-            if dw_kernel_size % 2 == 0:
-                raise ValueError(f"dw_kernel_size must be odd, got {dw_kernel_size}")
-        if not isinstance(remove_center, bool):
-            raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
-        self.channels = channels
-        self.groups = groups
+        self.channels, self.groups = channels, groups = read_channels(channels, groups)
         self.kernel_size = read_pair("kernel_size", kernel_size, minimum=1)
         self.stride = read_pair("stride", stride, minimum=1)
         self.padding = read_pair("padding", padding, minimum=0)
         self.dilation = read_pair("dilation", dilation, minimum=1)
         self.offset_scale = read_float("offset_scale", offset_scale)
-        self.remove_center = remove_center
+        self.remove_center = read_bool("remove_center", remove_center)
 
         points = num_points(self.kernel_size, remove_center)
         if points < 1:
             raise ValueError("remove_center leaves a 1x1 kernel without points: use a larger one")
-        self.center_feature_scale_proj = (
-            nn.Linear(channels, groups) if center_feature_scale else None
-        )
-        self.offset_mask_dw = (
-            None
-            if dw_kernel_size is None
-            else nn.Conv2d(
-                channels, channels, dw_kernel_size, padding=dw_kernel_size // 2, groups=channels
-            )
-        )
-        self.offset_mask = nn.Linear(channels, offset_mask_channels(groups, points))
-        self.value_proj = None if without_pointwise else nn.Linear(channels, channels)
-        self.output_proj = (
-            None if without_pointwise else nn.Linear(channels, channels, bias=output_bias)
-        )
+        linear = partial(nn.Linear, channels, device=device, dtype=dtype)
+        scaled = read_bool("center_feature_scale", center_feature_scale)
+        self.center_feature_scale_proj = linear(groups) if scaled else None
+        self.offset_mask_dw = None
+        if dw_kernel_size is not None:
+            size = read_odd("dw_kernel_size", dw_kernel_size)
+            self.offset_mask_dw = depthwise(channels, size, device=device, dtype=dtype)
+        self.offset_mask = linear(offset_mask_channels(groups, points))
+        bias = read_bool("output_bias", output_bias)
+        projected = not read_bool("without_pointwise", without_pointwise)
+        self.value_proj = linear(channels) if projected else None
+        self.output_proj = linear(channels, bias=bias) if projected else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -207,6 +199,7 @@ class DCNv4(nn.Module):
             f"{self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
             f"offset_scale={self.offset_scale}, remove_center={self.remove_center}"
+            + ("" if self.output_proj is not None else ", without_pointwise=True")
         )
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.layers._torchscript import refuse_script
-from dcnv4_mm.ops.arguments import read_int
+from dcnv4_mm.ops.arguments import read_bool, read_int
 from dcnv4_mm.ops.flash_deform_attn.layout import pack, sampling_locations
 from dcnv4_mm.ops.functional import flash_deform_attn
 
@@ -29,6 +30,8 @@ class FlashDeformAttn(nn.Module):
         half_precision_locations: Rounds sampling locations to float16, as the original always
             does. That moves points by up to a quarter of a thousandth of the map's size; it is
             there to reproduce the original's outputs.
+        device: Where the parameters are created; by default as for ``torch.nn.Linear``.
+        dtype: Type of the parameters, likewise.
 
     Raises:
         TypeError: An argument is not an int, or a bool, as it must be.
@@ -56,6 +59,8 @@ class FlashDeformAttn(nn.Module):
         num_heads: int = 8,
         num_points: int = 4,
         half_precision_locations: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         embed_dims = read_int("embed_dims", embed_dims, minimum=1)
@@ -66,21 +71,20 @@ class FlashDeformAttn(nn.Module):
             raise ValueError(
                 f"embed_dims: expected a multiple of num_heads = {num_heads}, got {embed_dims}"
             )
-        if not isinstance(half_precision_locations, bool):
-            raise TypeError(
-                f"half_precision_locations must be True or False, got {half_precision_locations!r}"
-            )
         self.embed_dims = embed_dims
         self.num_levels = num_levels
         self.num_heads = num_heads
         self.num_points = num_points
-        self.half_precision_locations = half_precision_locations
+        self.half_precision_locations = read_bool(
+            "half_precision_locations", half_precision_locations
+        )
 
         points = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(embed_dims, 2 * points)
-        self.attention_weights = nn.Linear(embed_dims, points)
-        self.value_proj = nn.Linear(embed_dims, embed_dims)
-        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        linear = partial(nn.Linear, embed_dims, device=device, dtype=dtype)
+        self.sampling_offsets = linear(2 * points)
+        self.attention_weights = linear(points)
+        self.value_proj = linear(embed_dims)
+        self.output_proj = linear(embed_dims)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,5 +1,6 @@
 """Normalization over channels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +13,8 @@ class LN2d(nn.LayerNorm):
     Args:
         num_channels: Number of channels C.
         eps: Added to the variance.
+        device: Where the parameters are created; by default as for ``torch.nn.LayerNorm``.
+        dtype: Type of the parameters, likewise.
 
     Note:
         The output is contiguous, whatever the strides of the input: mmcv 2.1's RoIAlign is silently
@@ -21,8 +24,15 @@ class LN2d(nn.LayerNorm):
     # mmcv names a norm inside ConvModule by this; the released checkpoints say `ln`.
     _abbr_ = "ln"
 
-    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
-        super().__init__(num_channels, eps=eps)
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_channels, eps=eps, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes x, (N, C, H, W), to the same shape and dtype, contiguous."""

@@ -245,26 +245,23 @@ def _has_tangent(arguments: Sequence[Any]) -> bool:
 def _batching_rule(call: Callable[..., Any], batched: int) -> Callable[..., Any]:
     """The rule for ``vmap``: its axis becomes part of the batch that ``call`` knows."""
 
-    def fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-        tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return tensor.flatten(0, 1)
-
-    def unfold(tensor: Tensor, size: int) -> tuple[Tensor, int | None]:
-        # A gradient that is not needed is an empty tensor, without a batch.
-        if tensor.dim() == 1:
-            return tensor, None
-        return tensor.unflatten(0, (size, tensor.shape[0] // size)), 0
-
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         size = info.batch_size
-        folded = (
-            fold(tensor, dim, size)
+        moved = [
+            tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip(arguments[:batched], in_dims[:batched], strict=True)
-        )
+        ]
+        batch = moved[0].shape[1]
+
+        def unfold(tensor: Tensor) -> tuple[Tensor, int | None]:
+            # A gradient that is not needed is an empty tensor, without a batch.
+            return (tensor, None) if tensor.dim() == 1 else (tensor.unflatten(0, (size, batch)), 0)
+
+        folded = (tensor.flatten(0, 1) for tensor in moved)
         outputs = call(*folded, *arguments[batched:])
         if isinstance(outputs, Tensor):
-            return unfold(outputs, size)
-        pairs = [unfold(output, size) for output in outputs]
+            return unfold(outputs)
+        pairs = [unfold(output) for output in outputs]
         return tuple(output for output, _ in pairs), tuple(dim for _, dim in pairs)
 
     return rule

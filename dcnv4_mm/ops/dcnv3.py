@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dcnv4_mm.ops._checks import check_floating
-from dcnv4_mm.ops.arguments import read_int, read_pair
+from dcnv4_mm.ops.arguments import read_bool, read_int, read_pair
 from dcnv4_mm.ops.dcnv4.functional import dcnv4
 from dcnv4_mm.ops.dcnv4.layout import num_points
 
@@ -73,7 +73,8 @@ def dcnv3(
             f"mask: expected (N, H_out, W_out, groups * points) with groups = {groups}, got "
             f"{tuple(mask.shape)}"
         )
-    points = num_points(read_pair("kernel_size", kernel_size, minimum=1), bool(remove_center))
+    remove_center = read_bool("remove_center", remove_center)
+    points = num_points(read_pair("kernel_size", kernel_size, minimum=1), remove_center)
     if mask.shape[-1] != groups * points:
         raise ValueError(
             f"mask: expected last dim = {groups * points} ({groups} groups of {points} points), "

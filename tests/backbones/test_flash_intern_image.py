@@ -146,3 +146,68 @@ def test_long_names_of_architectures():
                 assert read_arch(long, core_op) is table[short]
     with pytest.raises(ValueError, match=r"'tiny'.* for DCNv4.*got 'xlarge'"):
         read_arch("xlarge", "DCNv4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "name"),
+    [
+        ({"out_indices": (3, 2)}, ValueError, "out_indices"),
+        ({"out_indices": (0, 0)}, ValueError, "out_indices"),
+        ({"out_indices": ()}, ValueError, "out_indices"),
+        ({"out_indices": (True,)}, TypeError, "out_indices"),
+        ({"out_indices": 3}, TypeError, "out_indices"),
+        ({"frozen_stages": True}, TypeError, "frozen_stages"),
+        ({"drop_path_rate": "0.1"}, TypeError, "drop_path_rate"),
+        ({"layer_scale": float("nan")}, ValueError, "layer_scale"),
+        ({"with_cp": "no"}, TypeError, "with_cp"),
+        ({"num_classes": 0}, ValueError, "num_classes"),
+        ({"in_channels": "3"}, TypeError, "in_channels"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, error, name):
+    with pytest.raises(error, match=name):
+        FlashInternImage(TINY, **arguments)
+
+
+def test_channels_follow_the_chosen_stages():
+    backbone = tiny(out_indices=(0, 2))
+    maps = backbone(torch.randn(1, 3, 32, 32))
+    assert backbone.out_channels == [8, 32] == [features.shape[1] for features in maps]
+
+
+def test_features_and_intermediates():
+    images = torch.randn(1, 3, 64, 64)
+    backbone = tiny(out_indices=(1, 2))
+    expected = tiny()(images)
+    assert torch.equal(backbone.forward_features(images), expected[-1])
+    last, maps = backbone.forward_intermediates(images, indices=(-3, 0), stop_early=True)
+    assert torch.equal(last, expected[1])
+    assert all(map(torch.equal, maps, expected[:2]))
+    for features in (backbone.forward_features(images), last, *maps):
+        assert features.is_contiguous()
+    (nhwc,) = backbone.forward_intermediates(
+        images, indices=1, output_fmt="NHWC", intermediates_only=True
+    )
+    assert torch.equal(nhwc.permute(0, 3, 1, 2), expected[3])
+
+
+def test_stages_after_the_last_one_are_not_computed():
+    backbone = tiny(out_indices=(1,))
+    backbone.levels[2].blocks[0].register_forward_hook(lambda *_: pytest.fail("computed"))
+    backbone(torch.randn(1, 3, 32, 32))
+
+
+def test_parameters_are_reset():
+    """As after a start on the meta device: every parameter has the start of a new backbone."""
+    network = FlashInternImage(TINY, layer_scale=0.5, num_classes=3)
+    with torch.device("meta"):
+        again = FlashInternImage(TINY, layer_scale=0.5, num_classes=3)
+    again.to_empty(device="cpu")
+    for parameter in again.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    again.reset_parameters()
+    for (name, new), old in zip(again.named_parameters(), network.parameters(), strict=True):
+        assert new.isfinite().all(), name
+        # Of weights at random the spread, which tells PyTorch's own start from ours.
+        spread = old.detach().std(correction=0).item()
+        assert new.detach().std(correction=0).item() == pytest.approx(spread, rel=0.5), name

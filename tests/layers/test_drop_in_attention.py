@@ -135,6 +135,10 @@ def test_what_attention_does_beyond_is_refused():
         layer([x])
     with pytest.raises(ValueError, match=r"expected \(N, L, 64\), got \(7, 64\)"):
         layer(x[0])
+    with pytest.raises(ValueError, match="nested"):
+        layer(torch.nested.nested_tensor([x[0], x[0, :3]]))
+    with pytest.raises(TypeError, match="at most 3 arguments, got 4"):
+        layer(x, None, False, None)
 
 
 def test_encoder_layers_of_torch():
@@ -177,6 +181,8 @@ def test_a_shared_attention_stays_shared():
     [
         (nn.MultiheadAttention(64, 4), "batch_first = True"),
         (nn.MultiheadAttention(64, 4, kdim=32, vdim=32, batch_first=True), "keys and values"),
+        (nn.MultiheadAttention(64, 4, add_bias_kv=True, batch_first=True), "add_bias_kv"),
+        (nn.MultiheadAttention(64, 4, add_zero_attn=True, batch_first=True), "add_zero_attn"),
         (Attention(40), "group_channels = 16, got 40"),
         (nn.Linear(64, 64), "`proj`"),
         # As CaiT's attention of the class token alone.

@@ -11,6 +11,7 @@ from ops.flash_deform_attn import problems as flash_deform_attn_problems
 from ops.transforms import (
     CASES,
     TRANSFORMS,
+    all_tensors,
     assert_same,
     batched_gradients,
     bev_case,
@@ -19,6 +20,7 @@ from ops.transforms import (
     grad,
     gradient_penalty,
     jvp,
+    loss_of,
     nested_vmap,
     per_sample_gradients,
     reverse_over_reverse,
@@ -136,6 +138,30 @@ def test_16_bit(case, dtype):
         # Two roundings to the storage type, of numbers up to the largest.
         atol = 4 * torch.finfo(dtype).eps * expected.abs().max().item()
         torch.testing.assert_close(actual.double(), expected, rtol=0, atol=atol)
+
+
+def test_vmap_over_no_entries(one_point):
+    none = [tensor[:0, None] for tensor in one_point.tensors]
+    gradients = func.vmap(func.grad(loss_of(one_point.ours), all_tensors(one_point)))(*none)
+    assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in none]
+
+
+def test_values_that_torch_has_not_computed_yet(one_point):
+    """Tensors with a pending negation, and gradients known to be zero."""
+    value, *points = one_point.tensors
+    negative = torch.complex(value, -value).conj().imag
+    assert negative.is_neg()
+    assert_same(one_point.ours(negative, *points), one_point.plain(value, *points))
+    tensors = [tensor.clone().requires_grad_() for tensor in one_point.tensors]
+    output = one_point.ours(*tensors)
+    zeros = torch._efficientzerotensor(output.shape, dtype=output.dtype, device=output.device)
+    for gradient in torch.autograd.grad(output, tensors, zeros, create_graph=True):
+        assert not gradient.any()
+
+
+def test_functionalize_is_refused_by_torch(one_point):
+    with pytest.raises(RuntimeError, match="Functionalize"):
+        func.functionalize(one_point.ours)(*one_point.tensors)
 
 
 def test_a_gradient_that_does_not_exist_is_refused():

@@ -29,13 +29,13 @@ class Fault:
 
 def format_table(faults: Iterable[Fault]) -> str:
     """Lists faults by file or part of the config, without duplicates."""
-    by_place: dict[str, list[str]] = {}
+    by_where: dict[str, list[str]] = {}
     for fault in faults:
-        entries = by_place.setdefault(fault.where, [])
+        entries = by_where.setdefault(fault.where, [])
         if fault.what not in entries:
             entries.append(fault.what)
     lines = []
-    for where, entries in by_place.items():
+    for where, entries in by_where.items():
         lines.append(where)
         lines += ["  - " + entry.replace("\n", "\n    ") for entry in entries]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.layers.drop_in.patch_grid import PatchGrid
 from dcnv4_mm.layers.drop_in.replace import MeanDCNv4, module_names, replace_modules
+from dcnv4_mm.ops.arguments import read_int
 
 __all__ = ["DCNv4Attention", "swap_attention"]
 
@@ -37,6 +38,8 @@ class DCNv4Attention(MeanDCNv4):
         after: Layers behind the projection, by name, such as dropout.
         as_pair: Whether the result is a pair with ``None``, as ``nn.MultiheadAttention`` has it.
         uses: How often the model calls the layer for a batch of images.
+        device: Where the parameters are created; by default as for ``torch.nn.Linear``.
+        dtype: Type of the parameters, likewise.
     """
 
     # nn.TransformerEncoderLayer reads them: it then calls the layer instead of its own kernel.
@@ -57,9 +60,16 @@ class DCNv4Attention(MeanDCNv4):
         after: Mapping[str, nn.Module] | None = None,
         as_pair: bool = False,
         uses: int = 1,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            channels, groups=groups, offset_scale=offset_scale, dw_kernel_size=dw_kernel_size
+            channels,
+            groups=groups,
+            offset_scale=offset_scale,
+            dw_kernel_size=dw_kernel_size,
+            device=device,
+            dtype=dtype,
         )
         self.patch_grid = patch_grid
         self.prefix_tokens = prefix_tokens
@@ -88,6 +98,9 @@ class DCNv4Attention(MeanDCNv4):
                 patch embedding was called with.
         """
         x = self._read_arguments(args, kwargs)
+        if x.is_nested:
+            # nn.TransformerEncoder makes them of tokens and a padding mask.
+            raise ValueError("tokens: expected a dense tensor, got a nested one: pass no mask")
         if x.dim() != 3:
             raise ValueError(f"tokens: expected (N, L, {self.channels}), got {tuple(x.shape)}")
         shape = self.patch_grid.shape_of(self, x.shape[1], self.prefix_tokens, self.uses)
@@ -101,6 +114,8 @@ class DCNv4Attention(MeanDCNv4):
         return (output, None) if self.as_pair else output
 
     def _read_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if len(args) > len(self.arguments):
+            raise TypeError(f"expected at most {len(self.arguments)} arguments, got {len(args)}")
         given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
         x = given.pop(self.arguments[0], None)
         if not isinstance(x, Tensor):
@@ -163,12 +178,14 @@ def swap_attention(
         and chosen here: as for convolutions, and that tokens outside of the image get the mean of
         all patches.
     """
+    group_channels = read_int("group_channels", group_channels, minimum=1)
     names = module_names(model)
     grid = PatchGrid()
     made: dict[nn.Module, nn.Module] = {}
     for module, (name, *others) in names.items():
         if isinstance(module, kind) and select(name, module):
             channels = _attention_channels(name, module, group_channels)
+            first = next(module.parameters())
             made[module] = DCNv4Attention(
                 channels,
                 groups=channels // group_channels,
@@ -180,6 +197,8 @@ def swap_attention(
                 after={n: layer for n, layer in module.named_children() if n in _AFTER},
                 as_pair=isinstance(module, nn.MultiheadAttention),
                 uses=1 + len(others),
+                device=first.device,
+                dtype=first.dtype,
             )
     embedding = _patch_embedding(model, patch_embed) if made else None
     count = replace_modules(model, made)
@@ -230,6 +249,8 @@ def _attention_channels(name: str, attention: nn.Module, group_channels: int) ->
             if not attention.batch_first
             else "keys and values with as many channels as queries"
             if not attention._qkv_same_embed_dim
+            else "attention to the tokens alone, got add_bias_kv or add_zero_attn"
+            if attention.bias_k is not None or attention.add_zero_attn
             else ""
         )
     elif isinstance(projection, nn.Linear):

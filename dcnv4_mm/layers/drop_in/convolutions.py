@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dcnv4_mm.layers._fx import fx_leaf
 from dcnv4_mm.layers.drop_in.replace import MeanDCNv4, module_names, replace_modules
@@ -11,6 +13,7 @@ from dcnv4_mm.ops.arguments import read_int
 __all__ = ["DCNv4Conv2d", "is_depthwise_7x7", "swap_convolutions"]
 
 _Pair = tuple[int, int]
+_MMCV_WRAPPERS = "mmcv.cnn.bricks.wrappers"
 
 
 class DCNv4Conv2d(MeanDCNv4):
@@ -39,9 +42,11 @@ class DCNv4Conv2d(MeanDCNv4):
             group and pixel.
         remove_center: Leaves out the grid's middle point.
         without_pointwise: Leaves out the value and output projections ("lightweight").
+        device: Where the parameters are created; by default as for ``torch.nn.Conv2d``.
+        dtype: Type of the parameters, likewise.
 
     Raises:
-        TypeError: An argument is not a number, or a pair of numbers, of the kind it must be.
+        TypeError: An argument is not a number, a pair of numbers or a bool, as it must be.
         ValueError: An argument is out of its range, or is one that DCNv4 has no counterpart of.
 
     Example:
@@ -71,6 +76,8 @@ class DCNv4Conv2d(MeanDCNv4):
         center_feature_scale: bool = False,
         remove_center: bool = False,
         without_pointwise: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if in_channels != out_channels:
             raise ValueError(
@@ -100,6 +107,8 @@ class DCNv4Conv2d(MeanDCNv4):
             remove_center=remove_center,
             output_bias=bias,
             without_pointwise=without_pointwise,
+            device=device,
+            dtype=dtype,
         )
         self.in_channels = self.out_channels = self.channels
 
@@ -113,9 +122,22 @@ class DCNv4Conv2d(MeanDCNv4):
         if x.dim() != 4:
             raise ValueError(f"x: expected (N, {self.channels}, H, W), got {tuple(x.shape)}")
         output = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        # Channels next to each other, whatever the other strides: what torch's convolutions take
-        # for channels-last, too.
-        return output if x.stride(1) < x.stride(3) else output.contiguous()
+        if _is_channels_last(x):
+            return output
+        # Not contiguous(): it leaves the strides of a single pixel, which say channels-last.
+        return output.clone(memory_format=torch.contiguous_format)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether torch's convolutions take maps (N, C, H, W) for channels-last, dense or not."""
+    batch, channel, row, column = x.stride()
+    _, channels, rows, columns = x.shape
+    return (
+        channel > 0
+        and channel * channels <= column
+        and column * columns <= row
+        and row * rows <= batch
+    )
 
 
 def is_depthwise_7x7(name: str, convolution: nn.Conv2d) -> bool:
@@ -134,9 +156,9 @@ def swap_convolutions(
     """Replaces convolutions by DCNv4 with 3 x 3 points.
 
     A depthwise one becomes the lightweight form, without projections, any other the full one.
-    Stride, dilation and memory format stay. A convolution that is used under several names becomes
-    one layer under these names. The names and weights of all other modules stay, so that the
-    original's weights load into them (``strict=False``).
+    Stride, dilation, memory format and whether there is a bias stay. A convolution that is used
+    under several names becomes one layer under these names. The names and weights of all other
+    modules stay, so that the original's weights load into them (``strict=False``).
 
     Args:
         model: A network of any library, changed in place.
@@ -154,8 +176,10 @@ def swap_convolutions(
         ValueError: None is selected, or one that DCNv4 cannot stand for: it is transposed, its
             channels change or are not a multiple of ``group_channels``, it has groups but is not
             depthwise, it does not pad with zeros or its padding does not keep the size, it has
-            hooks or parametrizations, it has parameters in common with another module or is held
-            in an attribute of one, or it is the model itself. The model is then unchanged.
+            hooks or parametrizations, its class adds to nn.Conv2d (a norm, an activation, fake
+            quantization), it is lazy or complex, it has parameters in common with another module
+            or is held in an attribute of one, or it is the model itself. The model is then
+            unchanged.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, table 4 (ConvNeXt). Left open
@@ -168,6 +192,7 @@ def swap_convolutions(
         >>> swap_convolutions(block)
         1
     """
+    group_channels = read_int("group_channels", group_channels, minimum=1)
     made: dict[nn.Module, nn.Module] = {}
     for module, (name, *_) in module_names(model).items():
         if isinstance(module, nn.ConvTranspose2d) and select(name, module):  # type: ignore[arg-type]
@@ -183,11 +208,32 @@ def swap_convolutions(
                 padding=dilation,
                 dilation=dilation,
                 group_channels=group_channels,
+                bias=module.bias is not None,
                 offset_scale=offset_scale,
                 dw_kernel_size=dw_kernel_size,
                 without_pointwise=_is_depthwise(module),
+                device=module.weight.device,
+                dtype=module.weight.dtype,
             )
     return replace_modules(model, made)
+
+
+def _added_to_convolution(convolution: nn.Conv2d) -> list[str]:
+    """What a subclass of nn.Conv2d computes beyond a convolution, by name.
+
+    Hooks and parametrizations are not among it, as they are refused for every module.
+    """
+    kind = type(convolution)
+    # mmcv's differs for empty tensors alone, and for a torch that is older than any we support.
+    own_forward = kind.forward is not nn.Conv2d.forward and kind.__module__ != _MMCV_WRAPPERS
+    added = ["a forward"] if own_forward else []
+    added += [name for name, _ in convolution.named_children() if name != "parametrizations"]
+    tensors: dict[str, Tensor] = dict(convolution.named_parameters(recurse=False))
+    if "weight" in tensors:
+        # Otherwise a hook computes the weight of others.
+        tensors |= dict(convolution.named_buffers(recurse=False))
+        added += [name for name in tensors if name not in ("weight", "bias")]
+    return added
 
 
 def _is_depthwise(convolution: nn.Conv2d) -> bool:
@@ -195,6 +241,15 @@ def _is_depthwise(convolution: nn.Conv2d) -> bool:
 
 
 def _check_convolution(name: str, convolution: nn.Conv2d, group_channels: int) -> None:
+    if is_lazy(convolution.weight):
+        raise ValueError(f"{name!r}: expected known channels, got a lazy one: run the model once")
+    if added := _added_to_convolution(convolution):
+        raise ValueError(
+            f"{name!r}: expected nn.Conv2d alone, got {type(convolution).__name__} with "
+            f"{', '.join(added)} of its own, which would be lost"
+        )
+    if not convolution.weight.is_floating_point():
+        raise ValueError(f"{name!r}: expected real weights, got {convolution.weight.dtype}")
     channels = convolution.in_channels
     if channels != convolution.out_channels or channels % group_channels:
         raise ValueError(

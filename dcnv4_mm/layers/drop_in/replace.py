@@ -44,15 +44,16 @@ def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> in
 
     Args:
         model: Changed in place.
-        made: Old module -> new one, which takes its mode, device, dtype and ``requires_grad``.
+        made: Old module -> new one, which takes its mode and ``requires_grad``.
 
     Returns:
         Number of modules replaced.
 
     Raises:
         ValueError: There are none, one is the model itself, or one has what would be lost: hooks,
-            parametrizations such as ``spectral_norm``, a parameter in common with another module,
-            or a reference to it in an attribute of another module. The model is then unchanged.
+            parametrizations such as ``spectral_norm``, a ``forward`` set on the object, a parameter
+            in common with another module, or a reference to it in an attribute of another module.
+            The model is then unchanged.
     """
     if not made or model in made:
         raise ValueError(
@@ -86,6 +87,8 @@ def _check_nothing_is_lost(
         for module in old.modules():
             if any(getattr(module, hooks) for hooks in _HOOKS):
                 raise ValueError(f"{name!r} has hooks, which it would lose: remove them first")
+            if "forward" in vars(module):
+                raise ValueError(f"{name!r} has a forward of its own, which it would lose")
             if parametrize.is_parametrized(module):
                 raise ValueError(
                     f"{name!r} has parametrizations, which it would lose: remove them first, by "
@@ -112,10 +115,6 @@ def _modules_in(held: object) -> list[nn.Module]:
 
 def _take_over(old: nn.Module, new: nn.Module) -> None:
     first = next(old.parameters())
-    own = next(new.parameters())
-    if (own.device, own.dtype) != (first.device, first.dtype):
-        # Not otherwise, as torch cannot move fake tensors.
-        new.to(device=first.device, dtype=first.dtype)
     new.train(old.training)
     for parameter in new.parameters():
         parameter.requires_grad_(first.requires_grad)

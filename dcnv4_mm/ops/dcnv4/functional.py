@@ -5,7 +5,7 @@ from torch import Tensor
 from dcnv4_mm.ops._autocast import autocast_dtype
 from dcnv4_mm.ops._checks import check_floating, kernels_check
 from dcnv4_mm.ops._extension import load_library
-from dcnv4_mm.ops.arguments import read_float, read_int, read_pair
+from dcnv4_mm.ops.arguments import read_bool, read_float, read_int, read_pair
 from dcnv4_mm.ops.dcnv4 import flops  # noqa: F401  (registers the formulas)
 from dcnv4_mm.ops.dcnv4.layout import num_points, output_size
 from dcnv4_mm.ops.dcnv4.registration import dcnv4_raw
@@ -89,8 +89,7 @@ def dcnv4(
     )
     groups = read_int("groups", groups, minimum=1)
     offset_scale = read_float("offset_scale", offset_scale)
-    if remove_center is not True and remove_center is not False:
-        raise TypeError(f"remove_center must be True or False, got {remove_center!r}")
+    remove_center = read_bool("remove_center", remove_center)
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
     arguments = (*geometry, groups, offset_scale, remove_center, precision == "fast")
