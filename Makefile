@@ -41,8 +41,8 @@ RUN := benchmarks/run.py
 TINY := --cases 1x7x7x4x16 --sizes t --image 64 --methods UperNet --seconds 0 --tiny \
 	--out work_dirs/gpu-dry-run
 
-.PHONY: help install quickstart test coverage fuzz ptx test-mim test-export test-transformers check lint matrix \
-	matrix-oldest trials bench bench-transformers gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench \
+.PHONY: help install quickstart test coverage fuzz ptx exhaustive test-mim test-export test-transformers check lint \
+	matrix matrix-oldest trials bench bench-transformers gpu gpu-first gpu-build gpu-check gpu-sanitize gpu-bench \
 	gpu-peers gpu-models docs audit wheel kernel-package clean
 .DELETE_ON_ERROR:
 
@@ -74,6 +74,9 @@ fuzz: install ## call the operators 5000 times at random, and read 200 damaged f
 
 ptx: install ## run the tests of the CUDA kernels on their compiled code, without a GPU (needs nvcc)
 	$(PYTEST) --numprocesses $(TEST_JOBS) --dist loadgroup -m ptx tests/ops
+
+exhaustive: install ## run the CUDA code on the host for every small shape, each address checked
+	$(PYTEST) -m exhaustive tests/ops
 
 test-mim: install $(VENV)/lowest-setuptools ## build wheels, install them in empty environments, drive mim
 	$(PYTEST) -m mim

@@ -95,6 +95,11 @@ SECTIONS = {
         "ConvNeXt-B and ViT-B with DCNv4",
         "CPU time of a forward.",
     ),
+    "fuse": (
+        "Fused for inference",
+        "One image through FlashInternImage before and after `fuse()`; torch.compile captures CUDA "
+        "graphs on a GPU.",
+    ),
     "export": (
         "Export",
         "One image through FlashInternImage in each format.",

@@ -38,6 +38,7 @@ BENCHMARKS = {
     "ablation": ("models.ablation", "run", "dcnv4", "what the paper removed from DCNv3, restored"),
     "operator_share": ("models.backbones", "run_operator_share", "dcnv4", "with grid_sample"),
     "backbones": ("models.backbones", "run", "dcnv4", "images per second"),
+    "fuse": ("models.fuse", "run", "dcnv4", "fuse() before inference"),
     "scaling": ("models.backbones", "run_scaling", "dcnv4", "time by image and batch size"),
     "detectors": ("models.detectors", "run", "dcnv4", "the same of detectors and segmentors"),
     "swap_attention": ("models.attention", "run", "ms_deform_attn", "DETRs, the attention swapped"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcnv4_mm.backbones.archs import Arch, read_arch, read_out_indices
+from dcnv4_mm.backbones.fused import check_fusible, fuse_block
 from dcnv4_mm.backbones.heads import AttentionPoolingHead, ClassificationHead
 from dcnv4_mm.layers import DCNv3, DCNv4, DropPath, channels_first
 from dcnv4_mm.ops.arguments import read_bool, read_float, read_int
@@ -343,8 +344,65 @@ class FlashInternImage(nn.Module):
             maps.append(output)
         return maps
 
+    def fuse(self) -> "FlashInternImage":
+        """Merges parameters for inference, in place: the outputs are the same but for rounding.
+
+        Layer scales become part of the layers in front of them. In blocks with DCNv4 and norms in
+        front of the branches (nano and T), one matrix product computes values, offsets and masks.
+
+        The backbone is in evaluation mode afterwards, without gradients of its parameters, and
+        cannot be trained. Its state dict has other keys: load weights first, and save the backbone
+        that is not fused. A second call does nothing.
+
+        Returns:
+            The backbone itself.
+
+        Raises:
+            ValueError: A module has forward hooks, or is an adapter or a parametrization; nothing
+                is changed then.
+
+        Example:
+            >>> backbone = FlashInternImage("nano").fuse()
+            >>> len(backbone(torch.randn(1, 3, 64, 64)))
+            4
+        """
+        if self.is_fused:
+            return self
+        check_fusible(self)
+        self.requires_grad_(False)
+        for stage in self.levels:
+            blocks: Any = stage.blocks
+            for index, block in enumerate(blocks):
+                blocks[index] = fuse_block(block)
+        self.eval()
+        self.register_buffer("fused", torch.ones((), device=self.patch_embed.conv1.weight.device))
+        return self
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether :meth:`fuse` was called."""
+        return "fused" in self._buffers
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        given = f"{prefix}fused" in state_dict
+        if given != self.is_fused and any(key.startswith(prefix) for key in state_dict):
+            kinds = ("not fused", "fused")
+            raise RuntimeError(
+                f"the state dict is of a backbone that is {kinds[given]}, and this one is "
+                f"{kinds[self.is_fused]}: load weights first, then call fuse()"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def train(self, mode: bool = True) -> "FlashInternImage":
-        """Sets the training mode; frozen stages stay in evaluation mode."""
+        """Sets the training mode; frozen stages stay in evaluation mode.
+
+        Raises:
+            RuntimeError: The backbone is fused, and ``mode`` is true.
+        """
+        if mode and self.is_fused:
+            raise RuntimeError(
+                "a fused backbone is for inference: build one, load its weights and train that"
+            )
         super().train(mode)
         self._freeze()
         return self

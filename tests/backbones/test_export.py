@@ -13,14 +13,14 @@ SIZES = [(1, 64, 64), (2, 61, 77), (5, 96, 128)]
 TINY = {"channels": 16, "depths": (1, 1), "groups": (1, 2)}
 
 
-def model(num_classes=None):
+def model(num_classes=None, fused=False):
     """A model whose offsets and masks depend on its input, unlike a new one's."""
     torch.manual_seed(0)
     model = FlashInternImage(TINY, num_classes=num_classes, out_indices=(0, 1)).eval()
     for name, parameter in model.named_parameters():
         if "offset_mask" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return model.fuse() if fused else model
 
 
 def batches():
@@ -36,9 +36,12 @@ def export(model):
         )
 
 
-@pytest.mark.parametrize("num_classes", [None, 10])
-def test_compiles_to_one_graph_for_every_size(num_classes):
-    eager = model(num_classes=num_classes)
+KINDS = [dict(num_classes=None), dict(num_classes=10), dict(fused=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_compiles_to_one_graph_for_every_size(kind):
+    eager = model(**kind)
     graphs = []
 
     def keep(graph, _):
@@ -52,9 +55,9 @@ def test_compiles_to_one_graph_for_every_size(num_classes):
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("num_classes", [None, 10])
-def test_exports_with_dynamic_batch_and_size(num_classes):
-    eager = model(num_classes=num_classes)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_exports_with_dynamic_batch_and_size(kind):
+    eager = model(**kind)
     exported = export(eager).module()
     for batch in batches():
         with torch.no_grad():

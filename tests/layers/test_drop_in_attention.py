@@ -102,6 +102,24 @@ def test_activation_checkpointing(reentrant):
         sum(losses).backward()
 
 
+def test_activation_checkpointing_behind_a_frozen_embedding():
+    model = swapped()
+    model.patches.requires_grad_(False)
+    model.token.requires_grad_(False)
+    plain = copy.deepcopy(model)
+    model.checkpointed = False
+    x = images(4, 6)
+    for network in (model, plain):
+        network(x).square().sum().backward()
+    for own, expected in zip(model.blocks.parameters(), plain.blocks.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, expected.grad)
+    # Its forward pass has no graph inside of the blocks either.
+    model.checkpointed = True
+    model.token.requires_grad_()
+    with pytest.raises(ValueError, match="use_reentrant=True"):
+        model(x).sum().backward()
+
+
 def test_multihead_attention():
     model = swapped(multihead)
     layer = model.blocks[0]

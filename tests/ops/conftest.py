@@ -36,12 +36,13 @@ class CudaBuild(NamedTuple):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what interprets compiled kernels for many minutes, unless it is asked for."""
-    if "ptx" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("ptx")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("ptx")]
+    """Leaves out what runs for many minutes, unless its marker is requested."""
+    for marker in ("ptx", "exhaustive"):
+        if marker in config.option.markexpr:
+            continue
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 @contextmanager

@@ -106,6 +106,8 @@ class DCNv4Attention(MeanDCNv4):
         shape = self.patch_grid.shape_of(self, x.shape[1], self.prefix_tokens, self.uses)
         patches = x[:, self.prefix_tokens :].unflatten(1, shape)
         output = super().forward(patches).flatten(1, 2)
+        # The patch embedding may be frozen, and have no graph.
+        self.patch_grid.keep_with(output)
         if self.prefix_tokens:
             mean = output.mean(1, keepdim=True).expand(-1, self.prefix_tokens, -1)
             output = torch.cat([mean, output], dim=1)

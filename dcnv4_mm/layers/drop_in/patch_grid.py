@@ -45,13 +45,17 @@ class PatchGrid:
                 f"patch_embed: expected a module that outputs maps (N, C, H, W), got {got} from "
                 f"{type(module).__name__}"
             )
-        call = _Call(*maps.shape[-2:])
-        self._local.call = call
-        if not torch.compiler.is_compiling() and maps.grad_fn is not None:
-            # Lives as long as the graph.
-            metadata: Any = maps.grad_fn.metadata
-            metadata["dcnv4_mm.patch_grid"] = call
-            self._in_graphs.add(call)
+        self._local.call = _Call(*maps.shape[-2:])
+        self.keep_with(maps)
+
+    def keep_with(self, output: Tensor) -> None:
+        """Keeps the current shape for the backward pass as long as the graph of a tensor lives."""
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
+            return
+        if output.grad_fn is not None:
+            metadata: Any = output.grad_fn.metadata
+            metadata["dcnv4_mm.patch_grid"] = self._local.call
+            self._in_graphs.add(self._local.call)
 
     def shape_of(self, layer: nn.Module, tokens: int, prefix_tokens: int, uses: int) -> Any:
         """Rows and columns of the patches among the tokens that a layer is called with.
@@ -88,6 +92,6 @@ class PatchGrid:
                 f"tokens: expected one shape of {patches} patches among the images whose backward "
                 f"pass is not done, got {sorted(shapes)}: with activation checkpointing, call "
                 "backward() before images of another shape with the same number of patches, and "
-                "train the patch embedding"
+                "with use_reentrant=True train the patch embedding"
             )
         return shapes.pop()
