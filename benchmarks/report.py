@@ -103,7 +103,7 @@ SECTIONS = {
     "fuse": (
         "Fused for inference",
         "One image through FlashInternImage before and after `fuse()`; torch.compile captures CUDA "
-        "graphs on a GPU.",
+        "graphs on a GPU. CPU time where one thread was measured.",
     ),
     "export": (
         "Export",

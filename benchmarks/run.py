@@ -29,7 +29,7 @@ BENCHMARKS = {
     "dcnv4": ("operators.dcnv4", "run", "dcnv4", "DCNv4 and other formulations"),
     "dcnv4_modes": ("operators.dcnv4", "run_modes", "dcnv4", "its CUDA kernels in every mode"),
     "dcnv4_memory": ("operators.dcnv4", "run_memory", "dcnv4", "its peak memory"),
-    "host_time": ("operators.dcnv4", "run_host_time", "dcnv4", "its calls on a few elements"),
+    "host_time": ("operators.host_time", "run_host_time", "dcnv4", "its calls on a few elements"),
     "dcnv3": ("operators.dcnv3", "run", "dcnv4", "DCNv3 and grid_sample"),
     "flash_deform_attn": ("operators.flash_deform_attn", "run", "ms_deform_attn", "of DINO"),
     "bev_cross_attn": ("operators.bev_cross_attn", "run", "bev_cross_attn", "of BEVFormerV2"),

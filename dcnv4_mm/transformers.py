@@ -33,7 +33,7 @@ from transformers.modeling_outputs import (
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.backbones.archs import ARCHS, DCNV3_ARCHS, read_arch
-from dcnv4_mm.backbones.flash_intern_image import Block
+from dcnv4_mm.backbones.blocks import Block
 from dcnv4_mm.checkpoints import load_released
 from dcnv4_mm.checkpoints.files import read_file
 from dcnv4_mm.checkpoints.flash_intern_image import is_dcnv3, is_layer_scale

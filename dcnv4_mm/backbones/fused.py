@@ -1,16 +1,14 @@
 """Blocks of FlashInternImage for inference, with fewer and larger operations."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dcnv4_mm.backbones.blocks import Block
 from dcnv4_mm.layers import DCNv4
 from dcnv4_mm.ops.functional import dcnv4
-
-if TYPE_CHECKING:
-    from dcnv4_mm.backbones.flash_intern_image import Block
 
 __all__ = ["FusedBlock", "check_fusible", "fuse_block"]
 
@@ -30,7 +28,7 @@ class FusedBlock(nn.Module):
         block: The block; norms and the MLP's first layer are shared with it.
     """
 
-    def __init__(self, block: "Block") -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
         mlp = block.mlp
         dcn: Any = block.dcn
@@ -113,7 +111,7 @@ def check_fusible(model: nn.Module) -> None:
             )
 
 
-def fuse_block(block: "Block") -> nn.Module:
+def fuse_block(block: Block) -> nn.Module:
     """A block for inference that computes the same; may change the block itself."""
     dcn: Any = block.dcn
     norms_behind = block.post_norm or block.res_post_norm

@@ -8,7 +8,7 @@ from mmengine.optim import BaseOptimWrapper
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from dcnv4_mm.backbones.flash_intern_image import Block
+from dcnv4_mm.backbones.blocks import Block
 from dcnv4_mm.registry import STRATEGIES
 
 __all__ = ["FSDPStrategy", "wrap_blocks"]

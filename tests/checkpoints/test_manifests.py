@@ -5,7 +5,7 @@ import torch
 from helpers import backbone_kwargs, build_detector, load_all, manifest, manifest_stems
 
 from dcnv4_mm.backbones import ARCHS, FlashInternImage
-from dcnv4_mm.backbones.flash_intern_image import Arch
+from dcnv4_mm.backbones.archs import Arch
 from dcnv4_mm.checkpoints import convert, to_released
 from dcnv4_mm.checkpoints.flash_intern_image import RULES
 from dcnv4_mm.checkpoints.key_mappings import convert_keys, find_key_mappings
