@@ -26,9 +26,9 @@ What the goals were and what is missed, with the reason and the next idea, which
   sm_90 additions are of single floats, with 64-bit address arithmetic for each. Next: instances
   for fixed distances of a thread's channels, which fold into the instructions.
 - Deterministic backward: at most 2.0 of the default one: met, 1.2 to 1.6 on sm_75 and 1.7 to 1.9 on
-  sm_90, in about as many blocks of threads, or more. It adds twice the bytes: 1.9 to 2.1 times the sectors of the
-  L2 cache. Conversions to 64-bit integers may bound it on sm_75, sm_86, sm_89 and sm_120, which
-  make two per clock cycle and multiprocessor.
+  sm_90, in about as many blocks of threads, or more. It adds twice the bytes: 1.9 to 2.1 times the
+  sectors of the L2 cache. Conversions to 64-bit integers may bound it on sm_75, sm_86, sm_89 and
+  sm_120, which make two per clock cycle and multiprocessor.
 - Attention and BEV cross-attention, forward: at most 0.60 of the count of the first version: not
   tried. Next: two points located per thread, levels in shared memory.
 """

@@ -118,7 +118,11 @@ def test_modes(operators):
 
 def test_attention(operators):
     rows = by_name(operators.rows["flash_deform_attn"], case="encoder Q215 L2 P4")
-    assert {"ms_deform_attn", "flash_deform_attn", "mmcv without CUDA"} == set(rows)
+    for name in ("ms_deform_attn", "flash_deform_attn", "mmcv without CUDA"):
+        assert float(rows.pop(name)["relative_error"]) < 1e-4
+    # Packages that may be missing.
+    assert set(rows) == {"torch-ms-deform-attn", "deformops"}
+    assert all(row["milliseconds"] or row["reason"] for row in rows.values())
     assert all(float(row["relative_error"]) < 1e-4 for row in operators.rows["bev_cross_attn"])
     assert len(operators.rows["bev_cross_attn"]) == 4
 

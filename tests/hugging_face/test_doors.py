@@ -10,6 +10,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import timm
+from hugging_face import tiny_models
 from safetensors.torch import load_file
 
 import dcnv4_mm.timm  # noqa: F401
@@ -20,7 +21,6 @@ from dcnv4_mm.checkpoints import load_released, to_released
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "model_converters" / "hugging_face.py"
 ARCH = {"channels": 16, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8]}
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
@@ -164,7 +164,7 @@ def test_the_architecture_is_read_from_the_shapes(arch, core_op):
 def test_backbone_and_model_take_the_classifiers_folder(classifier, folder):
     # AutoBackbone.from_pretrained takes folders for names on the Hub.
     load = door.FlashInternImageBackbone.from_pretrained
-    backbone = load(folder, out_features=STAGES)
+    backbone = load(folder, out_features=tiny_models.STAGES)
     assert type(transformers.AutoBackbone.from_config(backbone.config)) is type(backbone)
     plain = FlashInternImage("nano", layer_scale=None)
     plain.load_state_dict(classifier.state_dict(), strict=False)
@@ -223,28 +223,17 @@ def test_training_step_and_checkpointing():
 
 
 def test_mask2former_and_upernet_take_the_backbone(tmp_path):
-    backbone = make_config(layer_scale=1.0, out_features=STAGES)
-    mask2former = transformers.Mask2FormerForUniversalSegmentation(
-        transformers.Mask2FormerConfig(
-            backbone_config=backbone,
-            feature_size=32,
-            mask_feature_size=32,
-            hidden_dim=32,
-            encoder_feedforward_dim=16,
-            encoder_layers=1,
-            decoder_layers=2,
-            num_attention_heads=2,
-            dim_feedforward=16,
-            num_queries=5,
-            train_num_points=16,
-        )
-    )
+    backbone = make_config(layer_scale=1.0, out_features=tiny_models.STAGES)
+    mask2former = tiny_models.mask2former(backbone, train_num_points=16)
     labels = dict(mask_labels=[torch.ones(1, 64, 96)] * 2, class_labels=[torch.tensor([0])] * 2)
     mask2former(IMAGES, **labels).loss.backward()
-    upernet = transformers.UperNetForSemanticSegmentation(
-        transformers.UperNetConfig(
-            backbone_config=backbone, hidden_size=16, auxiliary_in_channels=64, num_labels=3
-        )
+    upernet = tiny_models.make(
+        "UperNet",
+        "SemanticSegmentation",
+        backbone_config=backbone,
+        hidden_size=16,
+        auxiliary_in_channels=64,
+        num_labels=3,
     )
     loss = upernet(IMAGES, labels=torch.zeros(2, 64, 96, dtype=torch.long)).loss
     loss.backward()
