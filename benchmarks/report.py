@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
+import instruction_counts
 from measure import FIELDS, MAX_ERROR, RESULTS, read
 
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
@@ -182,6 +183,7 @@ def page_of(folder: Path, page: Path) -> str:
             if benchmark in tables:
                 parts += [f"### {title}\n", f"{text}\n"]
                 parts.append(_section(benchmark, *tables[benchmark], page))
+    parts.append(instruction_counts.section(folder / "sass/dynamic.csv"))
     return "\n".join(parts)
 
 

@@ -24,10 +24,12 @@ BLOCKS = {
 ELSEWHERE = {
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
     "docs/bev.md:1": "tests/bev/test_inferencer.py",
-    "docs/export.md:0": "tests/ops/test_onnx.py",
-    "docs/export.md:1": "tests/bev/test_bev_export.py",
-    "docs/export.md:2": "tests/tools/test_export.py",
-    "docs/export.md:3": "tests/tools/test_export.py",
+    "docs/export.md:0": "tests/export/test_page.py",
+    "docs/export.md:1": "tests/ops/test_onnx.py",
+    "docs/export.md:2": "tests/export/test_page.py",
+    "docs/export.md:3": "tests/bev/test_bev_export.py",
+    "docs/export.md:4": "tests/tools/test_export.py",
+    "docs/export.md:5": "tests/tools/test_export.py",
     "docs/tools.md:1": "tests/integrations/test_inferencers.py",
     "docs/training.md:4": "tests/engine/test_fsdp.py",
 }

@@ -38,6 +38,31 @@ def test_the_block_works():
     assert "blocked: mmengine" in result.stderr
 
 
+MISSING = """
+import importlib, sys
+sys.modules[sys.argv[1]] = None
+try:
+    importlib.import_module(sys.argv[2])
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("host", "module", "extra"),
+    [
+        ("mmengine", "dcnv4_mm.engine", "mim"),
+        ("mmengine", "dcnv4_mm.optim", "mim"),
+        ("mmengine", "dcnv4_mm.bev.inferencer", "mmdet3d"),
+    ],
+)
+def test_a_missing_host_is_named_with_the_extra(host, module, extra):
+    command = [sys.executable, "-c", MISSING, host, module]
+    printed = subprocess.run(command, capture_output=True, text=True).stdout
+    assert host in printed
+    assert f"dcnv4_mm[{extra}]" in printed
+
+
 def test_the_package_itself_imports_nothing_heavy():
     result = run("import dcnv4_mm, sys; assert 'torch' not in sys.modules")
     assert result.returncode == 0, result.stderr

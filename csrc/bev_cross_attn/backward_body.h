@@ -1,4 +1,4 @@
-// The bodies of the backward kernels on the GPU: one for the points, and two for value.
+// The bodies of the backward kernels on the GPU: one for the points, and one for value.
 #pragma once
 
 #include "bev_cross_attn/tile.h"
@@ -7,13 +7,7 @@
 namespace dcnv4_mm::bev_cross_attn {
 namespace {
 
-using flash_deform_attn::add_owned;
-using flash_deform_attn::Part;
-using flash_deform_attn::part_of;
-using flash_deform_attn::points_near;
-using flash_deform_attn::Range;
 using flash_deform_attn::ShareGrad;
-using flash_deform_attn::touches;
 
 // Writes the gradients of the offsets of a point, summed over the cameras that see it, and returns
 // that of its weight.
@@ -111,12 +105,12 @@ DCNV4_MM_DEVICE void backward_points_block(const Params& p, const Geometry& geom
   }
 }
 
-// The gradient of value with atomic additions to `sums` [B, N, S, G, D], which is zero before. The
+// The gradient of value with atomic additions to `sums` [B, N, S, G, D], which are zero before. The
 // forward's way back: each thread spreads one vector of the output's gradient.
-template <typename Storage, int unit, int units, typename Team>
-DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Geometry& geometry,
-                                                 const Tiling& t, uint32_t block,
-                                                 RealOf<Storage>* sums, Team& team) {
+template <typename Storage, int unit, int units, typename Accumulator, typename Team>
+DCNV4_MM_DEVICE void backward_value_block(const Params& p, const Geometry& geometry,
+                                          const Tiling& t, uint32_t block, const Accumulator& sums,
+                                          Team& team) {
   using Real = RealOf<Storage>;
   constexpr int channels = unit * units;
   const Tile tile = tile_of(p, t, block);
@@ -129,12 +123,13 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Geometry
     if (!is_tile_hit(p, t.queries, tile, camera, team)) continue;
     for (int32_t first = 0; first < points; first += t.points) {
       team.phase([&](int32_t thread) {
-        locate_own<Storage>(p, geometry, t, tile, camera, samples.shares,
-                            item_of<channels>(t, tile, thread), first, points,
-                            [&](int32_t slot, const Place& place, const Point<Real>& point) {
-                              samples.places[slot] = place;
-                              samples.weights[slot] = adding_weights(point);
-                            });
+        locate_own<Storage>(
+            p, geometry, t, tile, camera, samples.shares, item_of<channels>(t, tile, thread), first,
+            points, [&](int32_t slot, const Pair& pair, const Place& place, Point<Real> point) {
+              point.factor = sums.scaled_weight(head_of(p, pair), point.factor);
+              samples.places[slot] = place;
+              samples.weights[slot] = adding_weights(point);
+            });
       });
       team.phase([&](int32_t thread) {
         const Item item = item_of<channels>(t, tile, thread);
@@ -144,94 +139,15 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Geometry
         const auto [channel, step] = units_in<unit, units>(t, tile, item);
         Real grad[channels];
         read_units<unit, units>(grad_output_of<Storage>(p, pair) + channel, step, grad);
-        Real* image = sums + (pair.image * p.cameras + camera) * p.pixels * pitch +
+        const bool finite = sums.template scale<channels>(head_of(p, pair), grad);
+        auto* image = sums.data + (pair.image * p.cameras + camera) * p.pixels * pitch +
                       pair.head * p.channels + channel;
         spread_samples<unit, units>(samples, item.pair_index * sample_stride(t.points),
-                                    smaller(t.points, points - first), grad, image,
-                                    pitch * sizeof(Real), step);
+                                    smaller(t.points, points - first), sums, grad, finite, image,
+                                    pitch, step);
       });
     }
   }
-}
-
-// The gradient of value where each sum has one owner, in its final type and place. A block owns
-// pixels of one camera, and visits the queries that this one sees.
-template <typename Storage, typename Team>
-DCNV4_MM_DEVICE void backward_value_owned_block(const Params& p, const Geometry& geometry,
-                                                const Ownership& o, uint32_t block, Team& team) {
-  using Real = RealOf<Storage>;
-  const Part part = part_of(p, o, block);
-  const int32_t camera = static_cast<int32_t>(part.image % p.cameras);
-  const Range near = points_near(p, geometry.levels, part);
-  const int32_t width = o.width.value, queries = static_cast<int32_t>(p.queries);
-  const Samples<Real> samples = samples_in<Real>(team.shared(), o.pairs, o.points);
-  Real* grads = reinterpret_cast<Real*>(samples.shares + o.pairs * kShareParts);
-  Real* sums = grads + o.pairs * width;
-
-  team.phase([&](int32_t thread) {
-    for (int32_t i = thread; i < o.pixels * width; i += o.threads) sums[i] = 0;
-  });
-
-  // All pairs of the head in the sample, in sequence.
-  for (int32_t query = 0; query < queries; query += o.pairs) {
-    const Tile tile{part.image / p.cameras, part.head * queries + query,
-                    smaller(o.pairs, queries - query), 0};
-    if (!is_tile_hit(p, o.queries, tile, camera, team)) continue;
-    prepare_weights<Storage>(p, o.queries, tile, samples.shares, team);
-    for (int32_t first = near.begin; first < near.end; first += o.points) {
-      const bool found = team.any([&](int32_t thread) {
-        bool touching = false;
-        locate_tile<Storage>(p, geometry, o, tile, camera, samples.shares, thread, first, near.end,
-                             [&](int32_t slot, Place place, const Point<Real>& point) {
-                               if (point.inside && touches(part, place)) {
-                                 samples.weights[slot] = adding_weights(point);
-                                 touching = true;
-                               } else {
-                                 place.pixel = kOutside;
-                               }
-                               samples.places[slot] = place;
-                             });
-        for (int32_t i = thread; i < tile.count * width; i += o.threads) {
-          int32_t channel = i;
-          const Pair pair = pair_of(o.queries, tile, divide_off(&channel, o.width));
-          if (channel >= part.channels) continue;
-          grads[i] = read(grad_output_of<Storage>(p, pair) + part.channel + channel);
-        }
-        return touching;
-      });
-      if (!found) continue;
-      team.phase([&](int32_t thread) {
-        int32_t channel = thread;
-        const int32_t owner = divide_off(&channel, o.width);
-        if (owner >= o.owners || channel >= part.channels) return;
-        const Range range{owner * o.owner_pixels,
-                          smaller(part.pixels, (owner + 1) * o.owner_pixels)};
-        const int32_t count = smaller(o.points, near.end - first);
-        for (int32_t index = 0; index < tile.count; ++index) {
-          if (!is_hit(p, pair_of(o.queries, tile, index), camera)) continue;
-          const Real grad = grads[index * width + channel];
-          for (int32_t k = 0; k < count; ++k) {
-            const int32_t slot = index * sample_stride(o.points) + k;
-            const Place place = samples.places[slot];
-            if (place.pixel == kOutside) continue;
-            add_owned(place, static_cast<int32_t>(place.pixel >> 1) - part.pixel,
-                      samples.weights[slot], grad, range, width, sums + channel);
-          }
-        }
-      });
-    }
-  }
-
-  team.phase([&](int32_t thread) {
-    for (int32_t i = thread; i < part.pixels * width; i += o.threads) {
-      int32_t channel = i;
-      const int64_t pixel = part.pixel + divide_off(&channel, o.width);
-      if (channel >= part.channels) continue;
-      const int64_t row = (part.image * p.pixels + pixel) * p.heads + part.head;
-      write(static_cast<Storage*>(p.grad_value) + row * p.channels + part.channel + channel,
-            sums[i]);
-    }
-  });
 }
 
 }  // namespace

@@ -10,30 +10,16 @@
 #include "bev_cross_attn/operators.h"
 #include "common/cuda_bindings.h"
 #include "common/dispatch.h"
+#include "common/workspace.h"
 
 namespace dcnv4_mm::bev_cross_attn {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::accelerator::DeviceGuard;
 
 void check_size(const Params& p) {
   const char* reason = why_too_large(p);
   check(reason == nullptr, "bev_cross_attn: the CUDA kernels cannot index ", reason ? reason : "");
-}
-
-// Sums of 16-bit gradients are kept in float32 until the last one is added.
-void backward_value_atomic(const Params& p, const Tensor& grad_value_in, const Device& device) {
-  Tensor grad_value = grad_value_in;
-  const bool is_sum = element_bytes(p.dtype) == real_bytes(p.dtype);
-  const Ints shape = {p.batch, p.cameras, p.pixels, p.heads, p.channels};
-  Tensor sums = is_sum ? torch::stable::zero_(grad_value)
-                       : torch::stable::new_zeros(grad_value, shape, ScalarType::Float);
-  with_storage(p.dtype, [&](auto storage) {
-    cuda::backward_value_atomic<decltype(storage)>(p, sums.mutable_data_ptr(), device,
-                                                   current_stream(device.index));
-  });
-  if (!is_sum) torch::stable::copy_(grad_value, sums);
 }
 
 struct CudaKernels {
@@ -62,9 +48,18 @@ struct CudaKernels {
       using Storage = decltype(storage);
       const cudaStream_t stream = current_stream(device.index);
       if (p.grad_weights) cuda::backward_points<Storage>(p, device, stream);
-      if (p.grad_value && deterministic) cuda::backward_value_owned<Storage>(p, device, stream);
+      if (!p.grad_value) return;
+      if (deterministic) {
+        sum_gradients_fixed(
+            grad_value, p.dtype, p.batch * p.heads, [&](int64_t* sums, uint32_t* exponents) {
+              cuda::backward_value_fixed<Storage>(p, sums, exponents, device, stream);
+            });
+      } else {
+        sum_gradients(grad_value, p.dtype, [&](void* sums) {
+          cuda::backward_value_atomic<Storage>(p, sums, device, stream);
+        });
+      }
     });
-    if (p.grad_value && !deterministic) backward_value_atomic(p, grad_value, device);
   }
 };
 

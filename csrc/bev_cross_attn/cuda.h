@@ -19,13 +19,15 @@ void forward(const Params& params, const Device& device, cudaStream_t stream);
 template <typename Storage>
 void backward_points(const Params& params, const Device& device, cudaStream_t stream);
 
-// Computes params.grad_value, always with the same bits.
-template <typename Storage>
-void backward_value_owned(const Params& params, const Device& device, cudaStream_t stream);
-
 // Adds the gradient of value to `sums` [B, N, S, G, D], of the type of the arithmetic.
 template <typename Storage>
 void backward_value_atomic(const Params& params, void* sums, const Device& device,
                            cudaStream_t stream);
+
+// Computes params.grad_value, always with the same bits. `sums` [B, N, S, G, D] and `exponents`
+// [B, G, 2] are workspace, 0 before.
+template <typename Storage>
+void backward_value_fixed(const Params& params, int64_t* sums, uint32_t* exponents,
+                          const Device& device, cudaStream_t stream);
 
 }  // namespace dcnv4_mm::bev_cross_attn::cuda

@@ -26,12 +26,12 @@ DCNV4_MM_DEVICE void forward_block(const Params& p, const Geometry& geometry, co
     if (!is_tile_hit(p, t.queries, tile, camera, team)) continue;
     for (int32_t first = 0; first < points; first += t.points) {
       team.phase([&](int32_t thread) {
-        locate_own<Storage>(p, geometry, t, tile, camera, samples.shares,
-                            item_of<channels>(t, tile, thread), first, points,
-                            [&](int32_t slot, const Place& place, const Point<Real>& point) {
-                              samples.places[slot] = place;
-                              samples.weights[slot] = reading_weights(point);
-                            });
+        locate_own<Storage>(
+            p, geometry, t, tile, camera, samples.shares, item_of<channels>(t, tile, thread), first,
+            points, [&](int32_t slot, const Pair&, const Place& place, const Point<Real>& point) {
+              samples.places[slot] = place;
+              samples.weights[slot] = reading_weights(point);
+            });
       });
       team.phase([&](int32_t thread) {
         const Item item = item_of<channels>(t, tile, thread);

@@ -3,7 +3,8 @@
 namespace dcnv4_mm::bev_cross_attn::cuda {
 
 template void backward_points<BFloat16>(const Params&, const Device&, cudaStream_t);
-template void backward_value_owned<BFloat16>(const Params&, const Device&, cudaStream_t);
+template void backward_value_fixed<BFloat16>(const Params&, int64_t*, uint32_t*, const Device&,
+                                             cudaStream_t);
 template void backward_value_atomic<BFloat16>(const Params&, void*, const Device&, cudaStream_t);
 
 }  // namespace dcnv4_mm::bev_cross_attn::cuda

@@ -3,7 +3,8 @@
 namespace dcnv4_mm::bev_cross_attn::cuda {
 
 template void backward_points<double>(const Params&, const Device&, cudaStream_t);
-template void backward_value_owned<double>(const Params&, const Device&, cudaStream_t);
+template void backward_value_fixed<double>(const Params&, int64_t*, uint32_t*, const Device&,
+                                           cudaStream_t);
 template void backward_value_atomic<double>(const Params&, void*, const Device&, cudaStream_t);
 
 }  // namespace dcnv4_mm::bev_cross_attn::cuda

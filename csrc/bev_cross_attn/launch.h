@@ -9,7 +9,6 @@
 namespace dcnv4_mm::bev_cross_attn {
 
 using flash_deform_attn::LevelTable;
-using flash_deform_attn::Ownership;
 using flash_deform_attn::Tiling;
 using flash_deform_attn::with_forward_channels;
 
@@ -38,11 +37,6 @@ inline const char* why_too_large(const Params& p) {
 
 inline int32_t vector_channels(const Params& p) {
   return flash_deform_attn::vector_channels(images_of(p));
-}
-
-// The blocks of the deterministic kernel own pixels of one camera each.
-inline Ownership choose_ownership(const Params& p, const DeviceLimits& limits) {
-  return flash_deform_attn::choose_ownership(images_of(p), limits);
 }
 
 }  // namespace dcnv4_mm::bev_cross_attn

@@ -11,6 +11,7 @@ using flash_deform_attn::add_samples;
 using flash_deform_attn::AllSums;
 using flash_deform_attn::corners_of;
 using flash_deform_attn::grad_output_of;
+using flash_deform_attn::head_of;
 using flash_deform_attn::Item;
 using flash_deform_attn::item_of;
 using flash_deform_attn::kOutside;
@@ -120,26 +121,6 @@ DCNV4_MM_DEVICE const Storage* image_of(const Params& p, const Pair& pair, int32
          pair.head * p.value_pitches.head;
 }
 
-// Locates the points [first, end) of those pairs of a tile that a camera sees, at most `points` of
-// each; `store(slot, place, point)` keeps one.
-template <typename Storage, typename Launch, typename Store>
-DCNV4_MM_DEVICE void locate_tile(const Params& p, const Geometry& geometry, const Launch& launch,
-                                 const Tile& tile, int32_t camera,
-                                 const Share<RealOf<Storage>>* shares, int32_t thread,
-                                 int32_t first, int32_t end, Store store) {
-  for (int32_t i = thread; i < tile.count * launch.points; i += launch.threads) {
-    int32_t k = i;
-    const int32_t index = divide_off(&k, launch.tile_points);
-    const Pair pair = pair_of(launch.queries, tile, index);
-    if (first + k >= end || !is_hit(p, pair, camera)) continue;
-    const auto weight = weight_of<Storage>(p, pair, shares[index * kShareParts], first + k);
-    const Origin origin = origin_of(geometry, launch.level_points, first + k);
-    const auto point =
-        locate_point<Storage>(p, origin.level, origin.number, pair, camera, first + k, weight);
-    store(index * sample_stride(launch.points) + k, place_of(origin.level, point), point);
-  }
-}
-
 // Locates the points [first, end) of a thread's pair, those that are not another thread's, if a
 // camera sees it.
 template <typename Storage, typename Store>
@@ -157,7 +138,8 @@ DCNV4_MM_DEVICE void locate_own(const Params& p, const Geometry& geometry, const
     const auto weight = weight_of<Storage>(p, pair, share, first + k);
     const auto point =
         locate_point<Storage>(p, origin.level, origin.number, pair, camera, first + k, weight);
-    store(item.pair_index * sample_stride(t.points) + k, place_of(origin.level, point), point);
+    store(item.pair_index * sample_stride(t.points) + k, pair, place_of(origin.level, point),
+          point);
   }
 }
 

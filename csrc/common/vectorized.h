@@ -8,12 +8,14 @@
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-// Code of a kernel's body.
+// Code of a kernel's body: functions, and those of a class.
 #define DCNV4_MM_DEVICE __device__ __forceinline__
+#define DCNV4_MM_DEVICE_METHOD __device__ __forceinline__
 #else
 #include <cstring>
 #include <stdexcept>
 #define DCNV4_MM_DEVICE DCNV4_MM_INLINE
+#define DCNV4_MM_DEVICE_METHOD inline
 #endif
 
 namespace dcnv4_mm {

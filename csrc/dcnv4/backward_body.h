@@ -1,6 +1,7 @@
-// The bodies of the backward kernels on the GPU: one for offset_mask, and two for value.
+// The bodies of the backward kernels on the GPU: one for offset_mask, and one for value.
 #pragma once
 
+#include "common/sums.h"
 #include "dcnv4/window.h"
 
 namespace dcnv4_mm::dcnv4 {
@@ -95,11 +96,12 @@ DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t
   });
 }
 
-// The gradient of value with atomic additions to `sums` [N, H, W, G * D], which is zero before. The
-// forward's way back: each thread spreads some channels of the output's gradient, as Spread says.
-template <typename Storage, int unit, int units, typename Team>
-DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Tiling& t, uint32_t block,
-                                                 RealOf<Storage>* sums, Team& team) {
+// The gradient of value with atomic additions to `sums` [N, H, W, G * D], which are zero before.
+// The forward's way back: each thread spreads some channels of the output's gradient, as Spread
+// says.
+template <typename Storage, int unit, int units, typename Accumulator, typename Team>
+DCNV4_MM_DEVICE void backward_value_block(const Params& p, const Tiling& t, uint32_t block,
+                                          const Accumulator& sums, Team& team) {
   using Real = RealOf<Storage>;
   const Tile tile = tile_of(t, block);
   const int32_t points = point_count<0>(p), channels = t.groups * t.group_channels;
@@ -109,7 +111,8 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Tiling& 
   for (int32_t first = 0; first < points; first += t.points) {
     team.phase([&](int32_t thread) {
       locate_tile<0, Storage>(
-          p, t, tile, thread, first, [&](int32_t slot, const Point<Real>& point) {
+          p, t, tile, thread, first, [&](int32_t slot, const Pair& pair, Point<Real> point) {
+            point.factor = sums.scaled_weight(tile.image * t.groups + pair.group, point.factor);
             samples.places[slot] = place_of(point, static_cast<int32_t>(p.width));
             samples.weights[slot] = adding_weights(point);
           });
@@ -127,7 +130,9 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Tiling& 
                    item.pair.row, item.pair.column) +
               channel,
           step, grad);
-      Real* image = whole(sums + tile.image * p.height * p.width * channels + channel);
+      const bool finite =
+          sums.template scale<unit * units>(tile.image * t.groups + item.pair.group, grad);
+      auto* image = whole(sums.data + tile.image * p.height * p.width * channels + channel);
       const int32_t slot = item.pair_index * sample_stride(t.points);
       const int32_t count = smaller(t.points, points - first);
       for (int32_t k = 0; k < count; ++k) {
@@ -137,210 +142,11 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const Tiling& 
         const Weights<Real> weights = samples.weights[slot + k];
         for (int c = 0; c < 4; ++c) {
           if ((c & 1 && !(place & 1)) || (c & 2 && !(place & 2))) continue;
-          add_units<unit, units>(corners.corner[c], step, weights.corner[c], grad);
+          sums.template add<unit, units>(corners.corner[c], step, weights.corner[c], grad, finite);
         }
       }
     });
   }
-}
-
-// The part of grad_value that a block owns.
-struct Part {
-  int64_t image;
-  int32_t pixel;    // the first of the image's pixels, counted in sequence
-  int32_t group;    // the first
-  int32_t channel;  // the first of each group
-  int32_t pixels;
-};
-
-DCNV4_MM_DEVICE Part part_of(const Params& p, const Ownership& o, uint32_t block) {
-  int32_t rest = static_cast<int32_t>(block);
-  int32_t next = divide_off(&rest, o.ranges);
-  Part part;
-  part.pixel = rest * o.pixels;
-  part.pixels = smaller(o.pixels, static_cast<int32_t>(p.height * p.width) - part.pixel);
-  rest = divide_off(&next, o.channel_slices);
-  part.channel = next * o.channels.value;
-  next = divide_off(&rest, o.group_slices);
-  part.group = rest * o.groups.value;
-  part.image = next;
-  return part;
-}
-
-// A channel of a block's slice, counted over its groups. `exists` is false beyond the last one.
-struct Channel {
-  int32_t group;  // in the slice
-  int64_t index;  // in the tensor
-  bool exists;
-};
-
-DCNV4_MM_DEVICE Channel channel_of(const Params& p, const Ownership& o, const Part& part,
-                                   int32_t in_slice) {
-  Channel channel;
-  channel.group = divide_off(&in_slice, o.channels);
-  const int32_t in_group = part.channel + in_slice, group = part.group + channel.group;
-  channel.index = group * p.group_channels + in_group;
-  channel.exists = in_group < p.group_channels && group < p.groups;
-  return channel;
-}
-
-// A number of pixels [begin, end) that a thread owns, counted from the first of its block.
-struct Range {
-  int32_t begin, end;
-};
-
-DCNV4_MM_DEVICE bool holds(const Range& range, int32_t pixel) {
-  return pixel >= range.begin && pixel < range.end;
-}
-
-// Adds one sample to those of its pixels that a thread owns. `sums` is its channel in the block's
-// first pixel; pixels are `width` numbers apart, and rows `row` pixels.
-template <typename Real>
-DCNV4_MM_DEVICE void add_owned(uint32_t place, int32_t first, const Weights<Real>& weights,
-                               Real grad, const Range& range, int32_t row, int32_t width,
-                               Real* sums) {
-  const bool right = place & 1, down = place & 2;
-  const int32_t pixels[4] = {first, first + 1, first + row, first + row + 1};
-  const bool owned[4] = {holds(range, pixels[0]), right && holds(range, pixels[1]),
-                         down && holds(range, pixels[2]), down && right && holds(range, pixels[3])};
-  // The pixels differ: all can be loaded before one is stored.
-  Real old[4];
-  for (int c = 0; c < 4; ++c) old[c] = owned[c] ? sums[pixels[c] * width] : Real(0);
-  for (int c = 0; c < 4; ++c) {
-    if (owned[c]) sums[pixels[c] * width] = multiply_add(weights.corner[c], grad, old[c]);
-  }
-}
-
-// The points that a block visits at a time: as many of each of its groups, in sequence over the
-// output image, from point `k` of `pixel` on.
-struct Turn {
-  int32_t pixel, k;
-};
-
-// Locates the points of a turn; those without a pixel in the block's part do not count. Returns
-// whether any of the thread's does.
-template <typename Storage>
-DCNV4_MM_DEVICE bool locate_turn(const Params& p, const Ownership& o, const Part& part,
-                                 const Turn& turn, int32_t thread,
-                                 const Samples<RealOf<Storage>>& samples) {
-  constexpr int special = 0;
-  const int32_t row = static_cast<int32_t>(p.width);
-  const int32_t out_pixels = static_cast<int32_t>(p.out_height * p.out_width);
-  const Storage* offset_mask = static_cast<const Storage*>(p.offset_mask);
-  bool found = false;
-  for (int32_t i = thread; i < static_cast<int32_t>(o.groups.value) * o.points; i += o.threads) {
-    int32_t k = i;
-    const int32_t in_slice = divide_off(&k, o.points_divisor), group = part.group + in_slice;
-    const int32_t slot = in_slice * sample_stride(o.points) + k;
-    k += turn.k;
-    int32_t column = turn.pixel + divide_off(&k, o.kernel_points);
-    samples.places[slot] = kOutside;
-    if (column >= out_pixels || group >= p.groups) continue;
-    const int32_t out_row = divide_off(&column, o.out_width);
-    const Storage* source =
-        pixel_at(offset_mask, p.offset_mask_pitches, part.image, out_row, column) +
-        static_cast<int64_t>(group) * 3 * point_count<special>(p);
-    const auto point = locate_point<special>(p, o.kernel_rows, source, out_row, column, k);
-    const uint32_t place = place_of(point, row);
-    if (place == kOutside) continue;
-    const int32_t first = static_cast<int32_t>(place >> 2) - part.pixel;
-    if (first >= part.pixels || first + (place & 2 ? row : 0) + 1 < 0) continue;
-    samples.places[slot] = place;
-    samples.weights[slot] = adding_weights(point);
-    found = true;
-  }
-  return found;
-}
-
-// Reads the output's gradients that the points of a turn spread.
-template <typename Storage>
-DCNV4_MM_DEVICE void read_turn(const Params& p, const Ownership& o, const Part& part,
-                               const Turn& turn, int32_t thread, RealOf<Storage>* grads) {
-  const int32_t width = o.width.value;
-  const int32_t out_pixels = static_cast<int32_t>(p.out_height * p.out_width);
-  const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
-  for (int32_t i = thread; i < o.points_pixels * width; i += o.threads) {
-    int32_t in_slice = i;
-    int32_t column = turn.pixel + divide_off(&in_slice, o.width);
-    const Channel channel = channel_of(p, o, part, in_slice);
-    if (column >= out_pixels || !channel.exists) continue;
-    const int32_t out_row = divide_off(&column, o.out_width);
-    grads[i] = read(pixel_at(grad_output, p.grad_output_pitches, part.image, out_row, column) +
-                    channel.index);
-  }
-}
-
-// Adds the samples of a turn, each thread to what it owns.
-template <typename Real>
-DCNV4_MM_DEVICE void add_turn(const Params& p, const Ownership& o, const Part& part,
-                              const Turn& turn, int32_t thread, const Samples<Real>& samples,
-                              const Real* grads, Real* sums) {
-  int32_t in_slice = thread;
-  const int32_t owner = divide_off(&in_slice, o.width);
-  const Channel channel = channel_of(p, o, part, in_slice);
-  if (owner >= o.owners || !channel.exists) return;
-  const int32_t width = o.width.value, row = static_cast<int32_t>(p.width);
-  const Range range{owner * o.owner_pixels, smaller(part.pixels, (owner + 1) * o.owner_pixels)};
-  const Real* grad = grads + in_slice;
-  int32_t k = turn.k;
-  for (int32_t i = 0; i < o.points; ++i) {
-    const int32_t slot = channel.group * sample_stride(o.points) + i;
-    const uint32_t place = samples.places[slot];
-    if (place != kOutside) {
-      add_owned(place, static_cast<int32_t>(place >> 2) - part.pixel, samples.weights[slot], *grad,
-                range, row, width, sums + in_slice);
-    }
-    if (++k == point_count<0>(p)) k = 0, grad += width;
-  }
-}
-
-// Writes a block's sums to their places in grad_value.
-template <typename Storage>
-DCNV4_MM_DEVICE void write_part(const Params& p, const Ownership& o, const Part& part,
-                                int32_t thread, const RealOf<Storage>* sums) {
-  const int64_t first = part.image * p.height * p.width + part.pixel;
-  Storage* grad_value = static_cast<Storage*>(p.grad_value);
-  for (int32_t i = thread; i < part.pixels * static_cast<int32_t>(o.width.value); i += o.threads) {
-    int32_t in_slice = i;
-    const int64_t pixel = first + divide_off(&in_slice, o.width);
-    const Channel channel = channel_of(p, o, part, in_slice);
-    if (!channel.exists) continue;
-    write(grad_value + pixel * p.groups * p.group_channels + channel.index, sums[i]);
-  }
-}
-
-// The gradient of value where each sum has one owner, in its final type and place.
-template <typename Storage, typename Team>
-DCNV4_MM_DEVICE void backward_value_owned_block(const Params& p, const Ownership& o, uint32_t block,
-                                                Team& team) {
-  using Real = RealOf<Storage>;
-  const Part part = part_of(p, o, block);
-  const int32_t width = o.width.value;
-  const Samples<Real> samples = samples_in<Real>(team.shared(), sample_slots(o));
-  Real* grads = reinterpret_cast<Real*>(samples.places + sample_slots(o));
-  Real* sums = grads + o.points_pixels * width;
-
-  team.phase([&](int32_t thread) {
-    for (int32_t i = thread; i < o.pixels * width; i += o.threads) sums[i] = 0;
-  });
-  Turn turn{0, 0};
-  while (turn.pixel < p.out_height * p.out_width) {
-    // Of whole images all points are looked at, so that the gradients can be read at once.
-    const bool whole = o.ranges.value == 1;
-    const bool found = team.any([&](int32_t thread) {
-      if (whole) read_turn<Storage>(p, o, part, turn, thread, grads);
-      return locate_turn<Storage>(p, o, part, turn, thread, samples);
-    });
-    if (found && !whole) {
-      team.phase([&](int32_t thread) { read_turn<Storage>(p, o, part, turn, thread, grads); });
-    }
-    if (found) {
-      team.phase([&](int32_t thread) { add_turn(p, o, part, turn, thread, samples, grads, sums); });
-    }
-    turn.k += o.points;
-    turn.pixel += divide_off(&turn.k, o.kernel_points);
-  }
-  team.phase([&](int32_t thread) { write_part<Storage>(p, o, part, thread, sums); });
 }
 
 }  // namespace

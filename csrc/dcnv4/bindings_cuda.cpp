@@ -8,6 +8,7 @@
 
 #include "common/cuda_bindings.h"
 #include "common/dispatch.h"
+#include "common/workspace.h"
 #include "dcnv4/cuda.h"
 #include "dcnv4/problem.h"
 
@@ -46,20 +47,6 @@ Tensor forward(const Tensor& value_in, const Tensor& offset_mask_in, const Ints&
   return output;
 }
 
-// Sums of 16-bit gradients are kept in float32 until the last one is added.
-void backward_value_atomic(const Params& p, const Device& device, Tensor* grad_value) {
-  const bool is_sum = p.dtype == DType::kFloat64 || p.dtype == DType::kFloat32;
-  const Ints shape = {p.batch, p.height, p.width, p.groups * p.group_channels};
-  Tensor sums =
-      is_sum ? torch::stable::zero_(*grad_value)
-             : torch::stable::new_zeros(*grad_value, shape, torch::headeronly::ScalarType::Float);
-  with_storage(p.dtype, [&](auto storage) {
-    cuda::backward_value_atomic<decltype(storage)>(p, sums.mutable_data_ptr(), device,
-                                                   current_stream(device.index));
-  });
-  if (!is_sum) torch::stable::copy_(*grad_value, sums);
-}
-
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_output_in, const Tensor& value_in,
                                     const Tensor& offset_mask_in, const Ints& kernel_size,
                                     const Ints& stride, const Ints& padding, const Ints& dilation,
@@ -78,21 +65,23 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_output_in, const Tensor& 
   auto gradients = make_gradients(&p, value, need_value_grad, need_offset_mask_grad);
   if (p.batch == 0) return gradients;
 
-  if (need_offset_mask_grad) {
-    with_storage(p.dtype, [&](auto storage) {
-      cuda::backward_offset_mask<decltype(storage)>(p, device, current_stream(device.index));
-    });
-  }
-  if (!need_value_grad) return gradients;
-  const ValueLaunch launch = choose_value_launch(p, deterministic, device.limits);
-  if (launch.mode == ValueMode::kAtomic) {
-    backward_value_atomic(p, device, &std::get<0>(gradients));
-  } else {
-    with_storage(p.dtype, [&](auto storage) {
-      cuda::backward_value_owned<decltype(storage)>(p, launch.ownership, device,
-                                                    current_stream(device.index));
-    });
-  }
+  const cudaStream_t stream = current_stream(device.index);
+  with_storage(p.dtype, [&](auto storage) {
+    using Storage = decltype(storage);
+    if (need_offset_mask_grad) cuda::backward_offset_mask<Storage>(p, device, stream);
+    if (!need_value_grad) return;
+    const Tensor& grad_value = std::get<0>(gradients);
+    if (deterministic) {
+      sum_gradients_fixed(grad_value, p.dtype, p.batch * p.groups,
+                          [&](int64_t* sums, uint32_t* exponents) {
+                            cuda::backward_value_fixed<Storage>(p, sums, exponents, device, stream);
+                          });
+    } else {
+      sum_gradients(grad_value, p.dtype, [&](void* sums) {
+        cuda::backward_value_atomic<Storage>(p, sums, device, stream);
+      });
+    }
+  });
   return gradients;
 }
 

@@ -19,14 +19,15 @@ void forward(const Params& params, bool fast, const Device& device, cudaStream_t
 template <typename Storage>
 void backward_offset_mask(const Params& params, const Device& device, cudaStream_t stream);
 
-// Computes params.grad_value as `ownership` says.
-template <typename Storage>
-void backward_value_owned(const Params& params, const Ownership& ownership, const Device& device,
-                          cudaStream_t stream);
-
 // Adds the gradient of value to `sums` [N, H, W, G * D], of the type of the arithmetic.
 template <typename Storage>
 void backward_value_atomic(const Params& params, void* sums, const Device& device,
                            cudaStream_t stream);
+
+// Computes params.grad_value, always with the same bits. `sums` [N, H, W, G * D] and `exponents`
+// [N, G, 2] are workspace, 0 before.
+template <typename Storage>
+void backward_value_fixed(const Params& params, int64_t* sums, uint32_t* exponents,
+                          const Device& device, cudaStream_t stream);
 
 }  // namespace dcnv4_mm::dcnv4::cuda

@@ -26,7 +26,7 @@ DCNV4_MM_DEVICE void forward_any_block(const Params& p, const Tiling& t, uint32_
   for (int32_t first = 0; first < points; first += step) {
     team.phase([&](int32_t thread) {
       locate_tile<0, Storage>(p, t, tile, thread, first,
-                              [&](int32_t slot, const Point<Real>& point) {
+                              [&](int32_t slot, const Pair&, const Point<Real>& point) {
                                 samples.places[slot] = place_of(point, row_pixels);
                                 if constexpr (fast) {
                                   samples.weights[slot] = fast_weights(point);

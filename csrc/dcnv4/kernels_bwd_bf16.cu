@@ -3,7 +3,7 @@
 namespace dcnv4_mm::dcnv4::cuda {
 
 template void backward_offset_mask<BFloat16>(const Params&, const Device&, cudaStream_t);
-template void backward_value_owned<BFloat16>(const Params&, const Ownership&, const Device&,
+template void backward_value_fixed<BFloat16>(const Params&, int64_t*, uint32_t*, const Device&,
                                              cudaStream_t);
 template void backward_value_atomic<BFloat16>(const Params&, void*, const Device&, cudaStream_t);
 

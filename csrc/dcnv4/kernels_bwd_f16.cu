@@ -3,7 +3,7 @@
 namespace dcnv4_mm::dcnv4::cuda {
 
 template void backward_offset_mask<Half>(const Params&, const Device&, cudaStream_t);
-template void backward_value_owned<Half>(const Params&, const Ownership&, const Device&,
+template void backward_value_fixed<Half>(const Params&, int64_t*, uint32_t*, const Device&,
                                          cudaStream_t);
 template void backward_value_atomic<Half>(const Params&, void*, const Device&, cudaStream_t);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/fixed_point.h"
 #include "common/spread.h"
 #include "common/vectorized.h"
 #include "dcnv4/params.h"
@@ -265,122 +266,25 @@ inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceL
   return t;
 }
 
-// How the blocks of the other kind of kernel own grad_value: each has some pixels, in sequence, of
-// some channels of one image, sums their gradients in shared memory, and visits all points for
-// that. Every sum has one owner and one order.
-struct Ownership {
-  int32_t threads;
-  int32_t shared_bytes;
-  int64_t blocks;
-  int32_t pixels;         // of a block
-  int32_t owners;         // threads that divide the pixels of a channel among them
-  int32_t owner_pixels;   // of each of them
-  int32_t points;         // points of each group in shared memory at a time
-  int32_t points_pixels;  // output pixels that they are of, at most
-  Divisor ranges;         // blocks that divide the pixels of an image among them
-  // Of a block: groups, channels of each, and all channels.
-  Divisor groups, channels, width;
-  Divisor group_slices, channel_slices;
-  Divisor points_divisor, kernel_points, kernel_rows, out_width;
-};
-
-// An even number, so that what follows the samples is aligned.
-DCNV4_MM_HOST_DEVICE int32_t sample_slots(const Ownership& o) {
-  return round_up(static_cast<int32_t>(o.groups.value) * sample_stride(o.points), 2);
+// How a thread adds the channels of a group that it spreads.
+inline Spread choose_spread(const Params& p, bool fixed, const DeviceLimits& limits) {
+  return choose_spread(p.group_channels, p.dtype, vector_channels(p), fixed, limits);
 }
 
-inline int32_t ownership_bytes(const Ownership& o, DType dtype) {
-  const int32_t real = real_bytes(dtype), width = static_cast<int32_t>(o.width.value);
-  return (o.pixels + o.points_pixels) * width * real + sample_slots(o) * sample_bytes(dtype);
-}
+// For fixed-point sums: at most so many products are added to an element of the gradient of value.
+inline int64_t most_products(const Params& p) { return p.out_height * p.out_width * p.points; }
 
-// Divides the channels into slices of about `width`, and the pixels so that a block needs at most
-// `budget` bytes if a pixel fits at all; at most a quarter of them are for samples.
-inline Ownership own_channels(const Params& p, int64_t width, int32_t max_samples, int32_t budget) {
-  const int32_t samples = std::min(max_samples, budget / 4 / sample_bytes(p.dtype));
-  Ownership o{};
-  const int64_t groups =
-      std::clamp<int64_t>(width / p.group_channels, 1, std::min<int64_t>(p.groups, 4));
-  const int64_t channel_slices = ceil_div(p.group_channels, width);
-  const int64_t channels = ceil_div(p.group_channels, channel_slices);
-  o.groups = divisor_of(groups);
-  o.channels = divisor_of(channels);
-  o.width = divisor_of(groups * channels);
-  o.group_slices = divisor_of(ceil_div(p.groups, groups));
-  o.channel_slices = divisor_of(channel_slices);
-  o.points = static_cast<int32_t>(std::clamp<int64_t>(samples / groups, 1, 64 * p.points));
-  o.points_pixels = static_cast<int32_t>(o.points / p.points + 2);
-  o.points_divisor = divisor_of(o.points);
-  o.kernel_points = divisor_of(p.points);
-  o.kernel_rows = divisor_of(p.kernel[0]);
-  o.out_width = divisor_of(p.out_width);
-  const int64_t room = budget - ownership_bytes(o, p.dtype);
-  const int64_t pixel_bytes = groups * channels * real_bytes(p.dtype);
-  const int64_t image = p.height * p.width;
-  o.ranges = divisor_of(ceil_div(image, std::clamp<int64_t>(room / pixel_bytes, 1, image)));
-  o.pixels = static_cast<int32_t>(ceil_div<int64_t>(image, o.ranges.value));
-  o.shared_bytes = ownership_bytes(o, p.dtype);
-  o.blocks = int64_t(o.ranges.value) * o.group_slices.value * channel_slices * p.batch;
-  return o;
-}
-
-// For whole images, or for parts of them if these need more than `budget` bytes. In parts most
-// points are looked at in vain: as many as possible at a time.
-inline Ownership choose_ownership(const Params& p, int32_t budget, const DeviceLimits& limits) {
-  Ownership o = own_channels(p, 32, 128, budget);
-  if (o.ranges.value > 1) o = own_channels(p, 16, 128, budget);
-  if (o.ranges.value > 1) o = own_channels(p, 16, 1024, budget);
-  const int32_t width = static_cast<int32_t>(o.width.value);
-  // Where few blocks fit into a multiprocessor, each gets more threads.
-  const int32_t resident = std::max(1, limits.shared_per_multiprocessor / o.shared_bytes);
-  o.owners = std::clamp(512 / (resident * width), 1, std::max(1, 256 / width));
-  o.owner_pixels = ceil_div(o.pixels, o.owners);
-  o.threads = std::max(64, round_up(o.owners * width, kWarp));
-  return o;
-}
-
-// The ways to the gradient of value.
-enum class ValueMode : int32_t {
-  kOwned,   // as Ownership says: deterministic
-  kAtomic,  // as Tiling says, with atomic additions
-};
-
-struct ValueLaunch {
-  ValueMode mode;
-  Ownership ownership;  // of kOwned
-};
-
-// How a thread of the atomic kernel adds the channels of a group.
-inline Spread choose_spread(const Params& p, const DeviceLimits& limits) {
-  return choose_spread(p.group_channels, p.dtype, vector_channels(p), limits);
-}
-
-// Whether blocks that own whole images are faster than atomic additions.
-inline bool owning_wins(const Params& p, const Ownership& o, const DeviceLimits& limits) {
-  const double points = double(p.out_height) * double(p.out_width) * double(p.points);
-  const double warps = ceil_div(o.owners * static_cast<int32_t>(o.width.value), kWarp);
-  const double resident =
-      std::max(1, std::min(limits.shared_per_multiprocessor / o.shared_bytes, 1024 / o.threads));
-  const double additions =
-      4 * points * double(p.batch) * double(p.groups) * double(p.group_channels);
-  return owned_clocks(double(o.blocks), warps, points, resident, limits) <
-         atomic_clocks(additions, real_bytes(p.dtype), limits);
-}
-
-// Deterministic sums are owned: of whole images if these fit into shared memory, or of parts.
-// Otherwise images are owned where that is faster, which takes small images and many of them.
-inline ValueLaunch choose_value_launch(const Params& p, bool deterministic,
-                                       const DeviceLimits& limits) {
-  const int32_t quarter = limits.shared_per_multiprocessor / 4;
-  const Ownership o = choose_ownership(p, std::min(quarter, limits.shared_per_block), limits);
-  const bool whole_images = o.ranges.value == 1;
-  if (!deterministic) {
-    const bool owned = whole_images && owning_wins(p, o, limits);
-    return {owned ? ValueMode::kOwned : ValueMode::kAtomic, o};
-  }
-  if (whole_images) return {ValueMode::kOwned, o};
-  const int32_t half = limits.shared_per_multiprocessor / 2 - 1024;
-  return {ValueMode::kOwned, choose_ownership(p, std::min(half, limits.shared_per_block), limits)};
+inline Magnitudes magnitudes_of(const Params& p) {
+  const auto numbers = [](const void* data, const Pitches& pitches, int64_t group, int64_t count) {
+    return Magnitudes::Numbers{data,  pitches.image,     pitches.row, pitches.pixel,
+                               group, divisor_of(count), false};
+  };
+  const char* masks =
+      static_cast<const char*>(p.offset_mask) + 2 * p.points * element_bytes(p.dtype);
+  return magnitudes_of(
+      p.batch, p.out_height, p.out_width, p.groups,
+      numbers(p.grad_output, p.grad_output_pitches, p.group_channels, p.group_channels),
+      numbers(masks, p.offset_mask_pitches, 3 * p.points, p.points));
 }
 
 }  // namespace dcnv4_mm::dcnv4

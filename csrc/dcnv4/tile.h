@@ -72,7 +72,8 @@ DCNV4_MM_DEVICE Element* pixel_at(Element* tensor, const Pitches& pitches, int64
   return tensor + image * pitches.image + row * pitches.row + column * pitches.pixel;
 }
 
-// Locates the points [first, first + count) of all pairs of a tile; `store(slot, point)` keeps one.
+// Locates the points [first, first + count) of all pairs of a tile; `store(slot, pair, point)`
+// keeps one.
 template <int special, typename Storage, typename Store>
 DCNV4_MM_DEVICE void locate_tile(const Params& p, const Tiling& t, const Tile& tile, int32_t thread,
                                  int32_t first, Store store) {
@@ -87,7 +88,7 @@ DCNV4_MM_DEVICE void locate_tile(const Params& p, const Tiling& t, const Tile& t
     const Storage* source =
         pixel_at(offset_mask, p.offset_mask_pitches, tile.image, pair.row, pair.column) +
         static_cast<int64_t>(pair.group) * 3 * points;
-    store(index * sample_stride(step) + k,
+    store(index * sample_stride(step) + k, pair,
           locate_point<special>(p, t.kernel_rows, source, pair.row, pair.column, first + k));
   }
 }

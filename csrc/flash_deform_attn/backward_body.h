@@ -1,4 +1,4 @@
-// The bodies of the backward kernels on the GPU: one for the points, and two for value.
+// The bodies of the backward kernels on the GPU: one for the points, and one for value.
 #pragma once
 
 #include "flash_deform_attn/tile.h"
@@ -105,12 +105,12 @@ DCNV4_MM_DEVICE void backward_points_block(const Params& p, const LevelTable& le
   }
 }
 
-// The gradient of value with atomic additions to `sums` [N, S, G, D], which is zero before. The
+// The gradient of value with atomic additions to `sums` [N, S, G, D], which are zero before. The
 // forward's way back: each thread spreads one vector of the output's gradient.
-template <typename Storage, int unit, int units, typename Team>
-DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const LevelTable& levels,
-                                                 const Tiling& t, uint32_t block,
-                                                 RealOf<Storage>* sums, Team& team) {
+template <typename Storage, int unit, int units, typename Accumulator, typename Team>
+DCNV4_MM_DEVICE void backward_value_block(const Params& p, const LevelTable& levels,
+                                          const Tiling& t, uint32_t block, const Accumulator& sums,
+                                          Team& team) {
   using Real = RealOf<Storage>;
   constexpr int channels = unit * units;
   const Tile tile = tile_of(p, t, block);
@@ -121,12 +121,13 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const LevelTab
   sum_exponentials<Storage>(p, t.queries, tile, samples.shares, team);
   for (int32_t first = 0; first < points; first += t.points) {
     team.phase([&](int32_t thread) {
-      locate_own<Storage>(p, levels, t, tile, samples.shares, item_of<channels>(t, tile, thread),
-                          first, points,
-                          [&](int32_t slot, const Place& place, const Point<Real>& point) {
-                            samples.places[slot] = place;
-                            samples.weights[slot] = adding_weights(point);
-                          });
+      locate_own<Storage>(
+          p, levels, t, tile, samples.shares, item_of<channels>(t, tile, thread), first, points,
+          [&](int32_t slot, const Pair& pair, const Place& place, Point<Real> point) {
+            point.factor = sums.scaled_weight(head_of(p, pair), point.factor);
+            samples.places[slot] = place;
+            samples.weights[slot] = adding_weights(point);
+          });
     });
     team.phase([&](int32_t thread) {
       const Item item = item_of<channels>(t, tile, thread);
@@ -135,158 +136,13 @@ DCNV4_MM_DEVICE void backward_value_atomic_block(const Params& p, const LevelTab
       const auto [channel, step] = units_in<unit, units>(t, tile, item);
       Real grad[channels];
       read_units<unit, units>(grad_output_of<Storage>(p, pair) + channel, step, grad);
-      Real* image = sums + pair.image * p.pixels * pitch + pair.head * p.channels + channel;
+      const bool finite = sums.template scale<channels>(head_of(p, pair), grad);
+      auto* image = sums.data + pair.image * p.pixels * pitch + pair.head * p.channels + channel;
       spread_samples<unit, units>(samples, item.pair_index * sample_stride(t.points),
-                                  smaller(t.points, points - first), grad, image,
-                                  pitch * sizeof(Real), step);
+                                  smaller(t.points, points - first), sums, grad, finite, image,
+                                  pitch, step);
     });
   }
-}
-
-// The part of grad_value that a block owns.
-struct Part {
-  int64_t image;
-  int32_t head;
-  int32_t channel, channels;  // of the head
-  int32_t pixel, pixels;      // of the image
-};
-
-DCNV4_MM_DEVICE Part part_of(const Params& p, const Ownership& o, uint32_t block) {
-  int32_t rest = static_cast<int32_t>(block);
-  int32_t next = divide_off(&rest, o.ranges);
-  Part part;
-  part.pixel = rest * o.pixels;
-  part.pixels = smaller(o.pixels, static_cast<int32_t>(p.pixels) - part.pixel);
-  rest = divide_off(&next, o.channel_slices);
-  part.channel = next * o.width.value;
-  part.channels = smaller(o.width.value, static_cast<int32_t>(p.channels) - part.channel);
-  next = divide_off(&rest, o.heads);
-  part.head = rest;
-  part.image = next;
-  return part;
-}
-
-// A number of pixels [begin, end) that a thread owns, counted from the first of its block.
-struct Range {
-  int32_t begin, end;
-};
-
-DCNV4_MM_DEVICE bool holds(const Range& range, int32_t pixel) {
-  return pixel >= range.begin && pixel < range.end;
-}
-
-// The points of a pair that can touch a block's pixels: those of the levels that these are of.
-DCNV4_MM_DEVICE Range points_near(const Params& p, const LevelTable& levels, const Part& part) {
-  const int32_t count = static_cast<int32_t>(p.num_levels);
-  const int32_t per_level = static_cast<int32_t>(p.num_points);
-  Range range{0, count * per_level};
-  for (int32_t i = 1; i < count; ++i) {
-    if (levels.entries[i].start <= part.pixel) range.begin = i * per_level;
-  }
-  for (int32_t i = count - 1; i > 0; --i) {
-    if (levels.entries[i].start >= part.pixel + part.pixels) range.end = i * per_level;
-  }
-  return range;
-}
-
-// Whether one of the four pixels of a place is among those of a block.
-DCNV4_MM_DEVICE bool touches(const Part& part, const Place& place) {
-  const int32_t first = static_cast<int32_t>(place.pixel >> 1) - part.pixel;
-  const int32_t last = first + place.down + static_cast<int32_t>(place.pixel & 1);
-  return last >= 0 && first < part.pixels;
-}
-
-// Adds one sample to those of its pixels that a thread owns. `sums` is its channel in the block's
-// first pixel; pixels are `width` numbers apart.
-template <typename Real>
-DCNV4_MM_DEVICE void add_owned(const Place& place, int32_t first, const Weights<Real>& weights,
-                               Real grad, const Range& range, int32_t width, Real* sums) {
-  const bool right = place.pixel & 1, down = place.down;
-  const int32_t below = first + place.down;
-  const int32_t pixels[4] = {first, first + 1, below, below + 1};
-  const bool owned[4] = {holds(range, pixels[0]), right && holds(range, pixels[1]),
-                         down && holds(range, pixels[2]), down && right && holds(range, pixels[3])};
-  // The pixels differ: all can be loaded before one is stored.
-  Real old[4];
-  for (int c = 0; c < 4; ++c) old[c] = owned[c] ? sums[pixels[c] * width] : Real(0);
-  for (int c = 0; c < 4; ++c) {
-    if (owned[c]) sums[pixels[c] * width] = multiply_add(weights.corner[c], grad, old[c]);
-  }
-}
-
-// The gradient of value where each sum has one owner, in its final type and place.
-template <typename Storage, typename Team>
-DCNV4_MM_DEVICE void backward_value_owned_block(const Params& p, const LevelTable& levels,
-                                                const Ownership& o, uint32_t block, Team& team) {
-  using Real = RealOf<Storage>;
-  const Part part = part_of(p, o, block);
-  const Range near = points_near(p, levels, part);
-  const int32_t width = o.width.value, queries = static_cast<int32_t>(p.queries);
-  const Samples<Real> samples = samples_in<Real>(team.shared(), o.pairs, o.points);
-  Real* grads = reinterpret_cast<Real*>(samples.shares + (p.softmax ? o.pairs * kShareParts : 0));
-  Real* sums = grads + o.pairs * width;
-
-  team.phase([&](int32_t thread) {
-    for (int32_t i = thread; i < o.pixels * width; i += o.threads) sums[i] = 0;
-  });
-
-  // All pairs of the head in the image, in sequence.
-  for (int32_t query = 0; query < queries; query += o.pairs) {
-    const Tile tile{part.image, part.head * queries + query, smaller(o.pairs, queries - query), 0};
-    sum_exponentials<Storage>(p, o.queries, tile, samples.shares, team);
-    for (int32_t first = near.begin; first < near.end; first += o.points) {
-      const bool found = team.any([&](int32_t thread) {
-        bool touching = false;
-        locate_tile<Storage>(p, levels, o, tile, samples.shares, thread, first, near.end,
-                             [&](int32_t slot, Place place, const Point<Real>& point) {
-                               if (point.inside && touches(part, place)) {
-                                 samples.weights[slot] = adding_weights(point);
-                                 touching = true;
-                               } else {
-                                 place.pixel = kOutside;
-                               }
-                               samples.places[slot] = place;
-                             });
-        for (int32_t i = thread; i < tile.count * width; i += o.threads) {
-          int32_t channel = i;
-          const Pair pair = pair_of(o.queries, tile, divide_off(&channel, o.width));
-          if (channel >= part.channels) continue;
-          grads[i] = read(grad_output_of<Storage>(p, pair) + part.channel + channel);
-        }
-        return touching;
-      });
-      if (!found) continue;
-      team.phase([&](int32_t thread) {
-        int32_t channel = thread;
-        const int32_t owner = divide_off(&channel, o.width);
-        if (owner >= o.owners || channel >= part.channels) return;
-        const Range range{owner * o.owner_pixels,
-                          smaller(part.pixels, (owner + 1) * o.owner_pixels)};
-        const int32_t count = smaller(o.points, near.end - first);
-        for (int32_t index = 0; index < tile.count; ++index) {
-          const Real grad = grads[index * width + channel];
-          for (int32_t k = 0; k < count; ++k) {
-            const int32_t slot = index * sample_stride(o.points) + k;
-            const Place place = samples.places[slot];
-            if (place.pixel == kOutside) continue;
-            add_owned(place, static_cast<int32_t>(place.pixel >> 1) - part.pixel,
-                      samples.weights[slot], grad, range, width, sums + channel);
-          }
-        }
-      });
-    }
-  }
-
-  team.phase([&](int32_t thread) {
-    for (int32_t i = thread; i < part.pixels * width; i += o.threads) {
-      int32_t channel = i;
-      const int64_t pixel = part.pixel + divide_off(&channel, o.width);
-      if (channel >= part.channels) continue;
-      const int64_t row = (part.image * p.pixels + pixel) * p.heads + part.head;
-      write(static_cast<Storage*>(p.grad_value) + row * p.channels + part.channel + channel,
-            sums[i]);
-    }
-  });
 }
 
 }  // namespace

@@ -25,12 +25,12 @@ DCNV4_MM_DEVICE void forward_block(const Params& p, const LevelTable& levels, co
   sum_exponentials<Storage>(p, t.queries, tile, samples.shares, team);
   for (int32_t first = 0; first < points; first += t.points) {
     team.phase([&](int32_t thread) {
-      locate_own<Storage>(p, levels, t, tile, samples.shares, item_of<channels>(t, tile, thread),
-                          first, points,
-                          [&](int32_t slot, const Place& place, const Point<Real>& point) {
-                            samples.places[slot] = place;
-                            samples.weights[slot] = reading_weights(point);
-                          });
+      locate_own<Storage>(
+          p, levels, t, tile, samples.shares, item_of<channels>(t, tile, thread), first, points,
+          [&](int32_t slot, const Pair&, const Place& place, const Point<Real>& point) {
+            samples.places[slot] = place;
+            samples.weights[slot] = reading_weights(point);
+          });
     });
     team.phase([&](int32_t thread) {
       const Item item = item_of<channels>(t, tile, thread);

@@ -2,8 +2,6 @@
 // storage type.
 #pragma once
 
-#include <atomic>
-
 #include "common/dispatch.h"
 #include "common/launch.cuh"
 #include "common/team.cuh"
@@ -22,34 +20,39 @@ __global__ void __launch_bounds__(256, sizeof(Storage) == sizeof(double) ? 2 : 3
   backward_points_block<Storage, vector>(params, levels, tiling, blockIdx.x, team);
 }
 
-template <typename Storage>
-__global__ void __launch_bounds__(256, 2)
-    backward_value_owned_kernel(const __grid_constant__ Params params,
-                                const __grid_constant__ LevelTable levels,
-                                const __grid_constant__ Ownership ownership) {
-  DeviceTeam team;
-  backward_value_owned_block<Storage>(params, levels, ownership, blockIdx.x, team);
-}
-
 template <typename Storage, int unit, int units>
 __global__ void __launch_bounds__(256, 4)
     backward_value_atomic_kernel(const __grid_constant__ Params params,
                                  const __grid_constant__ LevelTable levels,
-                                 const __grid_constant__ Tiling tiling, RealOf<Storage>* sums) {
+                                 const __grid_constant__ Tiling tiling,
+                                 const RealSums<RealOf<Storage>> sums) {
   DeviceTeam team;
-  backward_value_atomic_block<Storage, unit, units>(params, levels, tiling, blockIdx.x, sums, team);
+  backward_value_block<Storage, unit, units>(params, levels, tiling, blockIdx.x, sums, team);
 }
 
-// Allows a kernel all the shared memory that a block can have; requested once per device.
+template <typename Storage, int units>
+__global__ void __launch_bounds__(256, 4)
+    backward_value_fixed_kernel(const __grid_constant__ Params params,
+                                const __grid_constant__ LevelTable levels,
+                                const __grid_constant__ Tiling tiling,
+                                const FixedSums<RealOf<Storage>> sums) {
+  DeviceTeam team;
+  backward_value_block<Storage, 1, units>(params, levels, tiling, blockIdx.x, sums, team);
+}
+
 template <typename Storage>
-void allow_shared_memory(const Device& device) {
-  static std::atomic<uint64_t> allowed{0};  // one bit per device
-  const uint64_t bit = device.index < 64 ? uint64_t(1) << device.index : 0;
-  if (allowed.load(std::memory_order_relaxed) & bit) return;
-  check_cuda(cudaFuncSetAttribute(backward_value_owned_kernel<Storage>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  device.limits.shared_per_block));
-  allowed.fetch_or(bit, std::memory_order_relaxed);
+__global__ void __launch_bounds__(256)
+    backward_magnitudes_kernel(const __grid_constant__ Magnitudes magnitudes, uint32_t* exponents) {
+  DeviceTeam team;
+  magnitudes_block<Storage>(magnitudes, blockIdx.x, exponents, team);
+}
+
+template <typename Storage>
+__global__ void __launch_bounds__(256)
+    backward_conversion_kernel(const __grid_constant__ Conversion conversion,
+                               const FixedSums<RealOf<Storage>> sums, void* result) {
+  DeviceTeam team;
+  convert_block<Storage>(conversion, blockIdx.x, sums, result, team);
 }
 
 }  // namespace
@@ -64,23 +67,37 @@ void backward_points(const Params& params, const Device& device, cudaStream_t st
 }
 
 template <typename Storage>
-void backward_value_owned(const Params& params, const Device& device, cudaStream_t stream) {
-  const Ownership ownership = choose_ownership(params, device.limits);
-  if (ownership.shared_bytes > kSharedByDefault) allow_shared_memory<Storage>(device);
-  launch_kernel(backward_value_owned_kernel<Storage>, ownership, stream, params,
-                level_table(params), ownership);
-}
-
-template <typename Storage>
 void backward_value_atomic(const Params& params, void* sums, const Device& device,
                            cudaStream_t stream) {
+  using Real = RealOf<Storage>;
   const Spread spread =
-      choose_spread(params.channels, params.dtype, vector_channels(params), device.limits);
+      choose_spread(params.channels, params.dtype, vector_channels(params), false, device.limits);
   with_spread<Storage>(spread, [&](auto unit, auto units) {
     const Tiling tiling = choose_tiling(params, unit * units, device.limits);
     launch_kernel(backward_value_atomic_kernel<Storage, unit, units>, tiling, stream, params,
-                  level_table(params), tiling, static_cast<RealOf<Storage>*>(sums));
+                  level_table(params), tiling, RealSums<Real>{static_cast<Real*>(sums)});
   });
+}
+
+template <typename Storage>
+void backward_value_fixed(const Params& params, int64_t* sums, uint32_t* exponents,
+                          const Device& device, cudaStream_t stream) {
+  using Fixed = FixedSums<RealOf<Storage>>;
+  const int64_t size = params.batch * params.pixels * params.heads * params.channels;
+  const int32_t bits = product_bits(most_products(params));
+  const Spread spread =
+      choose_spread(params.channels, params.dtype, vector_channels(params), true, device.limits);
+  launch_kernel(backward_magnitudes_kernel<Storage>, magnitudes_of(params), stream,
+                magnitudes_of(params), exponents);
+  with_fixed_spread<Storage>(spread, [&](auto units) {
+    const Tiling tiling = choose_tiling(params, units, device.limits);
+    launch_kernel(backward_value_fixed_kernel<Storage, units>, tiling, stream, params,
+                  level_table(params), tiling, Fixed{sums, exponents, bits, size});
+  });
+  const Conversion conversion =
+      conversion_of(params.batch, params.pixels, params.heads, params.channels);
+  launch_kernel(backward_conversion_kernel<Storage>, conversion, stream, conversion,
+                Fixed{sums, exponents, bits, size}, params.grad_value);
 }
 
 }  // namespace dcnv4_mm::flash_deform_attn::cuda

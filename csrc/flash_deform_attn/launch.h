@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "common/fixed_point.h"
 #include "common/spread.h"
 #include "common/vectorized.h"
 #include "flash_deform_attn/params.h"
@@ -216,53 +217,22 @@ inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceL
   return t;
 }
 
-// How the blocks of the deterministic kernel own grad_value: each has some pixels, in sequence, of
-// some channels of one head of one image and sums their gradients in shared memory. For that it
-// visits all points of the levels that the pixels are of. Every sum has one owner and one order.
-struct Ownership {
-  int32_t threads;
-  int32_t shared_bytes;
-  int64_t blocks;
-  int32_t pixels;        // of a block
-  int32_t owners;        // threads that divide the pixels of a channel among them
-  int32_t owner_pixels;  // of each of them
-  int32_t pairs;         // in shared memory at a time
-  int32_t points;        // of each pair, likewise
-  Divisor ranges;        // blocks that divide the pixels of an image among them
-  Divisor width;         // channels of a block
-  Divisor channel_slices, heads;
-  Divisor tile_points, queries, level_points;
-};
+// For fixed-point sums: at most so many products are added to an element of the gradient of value,
+// which is of one level.
+inline int64_t most_products(const Params& p) { return p.queries * p.num_points; }
 
-inline Ownership choose_ownership(const Params& p, const DeviceLimits& limits) {
-  constexpr int32_t max_width = 16, max_samples = 128, max_pairs = 16, threads = 256;
-  const int32_t budget =
-      std::min(limits.shared_per_multiprocessor / 2 - 1024, limits.shared_per_block);
-  const int32_t real = real_bytes(p.dtype);
-  const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
-  const int64_t channel_slices = ceil_div<int64_t>(p.channels, max_width);
-  const int32_t width = static_cast<int32_t>(ceil_div(p.channels, channel_slices));
-  Ownership o{};
-  o.points = smaller(points, max_samples);
-  o.pairs = std::clamp(max_samples / points, 1, max_pairs);
-  const int32_t fixed = o.pairs * (sample_stride(o.points) * sample_bytes(p.dtype) +
-                                   share_bytes(p, 2) + width * real);
-  const int64_t fitting = std::clamp<int64_t>((budget - fixed) / (width * real), 1, p.pixels);
-  o.pixels = static_cast<int32_t>(ceil_div(p.pixels, ceil_div(p.pixels, fitting)));
-  const int64_t ranges = ceil_div<int64_t>(p.pixels, o.pixels);
-  o.owners = std::min(threads / width, o.pixels);
-  o.owner_pixels = ceil_div(o.pixels, o.owners);
-  o.threads = std::max(64, round_up(o.owners * width, kWarp));
-  o.shared_bytes = fixed + o.pixels * width * real;
-  o.blocks = ranges * channel_slices * p.heads * p.batch;
-  o.ranges = divisor_of(ranges);
-  o.width = divisor_of(width);
-  o.channel_slices = divisor_of(channel_slices);
-  o.heads = divisor_of(p.heads);
-  o.tile_points = divisor_of(o.points);
-  o.queries = divisor_of(std::max<int64_t>(1, p.queries));
-  o.level_points = divisor_of(p.num_points);
-  return o;
+// The weights of a softmax are at most 1.
+inline Magnitudes magnitudes_of(const Params& p) {
+  const auto numbers = [](const void* data, const Pitches& pitches, int64_t count,
+                          bool is_float32) {
+    return Magnitudes::Numbers{data,         pitches.image,     0,         pitches.row,
+                               pitches.head, divisor_of(count), is_float32};
+  };
+  return magnitudes_of(p.batch, 1, p.queries, p.heads,
+                       numbers(p.grad_output, p.grad_output_pitches, p.channels, false),
+                       p.softmax ? numbers(nullptr, {}, 1, false)
+                                 : numbers(p.weights, p.weight_pitches, p.num_levels * p.num_points,
+                                           p.float32_points));
 }
 
 }  // namespace dcnv4_mm::flash_deform_attn

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "common/gpu_samples.h"
+#include "common/sums.h"
 #include "flash_deform_attn/launch.h"
 
 namespace dcnv4_mm::flash_deform_attn {
@@ -50,6 +51,11 @@ DCNV4_MM_DEVICE int64_t offset_of(const Pair& pair, const Pitches& pitches) {
 // The row of a pair in a contiguous tensor (N, Q, G).
 DCNV4_MM_DEVICE int64_t row_of(const Params& p, const Pair& pair) {
   return (pair.image * p.queries + pair.query) * p.heads + pair.head;
+}
+
+// A head of an image.
+DCNV4_MM_DEVICE int64_t head_of(const Params& p, const Pair& pair) {
+  return pair.image * p.heads + pair.head;
 }
 
 // The channels of a pair in the gradient of the output.
@@ -198,23 +204,6 @@ DCNV4_MM_DEVICE Samples<Real> samples_in(void* shared, int32_t pairs, int32_t po
   return {weights, places, reinterpret_cast<Share<Real>*>(places + capacity)};
 }
 
-// Locates the points [first, end) of all pairs of a tile, at most `points` of each; `store(slot,
-// place, point)` keeps one.
-template <typename Storage, typename Launch, typename Store>
-DCNV4_MM_DEVICE void locate_tile(const Params& p, const LevelTable& levels, const Launch& launch,
-                                 const Tile& tile, const Share<RealOf<Storage>>* shares,
-                                 int32_t thread, int32_t first, int32_t end, Store store) {
-  for (int32_t i = thread; i < tile.count * launch.points; i += launch.threads) {
-    int32_t k = i;
-    const int32_t index = divide_off(&k, launch.tile_points);
-    if (first + k >= end) continue;
-    const LevelTable::Entry& level = levels.entries[divide(first + k, launch.level_points)];
-    const auto point = locate_point<Storage>(p, level, pair_of(launch.queries, tile, index),
-                                             shares + index * kShareParts, first + k);
-    store(index * sample_stride(launch.points) + k, place_of(level, point), point);
-  }
-}
-
 // The vector of a thread, in the pair with the given index in the tile.
 struct Item {
   int32_t pair_index;
@@ -258,7 +247,7 @@ DCNV4_MM_DEVICE void locate_own(const Params& p, const LevelTable& levels, const
   for (int32_t k = item.lane; k < count; k += t.tile_vectors.value) {
     const LevelTable::Entry& level = levels.entries[divide(first + k, t.level_points)];
     const auto point = locate_point<Storage>(p, level, pair, &share, first + k);
-    store(item.pair_index * sample_stride(t.points) + k, place_of(level, point), point);
+    store(item.pair_index * sample_stride(t.points) + k, pair, place_of(level, point), point);
   }
 }
 
@@ -281,19 +270,22 @@ DCNV4_MM_DEVICE void add_samples(const Samples<RealOf<Storage>>& samples, int32_
   }
 }
 
-// The way back: adds the gradient of the output to the pixels of samples, as Spread says.
-template <int unit, int units, typename Real>
+// The way back: adds the gradient of the output, of which `finite` says whether it is, to the
+// pixels of samples, as Spread says. `image` is a part of `sums`.
+template <int unit, int units, typename Real, typename Accumulator>
 DCNV4_MM_DEVICE void spread_samples(const Samples<Real>& samples, int32_t slot, int32_t count,
-                                    const Real* grad, Real* image, uint32_t pitch, int32_t step) {
+                                    const Accumulator& sums, const Real* grad, bool finite,
+                                    typename Accumulator::Number* image, int32_t pitch,
+                                    int32_t step) {
   image = whole(image);
   for (int32_t k = 0; k < count; ++k) {
     const Place place = samples.places[slot + k];
     if (place.pixel == kOutside) continue;
-    const auto corners = corners_of(place, image, pitch);
+    const auto corners = corners_of(place, image, pitch * sizeof(*image));
     const Weights<Real> weights = samples.weights[slot + k];
     for (int c = 0; c < 4; ++c) {
       if ((c & 1 && !(place.pixel & 1)) || (c & 2 && !place.down)) continue;
-      add_units<unit, units>(corners.corner[c], step, weights.corner[c], grad);
+      sums.template add<unit, units>(corners.corner[c], step, weights.corner[c], grad, finite);
     }
   }
 }

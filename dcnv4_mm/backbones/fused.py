@@ -43,7 +43,8 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, H, W, C) to maps of the same shape."""
         tokens = x.flatten(0, 2)
-        both = self.projection(self.norm1(tokens)).view(*x.shape[:3], -1)
+        both = self.projection(self.norm1(tokens))
+        both = both.view(*x.shape[:3], both.shape[-1])  # no -1: a batch may be empty
         value, offset_mask = both.split([self.channels, both.shape[-1] - self.channels], dim=-1)
         mixed = dcnv4(value, offset_mask, **self.sampling).flatten(0, 2)
         tokens = _add_product(tokens, mixed, self.output_proj)

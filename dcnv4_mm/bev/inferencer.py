@@ -1,7 +1,13 @@
 """Inference on samples of several cameras, with visualization."""
 
-# First: it serves the operators of mmcv that mmdet3d imports.
-import dcnv4_mm.registry  # noqa: F401
+from dcnv4_mm._missing import naming_extra
+
+with naming_extra("dcnv4_mm.bev", "mmdet3d"):
+    # First: it serves the operators of mmcv that mmdet3d imports.
+    import dcnv4_mm.registry  # noqa: F401
+
+    # isort: split
+    import mmdet3d  # noqa: F401
 
 # isort: split
 from collections.abc import Callable, Iterable, Sequence

@@ -9,6 +9,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 
+from dcnv4_mm.atomic_files import write_file
+
 __all__ = ["check_download", "download"]
 
 
@@ -41,7 +43,13 @@ def download(url: str, path: Path) -> None:
     new = not path.exists()
     if new:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=os.isatty(0))
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=os.isatty(0))
+        except OSError as error:
+            # A failed write has a number and no name, an unreachable host neither.
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
     found, digest = path.stat().st_size, _sha256(path)
     if (size is not None and found != size) or not digest.startswith(stated or ""):
         if new:
@@ -51,7 +59,7 @@ def download(url: str, path: Path) -> None:
             f"{digest}, expected {size or 'any number of'} bytes with {stated or 'any'}; "
             f"{'download it again' if new else 'delete it to download it again'}"
         )
-    _note(path).write_text(f"{digest}  {path.name}\n")
+    write_file(_note(path), f"{digest}  {path.name}\n".encode())
 
 
 def check_download(path: Path) -> None:

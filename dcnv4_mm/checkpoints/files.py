@@ -1,5 +1,6 @@
-"""Safe reading of checkpoint files from untrusted sources: no code in them is run."""
+"""Safe reading of checkpoint files from untrusted sources, and atomic writing."""
 
+import io
 import pickle
 import re
 import zipfile
@@ -12,7 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["INERT", "InertObject", "read_file"]
+from dcnv4_mm.atomic_files import write_file
+
+__all__ = ["INERT", "InertObject", "read_file", "save_file"]
 
 
 class InertObject:
@@ -117,6 +120,22 @@ def read_file(path: str | Path, map_location: Any = "cpu") -> Any:
         raise ValueError(_damaged(path, error)) from error
 
 
+def save_file(checkpoint: Any, path: str | Path) -> None:
+    """Writes a checkpoint as ``torch.save`` does, but completely or not at all.
+
+    Args:
+        checkpoint: The content.
+        path: The file; its folder must exist.
+
+    Raises:
+        OSError: The file cannot be written; an earlier file is unchanged.
+    """
+    # Through memory: torch reports a failed write as an error of its own zip file.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_file(path, buffer.getbuffer())
+
+
 def _is_safetensors(path: Path, start: bytes) -> bool:
     """The format: the header's length in 8 bytes, and a header in JSON."""
     length = int.from_bytes(start[:8], "little")
@@ -164,12 +183,16 @@ def _check_sums(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
+            # torch never compresses; a small file could expand to any size.
+            compressed = [e.filename for e in file.infolist() if e.compress_type]
+            damaged = None if compressed else file.testzip()
     # A damaged file can fail in any way.
     except Exception as error:
         raise ValueError(
             f"{path} is damaged: download or copy it again ({type(error).__name__}: {error})"
         ) from error
+    if compressed:
+        raise ValueError(f"{path} is not a checkpoint: {compressed[0]} in it is compressed")
     if damaged is not None:
         raise ValueError(
             f"{path} is damaged: the checksum of {damaged} is wrong; download or copy it again"

@@ -78,15 +78,24 @@ def read_config(name: str, options: list[str]) -> "Config":
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:
-        stop(f"{path} needs a library that is missing: {error} ({ENV_HINT})")
+        stop(f"{path} needs a library that is missing: {_missing(error)}")
     # A config is a program: it can fail in any way.
     except Exception as error:
         stop(f"{path} cannot be read: {type(error).__name__}: {error}")
     apply_options(cfg, options)
     host = cfg.get("default_scope")
     if host and find_spec(host) is None:
-        stop(f"{path} is a config of {host}, which is not installed ({ENV_HINT})")
+        stop(f"{path} is a config of {host}: {_missing(ModuleNotFoundError(name=host))}")
     return cfg
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """How to install a missing library."""
+    from dcnv4_mm.integrations._hosts import HOSTS, missing_host_message
+
+    name = (error.name or "").split(".")[0]
+    said = missing_host_message(name) if name in HOSTS else f"{name} is not installed"
+    return f"{said} ({ENV_HINT})"
 
 
 def install_hosts() -> None:
@@ -96,7 +105,7 @@ def install_hosts() -> None:
 
         install()
     except ModuleNotFoundError as error:
-        stop(f"a library is missing: {error} ({ENV_HINT})")
+        stop(f"a library is missing: {_missing(error)}")
     for problem in find_problems():
         print(f"warning: {problem}", file=sys.stderr)
 

@@ -43,3 +43,46 @@ def overlay(
         origin = (width + 32, top + 13)
         cv2.putText(result, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return result
+
+
+def colors(count: int) -> list[tuple[int, int, int]]:
+    """RGB colours of evenly spaced hues for classes that have none."""
+    hsv = np.full((1, count, 3), 220, np.uint8)
+    hsv[0, :, 0] = np.arange(count) * 180 // max(count, 1)
+    return [tuple(map(int, color)) for color in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    classes: list[str] | None,
+) -> np.ndarray:
+    """Draws boxes with the names of their classes and their scores, the best on top.
+
+    Args:
+        image: uint8 (H, W, 3) in OpenCV's channel order.
+        boxes: (K, 4) x1, y1, x2, y2 in pixels.
+        scores: (K,).
+        labels: (K,) indices into ``classes``.
+        classes: Names of the classes, if they are known.
+
+    Returns:
+        The visualization, uint8 (H, W, 3).
+    """
+    drawn = image.copy()
+    palette = colors(len(classes) if classes else int(labels.max(initial=0)) + 1)
+    for index in np.argsort(scores):
+        label, color = int(labels[index]), palette[int(labels[index])][::-1]
+        left, top, right, bottom = boxes[index].round().astype(int).tolist()
+        cv2.rectangle(drawn, (left, top), (right, bottom), color, 2)
+        text = f"{classes[label] if classes else label} {scores[index]:.2f}"
+        (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+        # Above the box or, at the upper border, inside.
+        line = top if top > height + base else top + height + base
+        corner = (left + width, line - height - base)
+        cv2.rectangle(drawn, (left, line), corner, color, cv2.FILLED)
+        origin = (left, line - base)
+        cv2.putText(drawn, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return drawn

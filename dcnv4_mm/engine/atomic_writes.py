@@ -5,13 +5,13 @@ disk is full; :func:`dcnv4_mm.engine.install` replaces it.
 """
 
 import logging
-import os
 import re
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend
 from mmengine.logging import print_log
 
+from dcnv4_mm.atomic_files import write_file
 from dcnv4_mm.engine.checkpoint_io import load_from_local
 
 __all__ = ["AtomicLocalBackend", "find_complete_checkpoint"]
@@ -30,25 +30,27 @@ class AtomicLocalBackend(LocalBackend):
         Raises:
             OSError: The file cannot be written; the earlier file is unchanged.
         """
-        # The target of a symbolic link, as without renaming.
-        path = Path(filepath).resolve()
+        path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A fixed name: the next write overwrites the rest of a killed process.
-        unfinished = path.with_name(f".{path.name}.unfinished")
         try:
-            with unfinished.open("wb") as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
+            write_file(path, obj)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise OSError(
                 error.errno,
                 f"{error.strerror}: {len(obj)} bytes could not be written; an earlier file of this "
                 "name is unchanged",
                 str(path),
             ) from error
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Writes a text file as :meth:`put` does.
+
+        Args:
+            obj: The content.
+            filepath: The file; its folder is created.
+            encoding: Its encoding.
+        """
+        self.put(obj.encode(encoding), filepath)
 
 
 def find_complete_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str | None:
@@ -65,14 +67,15 @@ def find_complete_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str 
     Raises:
         ValueError: None of the checkpoints is readable.
     """
-    pointer = Path(folder, "last_checkpoint")
-    named = pointer.read_text().strip() if pointer.exists() else ""
+    named = _read_pointer(Path(folder, "last_checkpoint"))
     # Not a local file: left to mmengine.
     if "://" in named:
         return named
-    parent = Path(named).parent
-    where = parent if named and parent.is_dir() else Path(folder)
-    files = sorted(where.glob(pattern), key=_number, reverse=True)
+    files: list[Path] = []
+    # mmengine writes the name in place: a killed process may have left the half of it.
+    for where in (Path(folder), Path(named).parent if named else None):
+        if not files and where is not None:
+            files = sorted(where.glob(pattern), key=_number, reverse=True)
     if named:
         files = [Path(named), *(file for file in files if file.name != Path(named).name)]
     for file in files:
@@ -92,6 +95,18 @@ def find_complete_checkpoint(folder: str | Path, pattern: str = "*.pth") -> str 
             "new training in another work folder"
         )
     return None
+
+
+def _read_pointer(pointer: Path) -> str:
+    """The name in a ``last_checkpoint``; empty if it cannot be read, which is logged."""
+    try:
+        return pointer.read_text().strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"Skipped: {pointer} cannot be read ({error})"
+        print_log(message, logger="current", level=logging.WARNING)
+        return ""
 
 
 def _number(file: Path) -> int:

@@ -44,7 +44,7 @@ def main() -> None:
     for inputs in torch.load(batches, weights_only=True):
         with torch.no_grad():
             result = model(*inputs)
-        results.append([result] if isinstance(result, torch.Tensor) else list(result))
+        results.append(list(result.values()) if isinstance(result, dict) else list(result))
     torch.save(results, outputs)
     assert "dcnv4_mm" not in sys.modules
 

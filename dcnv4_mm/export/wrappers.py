@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from dcnv4_mm.integrations import swap_deformable_attention
 
@@ -13,11 +14,15 @@ from dcnv4_mm.integrations import swap_deformable_attention
 class ExportWrapper(nn.Module):
     """A function of normalized images (N, 3, H, W) that is exported from a model.
 
+    It returns its outputs by name. The names of its arguments are those of the inputs.
+
     Attributes:
+        task: "classification", "detection", "detection3d", "segmentation" or "features".
         free: The dynamic dims of every input.
         ranked: Whether rounding can change the order of the outputs, and with it single elements.
     """
 
+    task = ""
     free: tuple[tuple[int, ...], ...] = ((0, 2, 3),)
     ranked = False
 
@@ -39,44 +44,88 @@ class ExportWrapper(nn.Module):
 class Classes(ExportWrapper):
     """Logits of an image classifier of mmpretrain."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images, mode="tensor")
+    task = "classification"
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.model(image, mode="tensor")}
 
 
 class Maps(ExportWrapper):
-    """Feature maps of the neck, the input of a detector's heads."""
+    """Feature maps of the neck, the input of a detector's heads: features_0, features_1, ..."""
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.model.extract_feat(images)
+    task = "features"
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {f"features_{i}": x for i, x in enumerate(self.model.extract_feat(image))}
 
 
 class Boxes(ExportWrapper):
-    """Class logits (N, Q, classes) and boxes (N, Q, 4: cx, cy, w, h in [0, 1]) of our DINO."""
+    """Detections of our DINO, the best first.
 
+    Outputs are boxes (N, K, 4: x1, y1, x2, y2 in pixels of the input), scores (N, K) and labels
+    (N, K), with K the smaller of the head's ``max_per_img`` and all pairs of query and class.
+    """
+
+    task = "detection"
     # Proposals become queries in the order of their scores.
     ranked = True
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        size = images.shape[2:]
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        size = image.shape[2:]
         # Of the samples, the transformer asks whether any image is padded.
         samples = [SimpleNamespace(batch_input_shape=size, img_shape=size)]
-        classes, boxes = self.model._forward(images, samples)
-        return classes[-1], boxes[-1]
+        classes, boxes = (outputs[-1] for outputs in self.model._forward(image, samples))
+        num_queries, num_classes = classes.shape[1:]
+        limit = (self.model.test_cfg or {}).get("max_per_img", num_queries)
+        scores = classes.sigmoid().flatten(1)
+        scores, indices = scores.topk(min(limit, num_queries * num_classes))
+        queries = (indices // num_classes).unsqueeze(-1).expand(-1, -1, 4)
+        x, y, w, h = boxes.gather(1, queries).unbind(-1)
+        corners = [
+            ((center + sign * extent / 2) * length).clamp(min=0).clamp(max=length)
+            for sign in (-1, 1)
+            for center, extent, length in ((x, w, size[1]), (y, h, size[0]))
+        ]
+        boxes = torch.stack(corners, -1)
+        return {"boxes": boxes, "scores": scores, "labels": indices % num_classes}
 
 
 class Logits(ExportWrapper):
-    """Logits (N, classes, h, w) of a segmentor of mmseg, before they are resized."""
+    """Logits (N, classes, h, w) of a segmentor of mmseg, and its label map (N, H, W)."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.decode_head(self.model.extract_feat(images))
+    task = "segmentation"
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        head = self.model.decode_head
+        logits = head(self.model.extract_feat(image))
+        resized = _resize(logits, image, head.align_corners)
+        if logits.shape[1] == 1:
+            labels = (resized.sigmoid() > head.threshold).long().squeeze(1)
+        else:
+            labels = resized.argmax(1)
+        return {"logits": logits, "segmentation": labels}
 
 
 class Masks(ExportWrapper):
-    """Class logits (N, Q, classes + 1) and mask logits (N, Q, h, w) of Mask2Former."""
+    """Predictions of Mask2Former.
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        classes, masks = self.model.decode_head(self.model.extract_feat(images), None)
-        return classes[-1], masks[-1]
+    Outputs are the class logits (N, Q, classes + 1) and mask logits (N, Q, h, w) of every query,
+    and the label map (N, H, W).
+    """
+
+    task = "segmentation"
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        head = self.model.decode_head
+        classes, masks = (outputs[-1] for outputs in head(self.model.extract_feat(image), None))
+        # As in mmseg: masks are resized before the sigmoid.
+        weights, resized = classes.softmax(-1)[..., :-1], _resize(masks, image, False).sigmoid()
+        labels = torch.einsum("nqc, nqhw -> nchw", weights, resized).argmax(1)
+        return {"logits": classes, "masks": masks, "segmentation": labels}
+
+
+def _resize(maps: Tensor, image: Tensor, align_corners: bool) -> Tensor:
+    return interpolate(maps, image.shape[2:], mode="bilinear", align_corners=align_corners)
 
 
 class Boxes3D(ExportWrapper):
@@ -106,6 +155,8 @@ class Boxes3D(ExportWrapper):
         ValueError: The model warps BEV features, or has proposal queries.
     """
 
+    task = "detection3d"
+
     def __init__(self, model: nn.Module, frames: Sequence[int], *, online: bool = False) -> None:
         super().__init__(model)
         if model.temporal_alignment != "projection":
@@ -130,7 +181,7 @@ class Boxes3D(ExportWrapper):
         lidar_to_image: Tensor,
         exists: Tensor | None = None,
         *history: Tensor,
-    ) -> tuple[Tensor, ...]:
+    ) -> dict[str, Tensor]:
         head = self.model.pts_bbox_head
         levels = self.model.extract_feat(images, [{}])[: head.num_levels]
         windows = [level.unsqueeze(1) for level in levels]
@@ -150,7 +201,9 @@ class Boxes3D(ExportWrapper):
             )
         logits, codes = head(bevs, exists, self.offsets.index(0))
         boxes = head.coder.boxes(codes[-1])
-        return boxes, logits[-1].sigmoid(), *([w[:, 1:] for w in windows] if history else ())
+        following = [window[:, 1:] for window in windows] if history else []
+        named = {f"next_history_{i}": x for i, x in enumerate(following)}
+        return {"boxes": boxes, "scores": logits[-1].sigmoid(), **named}
 
     def examples(
         self, batch: int, height: int, width: int, generator: torch.Generator

@@ -2,11 +2,8 @@
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +11,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from dcnv4_mm.atomic_files import replacing
 
 
 def write_folder(out_dir: str | Path, settings: dict, write: Callable[[Path], None]) -> bool:
@@ -42,16 +41,10 @@ def write_folder(out_dir: str | Path, settings: dict, write: Callable[[Path], No
             )
         return False
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
-        write(temporary)
-        (temporary / stamp).write_text(json.dumps(settings))
-        # mkdtemp creates a folder that only its owner can read.
-        temporary.chmod(0o755)
-        os.replace(temporary, out_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with replacing(out_dir) as unfinished:
+        unfinished.mkdir()
+        write(unfinished)
+        (unfinished / stamp).write_text(json.dumps(settings))
     return True
 
 

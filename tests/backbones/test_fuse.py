@@ -92,6 +92,12 @@ def test_t_has_a_quarter_fewer_operations():
     assert after["clone"] == before["clone"] == 4
 
 
+def test_an_empty_batch():
+    with torch.no_grad():
+        maps = make().fuse()(images()[:0])
+    assert [tuple(m.shape) for m in maps[:1]] == [(0, 16, 10, 13)]
+
+
 def test_autocast():
     model = make().float()
     fused = copy.deepcopy(model).fuse()

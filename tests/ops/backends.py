@@ -3,7 +3,7 @@
 ===================  ==============================================================================
 ``cpu_<set>``        the CPU kernels of an instruction set
 ``..._on_host``      the CUDA code, compiled for the host (``host_cuda/``), as on a device of
-                     ``fake_device/``: every way to the gradient of value that a device may choose
+                     ``fake_device/``: every way to sum the gradient of value
 ``ptx_...``          the CUDA code, compiled by nvcc and interpreted (``ptx/``), in the same ways
 ``cuda...``          the CUDA kernels on a GPU
 ===================  ==============================================================================
@@ -38,7 +38,6 @@ DEVICES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 HOST_RUNS = {
     "default_on_host": ("sm_90", False),
     "deterministic_on_host": ("sm_90", True),
-    "parts_on_host": ("tiny", True),
     "tiny_on_host": ("tiny", False),
 }
 PTX_RUNS = {
@@ -47,7 +46,6 @@ PTX_RUNS = {
     "ptx_75_deterministic": ("sm_75", True),
     "ptx_90_deterministic": ("sm_90", True),
     "ptx_tiny": ("tiny", False),
-    "ptx_parts": ("tiny", True),
 }
 HOST = tuple(HOST_RUNS)
 PTX = tuple(PTX_RUNS)

@@ -24,9 +24,9 @@ def test_registers(cuda_build, kernels):
     assert max(cuda_build.registers([*kernels("fwd"), *kernels("bwd")])) <= MOST_REGISTERS
 
 
-@pytest.mark.parametrize(("direction", "kinds"), [("fwd", 1), ("bwd", 3)])
+@pytest.mark.parametrize(("direction", "kinds"), [("fwd", 1), ("bwd", 5)])
 def test_number_of_instances(kernels, direction, kinds):
-    kind = re.compile(r"forward_kernel|points_kernel|value_\w+?_kernel")
+    kind = re.compile(r"forward_kernel|backward_\w+?_kernel")
     counts = Counter(kind.search(name)[0] for name in kernels(direction))
     assert len(counts) == kinds
     assert counts.total() <= MOST_INSTANCES
@@ -57,13 +57,13 @@ def test_wide_atomic_additions(kernels):
     assert all("red.global.add.v4.f32" in body for body in bodies)
 
 
-def test_only_one_kernel_adds_atomically(kernels):
-    """The others are deterministic."""
+def test_only_one_kernel_adds_floats_atomically(kernels):
+    """The others are deterministic: integers may be added in any order."""
     adding = [
         name
         for direction in ("fwd", "bwd")
         for name, body in kernels(direction).items()
-        if re.search(r"\b(red|atom)\.(global|shared)", body)
+        if re.search(r"\b(red|atom)\.[\w.]*\.b?f\d", body)
     ]
     assert adding
     assert all("value_atomic_kernel" in name for name in adding)

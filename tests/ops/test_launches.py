@@ -172,7 +172,8 @@ def test_limits_of_every_device_on_host(operator, device):
     def run():
         for problem in problems + shapes:
             forward(problem)
-            backward(problem, True, True, True)
+            # Fixed-point sums do take memory.
+            backward(problem, True, problem.value.numel() < 2**22, True)
         for problem in problems:
             backward(problem, False, True, False)
 
@@ -188,7 +189,7 @@ def test_limits_of_every_device_on_host(operator, device):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_kernel_is_specified_on_host(operator):
-    """The backends of test_kernels.py launch every kernel, whole images and parts of them."""
+    """The backends of test_kernels.py launch every kernel."""
     problem = OPERATORS[operator].make_problem()
     larger = OPERATORS[operator].random_problem(3)
     host, found = host_cuda(operator), set()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers import ROOT, run_python
 
+import dcnv4_mm.integrations
+
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 pytestmark = pytest.mark.mmdet
@@ -97,6 +99,25 @@ def test_config_of_a_missing_host(refusal, content, tmp_path):
     message = refusal("train.py", "config.py", cwd=tmp_path)
     assert "not installed" in message
     assert "python -m dcnv4_mm.env" in message
+
+
+def test_a_missing_host_is_named_with_the_extra(refusal, tmp_path, monkeypatch):
+    """From every tool that reads a config, and from those that need mmengine alone."""
+
+    def install():
+        raise ModuleNotFoundError("no", name="mmengine")
+
+    monkeypatch.setattr(dcnv4_mm.integrations, "install", install)
+    arguments = {
+        "train.py": (NANO,),
+        "test.py": (NANO, "x.pth"),
+        "get_flops.py": (NANO,),
+        "print_config.py": (NANO,),
+    }
+    for tool, words in arguments.items():
+        message = refusal(tool, *words, cwd=tmp_path)
+        assert "mmengine is not installed" in message, tool
+        assert "dcnv4_mm[mim]" in message
 
 
 def test_config_that_is_broken(refusal, tmp_path):

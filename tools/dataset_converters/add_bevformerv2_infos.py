@@ -6,7 +6,6 @@
 """
 
 import argparse
-import os
 import pickle
 import sys
 from functools import partial
@@ -23,21 +22,23 @@ def main() -> None:
     from nuscenes import NuScenes
     from tqdm import tqdm
 
+    from dcnv4_mm.atomic_files import write_file
     from dcnv4_mm.integrations import install
 
     install()
     from dcnv4_mm.bev.data.infos import extend_infos
+    from dcnv4_mm.engine.pickles import load_pickle
 
-    # The infos are the user's own files, made by mmdet3d's converter.
-    infos = pickle.loads(args.infos.read_bytes())
     try:
+        infos = load_pickle(args.infos)
         nusc = NuScenes(args.version, str(args.data_root), verbose=False)
         extend_infos(infos, nusc, progress=partial(tqdm, desc=args.out.name, unit="sample"))
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    unfinished = args.out.with_name(args.out.name + ".part")
-    unfinished.write_bytes(pickle.dumps(infos))
-    os.replace(unfinished, args.out)
+    try:
+        write_file(args.out, pickle.dumps(infos))
+    except OSError as error:
+        sys.exit(f"error: {error}")
     print(f"{args.out}: {len(infos['data_list'])} samples")
 
 

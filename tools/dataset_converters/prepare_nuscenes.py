@@ -8,7 +8,6 @@
 """
 
 import argparse
-import os
 import pickle
 import subprocess
 import sys
@@ -58,18 +57,15 @@ def missing(root: Path, version: str) -> list[str]:
 
 def merge(root: Path) -> Path:
     """Writes one info file of the training and validation sets."""
-    # The files are the user's own, written above.
-    train, val = (
-        pickle.loads((root / f"{PREFIX}_infos_{split}.pkl").read_bytes())
-        for split in ("train", "val")
-    )
+    from dcnv4_mm.atomic_files import write_file
+    from dcnv4_mm.engine.pickles import load_pickle
+
+    train, val = (load_pickle(root / f"{PREFIX}_infos_{split}.pkl") for split in ("train", "val"))
     train["data_list"] += val["data_list"]
     for index, info in enumerate(train["data_list"]):
         info["sample_idx"] = index
     path = root / f"{PREFIX}_infos_trainval.pkl"
-    unfinished = path.with_suffix(".part")
-    unfinished.write_bytes(pickle.dumps(train))
-    os.replace(unfinished, path)
+    write_file(path, pickle.dumps(train))
     return path
 
 
@@ -96,7 +92,10 @@ def main() -> None:
         if subprocess.run(command, cwd=folder).returncode:
             sys.exit(f"error: the infos of {root} could not be made, see above")
     if args.merge:
-        print(f"{merge(root)}: the samples of both")
+        try:
+            print(f"{merge(root)}: the samples of both")
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ released files as they are; this is for tools that know only one set of keys.
 import argparse
 import glob
 import hashlib
-import os
-import tempfile
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,25 +75,19 @@ def leave_out(weights: dict) -> tuple[dict, dict]:
     return {name: value for name, value in weights.items() if name not in dropped}, dropped
 
 
-def write(checkpoint: dict, target: Path) -> Path:
-    """Writes the file atomically, with its checksum in the name."""
+def write(checkpoint: dict, target: Path) -> tuple[Path, str, int]:
+    """Writes the file atomically; returns its name, its SHA-256 and its size."""
     import torch
 
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    try:
-        # Through a file object: otherwise torch would store the random name in it.
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-        # mkstemp creates the file readable by its owner only.
-        os.chmod(temporary, 0o644)
-        checksum = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()[:8]
-        path = target.with_name(f"{target.stem}-{checksum}{target.suffix}")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    from dcnv4_mm.atomic_files import write_file
+
+    # The name depends on the content.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    checksum = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    path = target.with_name(f"{target.stem}-{checksum[:8]}{target.suffix}")
+    write_file(path, buffer.getbuffer())
+    return path, checksum, len(buffer.getbuffer())
 
 
 def earlier(target: Path) -> list[Path]:
@@ -114,7 +107,7 @@ def main() -> None:
         entry, weights = select_weights(read_file(args.source), args.entry)
         weights, dropped = leave_out(weights)
         renamed = rename(weights, to_released=args.to_released)
-        path = write({"state_dict": renamed}, args.target)
+        path, *_ = write({"state_dict": renamed}, args.target)
     except (ValueError, OSError) as error:
         stop(str(error))
     changes = {old: new for old, new in zip(weights, renamed, strict=True) if old != new}

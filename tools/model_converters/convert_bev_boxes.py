@@ -9,7 +9,6 @@ Released files need it only if their ``meta`` does not name the mmcv version tha
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from dcnv4_mm.cli.configs import stop
@@ -23,19 +22,15 @@ def main() -> None:
     direction.add_argument("--to-released", action="store_true", help="from 1.x to 0.x")
     direction.add_argument("--mark", action="store_true", help="change nothing but the mark")
     args = parser.parse_args()
-    import torch
-
     from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, mark_boxes, restore_boxes
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import read_file, save_file
 
     change = mark_boxes if args.mark else restore_boxes if args.to_released else convert_boxes
-    unfinished = args.target.with_name(args.target.name + ".part")
     try:
         checkpoint = read_file(args.source)
         if not args.mark and "state_dict" not in checkpoint:
             checkpoint = {"state_dict": checkpoint}
-        torch.save(change(checkpoint), unfinished)
-        os.replace(unfinished, args.target)
+        save_file(change(checkpoint), args.target)
     except (ValueError, OSError) as error:
         stop(str(error))
     print(f"{args.target}: boxes of mmdet3d {'0.x' if args.to_released else '1.x'}")

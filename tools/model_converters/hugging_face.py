@@ -8,7 +8,6 @@ of transformers after `import dcnv4_mm.transformers`.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from dcnv4_mm.cli.configs import stop
@@ -26,25 +25,24 @@ def main() -> None:
     args = parse_args()
     if args.target.exists():
         stop(f"{args.target} exists")
-    import torch
-
+    from dcnv4_mm.atomic_files import replacing
     from dcnv4_mm.checkpoints import to_released
+    from dcnv4_mm.checkpoints.files import save_file
     from dcnv4_mm.transformers import (
         FlashInternImageForImageClassification,
         from_released,
         image_processor,
     )
 
-    unfinished = args.target.with_name(args.target.name + ".part")
     try:
         if args.source.is_dir():
             model = FlashInternImageForImageClassification.from_pretrained(args.source)
-            torch.save({"model": to_released(model)}, unfinished)
+            save_file({"model": to_released(model)}, args.target)
         else:
             model = from_released(args.source, image_size=args.image_size)
-            model.save_pretrained(unfinished)
-            image_processor(model.config).save_pretrained(unfinished)
-        os.replace(unfinished, args.target)
+            with replacing(args.target) as unfinished:
+                model.save_pretrained(unfinished)
+                image_processor(model.config).save_pretrained(unfinished)
     except (ValueError, OSError) as error:
         stop(str(error))
     config = model.config

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from dcnv4_mm.cli.checks import check_checkpoint, make_folder
 from dcnv4_mm.cli.configs import read_config, stop
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+from dcnv4_mm.cli.images import find_images
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,14 +23,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--score", type=float, default=0.3, help="lowest score shown, default 0.3")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     return parser.parse_args()
-
-
-def find_images(path: Path) -> list[Path]:
-    """The image, or the sorted images of a folder."""
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        return found or stop(f"no images in {path} ({', '.join(sorted(SUFFIXES))})")
-    return [path] if path.is_file() else stop(f"{path} does not exist")
 
 
 def readable(images: list[Path]) -> list[Path]:

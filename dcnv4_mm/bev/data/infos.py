@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mmdet3d.evaluation.metrics import NuScenesMetric
-from mmengine.fileio import load
 
 from dcnv4_mm.bev.data.mono import ATTRIBUTE_IDS, clipped_box
 from dcnv4_mm.bev.task_modules.camera_boxes import NO_ATTRIBUTE
+from dcnv4_mm.engine.pickles import load_pickle
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
@@ -19,12 +19,12 @@ _MIN_POINTS = 3
 
 
 def read_infos(path: str, backend_args: dict | None = None) -> dict[str, Any]:
-    """Reads an info file of version 1.1.
+    """Reads an info file of version 1.1, without running code in it.
 
     Raises:
-        ValueError: The file has the format of mmdet3d 0.x.
+        ValueError: The file has the format of mmdet3d 0.x, is damaged, or holds code.
     """
-    content = load(path, backend_args=backend_args)
+    content = load_pickle(path, backend_args)
     if not isinstance(content, dict) or not {"metainfo", "data_list"} <= content.keys():
         raise ValueError(
             f"{path} has the format of mmdet3d 0.x: convert it with mmdet3d's "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -105,6 +106,16 @@ class SafeCheckpointHook(CheckpointHook):
         with self._removing_later():
             # mmengine skips a score of None.
             super().after_val_epoch(runner, {**metrics, **dict.fromkeys(absent)})
+
+    def _save_checkpoint_with_step(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Names the file in the error if ``last_checkpoint`` cannot be written."""
+        try:
+            super()._save_checkpoint_with_step(runner, *args, **kwargs)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            path = str(Path(runner.work_dir, "last_checkpoint"))
+            raise OSError(error.errno, error.strerror or str(error), path) from error
 
     def _best_keys(self) -> list[str]:
         """The metrics of ``save_best``, without "auto", which means the first one."""

@@ -77,7 +77,7 @@ def test_stages_in_batches(stage, dtype, backend):
     check_against_reference(problem, backend.run)
 
 
-@over("default_on_host", "parts_on_host", "cuda_default", "cuda_deterministic")
+@over("default_on_host", "deterministic_on_host", "cuda_default", "cuda_deterministic")
 def test_first_stage(backend):
     problem = make_problem(batch=1, size=(56, 56), groups=4, dtype=torch.float32)
     check_against_reference(problem, backend.run)
@@ -111,7 +111,6 @@ def test_stride_and_kernel_size(kernel_size, remove_center, dtype, backend):
 
 
 def test_more_points_than_a_block_holds(backend):
-    # Few outputs of an image that is not owned as a whole by a small device's blocks.
     problem = make_problem(
         batch=1,
         size=(24, 24),
@@ -274,7 +273,7 @@ def test_empty_batch(dtype, backend):
         assert result.dtype == dtype
 
 
-@over("deterministic_on_host", "parts_on_host", "cuda_deterministic")
+@over("deterministic_on_host", "cuda_deterministic")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_deterministic_backward_repeats_its_bits(dtype, backend):
     """On the host, in any order of blocks and threads."""
@@ -285,14 +284,66 @@ def test_deterministic_backward_repeats_its_bits(dtype, backend):
 
 
 def test_same_bits_on_every_device_on_host(hosts):
-    """Outputs and the gradients of offsets do not depend on the launch."""
+    """No result depends on the launch, but for floating-point sums of the gradient of value."""
     problem = make_problem(size=(17, 19), groups=3, width=24, dtype=torch.float32)
-    backend = hosts[0]
-    first = backend.run(problem)
-    for backend.host_device in (*DEVICES, "tiny"):
-        output, _, grad_offset_mask = backend.run(problem)
+    default, deterministic = hosts[:2]
+    first = deterministic.run(problem)
+    for device in (*DEVICES, "tiny"):
+        default.host_device = deterministic.host_device = device
+        assert all(map(torch.equal, deterministic.run(problem), first))
+        output, _, grad_offset_mask = default.run(problem)
         assert torch.equal(output, first[0])
         assert torch.equal(grad_offset_mask, first[2])
+
+
+DETERMINISTIC = ("deterministic_on_host", "ptx_75_deterministic", "ptx_90_deterministic")
+
+
+@over(*DETERMINISTIC, "cuda_deterministic")
+def test_fixed_point_sums_of_any_size(backend):
+    """They hold what all points add to one pixel, and are as precise at any scale."""
+    problem = make_problem(batch=1, size=(6, 7), groups=2, width=16, spare=0, dtype=torch.float32)
+    points = problem.offset_mask.unflatten(-1, (problem.groups, 27))
+    # Point k is in column k // 3 and row k % 3 of the kernel; all are moved to the pixel (2, 3).
+    columns = torch.arange(7).view(7, 1, 1) + torch.arange(9) // 3 - 1
+    rows = torch.arange(6).view(6, 1, 1, 1) + torch.arange(9) % 3 - 1
+    points[..., 0:18:2] = 3 - columns
+    points[..., 1:18:2] = 2 - rows
+    points[..., 18:] = 1.9999
+    problem.grad_output[:] = -1.9999
+    smallest = float(torch.finfo(torch.float32).smallest_normal)
+    for grad, mask in [(1, 1), (1e30, 1e-35), (1e-35, 1e30), (1, smallest), (smallest, 1)]:
+        scaled = problem._replace(
+            grad_output=problem.grad_output * grad, offset_mask=problem.offset_mask.clone()
+        )
+        masks = scaled.offset_mask.unflatten(-1, (problem.groups, 27))[..., 18:]
+        masks *= mask
+        check_against_reference(scaled, backend.run)
+        # The last ones are the largest.
+        masks[0, -1, -1, -1, -1] *= 1000
+        scaled.grad_output[0, -1, -1, -1] *= 1000
+        check_against_reference(scaled, backend.run)
+
+
+@over(*DETERMINISTIC, "cuda_deterministic")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_gradients_that_are_not_finite(dtype, backend, hosts):
+    """They reach the elements of the gradient of value that they reach in floating point."""
+    problem = make_problem(size=(8, 9), groups=3, width=16, sigma=0.5, dtype=dtype)
+    problem.grad_output[0, 1, 2, 3] = math.inf
+    problem.grad_output[0, 1, 3, 3] = -math.inf
+    problem.grad_output[0, 6, 6, 4] = -math.inf
+    problem.grad_output[1, 4, 4, 20] = math.nan
+    problem.grad_output[1, 0, 0, 40] = math.inf
+    expected = hosts[0].backward(problem, True, False)[0]
+    assert expected.isnan().any()
+    assert expected.isposinf().any()
+    assert expected.isneginf().any()
+    assert expected.isfinite().any()
+    actual = backend.backward(problem.on(backend.device), True, False)[0].cpu()
+    # Infinities and NaN are compared exactly.
+    tolerance = 3 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=8 * tolerance, equal_nan=True)
 
 
 @over("default_on_host", "cuda_default")

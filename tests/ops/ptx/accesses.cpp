@@ -96,9 +96,28 @@ void store_global(Warp& warp, const Instruction& code, Mask mask) {
   warp.block->counters.store_sectors += count_sectors(addresses, mask);
 }
 
-// The threads of a warp add in random order.
-template <typename Value>
-void add_global(Warp& warp, const Instruction& code, Mask mask) {
+struct Add {
+  template <typename Value>
+  Value operator()(Value a, Value b) const {
+    return a + b;
+  }
+};
+struct Or {
+  template <typename Value>
+  Value operator()(Value a, Value b) const {
+    return a | b;
+  }
+};
+struct Max {
+  template <typename Value>
+  Value operator()(Value a, Value b) const {
+    return std::max(a, b);
+  }
+};
+
+// The threads of a warp change memory in random order.
+template <typename Value, typename Change>
+void reduce_global(Warp& warp, const Instruction& code, Mask mask) {
   const Lanes addresses = addresses_of(warp, code);
   const int64_t bytes = sizeof(Value) * (code.in.size() - 1);
   std::vector<int> order;
@@ -110,7 +129,7 @@ void add_global(Warp& warp, const Instruction& code, Mask mask) {
   for (int lane : order) {
     Value* sums = reinterpret_cast<Value*>(addresses[lane]);
     for (size_t i = 1; i < code.in.size(); ++i) {
-      sums[i - 1] += value_of<Value>(warp[code.in[i]][lane]);
+      sums[i - 1] = Change()(sums[i - 1], value_of<Value>(warp[code.in[i]][lane]));
     }
   }
   warp.block->counters.atomic_requests++;
@@ -130,11 +149,14 @@ Handler find_memory_access(const Opcode& code) {
     if (code.has("shared")) return store_shared;
     return code.has("global") ? store_global : nullptr;
   }
-  // Atomic additions without a result.
-  if (base != "red" || !code.has("global") || !code.has("add")) return nullptr;
-  if (type == "f32") return add_global<float>;
-  if (type == "f64") return add_global<double>;
-  return type == "u64" || type == "s64" ? add_global<uint64_t> : nullptr;
+  // Atomic changes without a result.
+  if (base != "red" || !code.has("global")) return nullptr;
+  if (code.has("or")) return type == "b64" ? reduce_global<uint64_t, Or> : nullptr;
+  if (code.has("max")) return type == "u32" ? reduce_global<uint32_t, Max> : nullptr;
+  if (!code.has("add")) return nullptr;
+  if (type == "f32") return reduce_global<float, Add>;
+  if (type == "f64") return reduce_global<double, Add>;
+  return type == "u64" || type == "s64" ? reduce_global<uint64_t, Add> : nullptr;
 }
 
 }  // namespace ptx

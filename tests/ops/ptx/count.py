@@ -23,6 +23,10 @@ SHAPES = {
     (2, 28, 8, 16): (1.42e6, 1.17e6, 12.5e6),
     (4, 14, 16, 16): (1.42e6, 1.17e6, 12.3e6),
     (2, 14, 8, 64): (1.40e6, 1.15e6, 7.4e6),
+    # Parts of these two, as each image and group has its own warps.
+    (1, 14, 8, 16): (1.42e6 / 8, 1.17e6 / 8, 12.3e6 / 8),
+    (1, 14, 2, 16): (1.42e6 / 32, 1.17e6 / 32, 12.3e6 / 32),
+    (1, 14, 1, 64): (1.40e6 / 16, 1.15e6 / 16, 7.4e6 / 16),
 }
 COLUMNS = ("instructions", "blocks", "load_sectors", "atomic_requests", "atomic_sectors")
 CASES = [

@@ -20,8 +20,8 @@ const std::map<std::string, Rounding> kRoundings = {{"rni", Rounding::kNearest},
                                                     {"rm", Rounding::kDown}};
 
 // Spaces of memory and more, which those who look for a handler read themselves.
-const std::set<std::string> kOthers = {"global", "shared", "param", "nc", "v2",   "v4", "to",
-                                       "lo",     "hi",     "wide",  "rn", "full", "add"};
+const std::set<std::string> kOthers = {"global", "shared", "param", "nc",   "v2",  "v4", "to", "lo",
+                                       "hi",     "wide",   "rn",    "full", "add", "or", "max"};
 
 void set_modifier(const Opcode& code, const std::string& modifier, Instruction* to) {
   const auto compare = kCompares.find(modifier);

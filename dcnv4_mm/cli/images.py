@@ -1,0 +1,15 @@
+"""Images that a command is given."""
+
+from pathlib import Path
+
+from dcnv4_mm.cli.configs import stop
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def find_images(path: Path) -> list[Path]:
+    """The image, or the sorted images of a folder; stops if there are none."""
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        return found or stop(f"no images in {path} ({', '.join(sorted(SUFFIXES))})")
+    return [path] if path.is_file() else stop(f"{path} does not exist")

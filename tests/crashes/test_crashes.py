@@ -1,0 +1,61 @@
+"""A fault or a kill at every file operation leaves a complete file, or the one before, or none.
+
+Errors are of a full, read-only or broken disk, or of a used-up quota; ``rename`` is also reported
+as failed though done, and done without being visible, as network file systems do.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmengine", reason="mmengine is not installed")
+
+FOLDER = Path(__file__).parent
+# Scenario -> its fewest file operations, and the module that it needs.
+SCENARIOS = {
+    "SaveCheckpoint": (20, "mmengine"),
+    "Resume": (15, "mmengine"),
+    "Convert": (5, "mmengine"),
+    "Publish": (5, "mmengine"),
+    "ConvertBoxes": (5, "mmengine"),
+    "Download": (8, "mmengine"),
+    "MergeInfos": (5, "mmengine"),
+    "Export": (10, "mmengine"),
+    "ExportOnnx": (8, "onnxscript"),
+    "Dataset": (15, "cv2"),
+    # Last: a process that has imported more is forked more slowly.
+    "AddInfos": (5, "mmdet3d"),
+}
+INSTALLED = {name: find_spec(module) is not None for name, (_, module) in SCENARIOS.items()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Scenario -> the number of its file operations, and what was wrong."""
+    folder = tmp_path_factory.mktemp("crashes")
+    library = folder / "faulty_files.so"
+    compiler = [os.environ.get("CXX", "g++"), "-x", "c", "-shared", "-fPIC", "-Wall", "-Werror"]
+    subprocess.run([*compiler, FOLDER / "faulty_files.c", "-o", library, "-ldl"], check=True)
+    names = [name for name, installed in INSTALLED.items() if installed]
+    command = [sys.executable, FOLDER / "enumerate_faults.py", folder / "files", *names]
+    path = os.pathsep.join((str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(line) for line in run.stdout.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_fault_at_every_file_operation(name, results):
+    fewest, module = SCENARIOS[name]
+    if not INSTALLED[name]:
+        pytest.skip(f"{module} is not installed")
+    operations, wrong = results[name]
+    assert operations >= fewest
+    assert wrong == []
