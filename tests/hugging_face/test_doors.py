@@ -10,7 +10,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import timm
-from hugging_face import tiny_models
+import transformers_models as tiny_models
 from safetensors.torch import load_file
 
 import dcnv4_mm.timm  # noqa: F401

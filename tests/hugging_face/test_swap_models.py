@@ -9,7 +9,7 @@ from torch import nn
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from hugging_face import tiny_models
+import transformers_models as tiny_models
 
 from dcnv4_mm.integrations import swap_deformable_attention
 
