@@ -55,9 +55,9 @@ SECTIONS = {
     "dcnv3": ("The operator DCNv3", "Against a formulation with `grid_sample`."),
     "flash_deform_attn": (
         "Deformable attention",
-        "Against mmcv's and others. An encoder's queries are in the order of the pixels, so that a "
-        "plain kernel finds its values in the cache too: beside torch-ms-deform-attn its forward "
-        "was 4.4 to 5.5 times as fast in four runs on the AMD machine, which other work slowed.",
+        "Against mmcv's and others. An encoder's queries are in the order of the pixels, which "
+        "probably serves the cache of a plain kernel too: beside torch-ms-deform-attn its forward "
+        "was 4.2 to 5.5 times as fast in five runs on the AMD machine, which other work slowed.",
     ),
     "bev_cross_attn": (
         "Attention of BEV queries to cameras",

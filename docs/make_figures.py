@@ -74,9 +74,9 @@ def flash_deform_attn() -> None:
     weights = torch.softmax(2 * torch.randn(12, generator=generator), 0).view(3, 4)
     for level, (axes, size) in enumerate(zip(panels, (12, 6, 3), strict=True)):
         image_grid(axes, size, size)
-        places = reference + 0.08 * 1.5**level * torch.randn(4, 2, generator=generator)
-        for place, weight in zip(places, weights[level], strict=True):
-            x, y = (place * size - 0.5).tolist()
+        locations = reference + 0.08 * 1.5**level * torch.randn(4, 2, generator=generator)
+        for location, weight in zip(locations, weights[level], strict=True):
+            x, y = (location * size - 0.5).tolist()
             axes.scatter(x, y, s=60 + 1500 * float(weight), color=POINT, alpha=0.6, linewidths=0)
         axes.plot(*(reference * size - 0.5), "k+", markersize=12)
         title = f"level {level}, {size} x {size}: weights {weights[level].sum():.2f}"

@@ -23,7 +23,7 @@ model = dict(
         decoder=layers,
         fusion=dict(inter_channels=48, norm_cfg=norm),
         # Velocities are the last two numbers of a code. With a weight of 1, nothing is learned of
-        # them while places are being learned.
+        # them while locations are being learned.
         code_weights=[1.0] * 8 + [5.0] * 2,
     ),
     # The perspective head would cost as much as all the rest.
