@@ -7,7 +7,6 @@ pytestmark = pytest.mark.mmdet3d
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 from bev.synthetic_samples import build_dataset, changed_copy, ground_truth
 from mmdet3d.registry import METRICS
-from mmengine.fileio import load as mmengine_load
 from mmengine.structures import InstanceData
 
 from dcnv4_mm.bev.data.dataset import CLASSES
@@ -111,9 +110,9 @@ def test_infos_are_read_once(nuscenes_root, monkeypatch):
     """The file of the training set has a gigabyte."""
     from dcnv4_mm.bev.data import infos as module
 
-    reads = []
+    reads, load_pickle = [], module.load_pickle
     monkeypatch.setattr(
-        module, "load", lambda path, **kw: reads.append(path) or mmengine_load(path)
+        module, "load_pickle", lambda path, *args: reads.append(path) or load_pickle(path, *args)
     )
     data = build_dataset(nuscenes_root, "val")
     assert len(reads) == 1
