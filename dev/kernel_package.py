@@ -119,7 +119,10 @@ def cuda_backend() -> tuple[str, dict[str, object]]:
 
 
 def write(target: Path) -> list[str]:
-    """Writes the folder; returns the names of its variants."""
+    """Writes the folder, in place of an earlier one; returns the names of its variants."""
+    package = (target / "build" / "torch-universal").is_dir()
+    if target.exists() and not package and (target.is_file() or any(target.iterdir())):
+        raise SystemExit(f"error: {target} exists and is no kernel package: give another folder")
     namespace, machine = f"_dcnv4_mm_{digest()}", f"{platform.machine()}-linux"
     unfinished = target.with_name(target.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -4,7 +4,8 @@ onnxruntime runs the operators as standard ones, and as our nodes where it was b
 """
 
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -87,17 +88,33 @@ def run(table: Table, settings: Settings) -> None:
                 "torch.compile": lambda model=compiled, image=image: model(image),
                 **exported(model, image, folder, threads),
             }
-            expected = model(image).double()
+            compare_forwards(table, settings, calls, size=size, arch=arch, threads=threads)
 
-            def build(call: Call, expected: Tensor = expected) -> Implementation:
-                figures = dict(relative_error=relative_error(call(), expected))
-                return Implementation(calls=[call], images=1, figures=figures)
 
-            compare(
-                table,
-                replace(settings, threads=[threads]),
-                case=f"{arch} 1x3x{size}x{size}",
-                measured="forward",
-                dtype="float32",
-                builders={name: partial(build, call) for name, call in calls.items()},
-            )
+def compare_forwards(
+    table: Table,
+    settings: Settings,
+    calls: Mapping[str, Call],
+    *,
+    arch: str,
+    size: int,
+    threads: int,
+    dtype: str = "float32",
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Times forwards of one image; their errors are relative to the first one's output."""
+    expected = next(iter(calls.values()))().double()
+
+    def build(call: Call) -> Implementation:
+        figures = dict(relative_error=relative_error(call(), expected))
+        return Implementation(calls=[call], images=1, figures=figures)
+
+    compare(
+        table,
+        replace(settings, threads=[threads]),
+        case=f"{arch} 1x3x{size}x{size}",
+        measured="forward",
+        dtype=dtype,
+        builders={name: partial(build, call) for name, call in calls.items()},
+        clock=clock,
+    )

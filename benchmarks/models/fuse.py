@@ -2,15 +2,13 @@
 
 import copy
 import time
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import torch
-from compare import Implementation, Settings, compare
-from measure import Call, Table, relative_error
-from models.export import make_classifier
-from torch import Tensor
+from compare import Settings
+from measure import Table
+from models.export import compare_forwards, make_classifier
 
 
 def run(table: Table, settings: Settings) -> None:
@@ -32,18 +30,13 @@ def run(table: Table, settings: Settings) -> None:
             "fused, torch.compile": torch.compile(fused, mode=mode),
         }
         with torch.inference_mode():
-            expected = plain(image).double()
-
-            def build(call: Call, expected: Tensor = expected) -> Implementation:
-                figures = dict(relative_error=relative_error(call(), expected))
-                return Implementation(calls=[call], images=1, figures=figures)
-
-            compare(
+            compare_forwards(
                 table,
-                replace(settings, threads=[threads]),
-                case=f"{arch} 1x3x{size}x{size}",
-                measured="forward",
+                settings,
+                {name: partial(model, image) for name, model in models.items()},
+                arch=arch,
+                size=size,
+                threads=threads,
                 dtype=dtype,
-                builders={name: partial(build, partial(m, image)) for name, m in models.items()},
                 clock=time.perf_counter if settings.on_gpu or threads > 1 else time.process_time,
             )

@@ -21,7 +21,6 @@ __global__ void __launch_bounds__(128, sizeof(Storage) == sizeof(double) ? 4 : 5
 template <typename Storage, int unit, int units>
 __global__ void __launch_bounds__(256, 4)
     backward_value_atomic_kernel(const __grid_constant__ Params params,
-
                                  const __grid_constant__ Tiling tiling,
                                  const RealSums<RealOf<Storage>> sums) {
   DeviceTeam team;
@@ -31,7 +30,6 @@ __global__ void __launch_bounds__(256, 4)
 template <typename Storage, int units>
 __global__ void __launch_bounds__(256, 4)
     backward_value_fixed_kernel(const __grid_constant__ Params params,
-
                                 const __grid_constant__ Tiling tiling,
                                 const FixedSums<RealOf<Storage>> sums) {
   DeviceTeam team;

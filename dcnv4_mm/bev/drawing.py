@@ -91,9 +91,9 @@ def draw_boxes(
     Args:
         view: The camera.
         boxes: In the LiDAR frame.
-        labels: Class index of each box, which sets its colour.
+        labels: Class index of each box, which sets its color.
         captions: A short str per box.
-        color: One colour for all boxes, BGR.
+        color: One color for all boxes, BGR.
         thickness: Line width in pixels; by default 1/400 of the image's width, at least 1.
 
     Returns:

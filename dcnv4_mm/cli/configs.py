@@ -94,8 +94,8 @@ def _missing(error: ModuleNotFoundError) -> str:
     from dcnv4_mm.integrations._hosts import HOSTS, missing_host_message
 
     name = (error.name or "").split(".")[0]
-    said = missing_host_message(name) if name in HOSTS else f"{name} is not installed"
-    return f"{said} ({ENV_HINT})"
+    what = missing_host_message(name) if name in HOSTS else f"{name} is not installed"
+    return f"{what} ({ENV_HINT})"
 
 
 def install_hosts() -> None:

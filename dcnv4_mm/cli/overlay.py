@@ -19,7 +19,7 @@ def overlay(
         image: uint8 (H, W, 3) in OpenCV's channel order.
         labels: (H, W) indices into ``classes``; other values are not drawn.
         classes: Names of the classes.
-        palette: RGB colours of the classes.
+        palette: RGB colors of the classes.
 
     Returns:
         The visualization, uint8, higher than H where the legend needs it; classes are listed by
@@ -46,7 +46,7 @@ def overlay(
 
 
 def colors(count: int) -> list[tuple[int, int, int]]:
-    """RGB colours of evenly spaced hues for classes that have none."""
+    """RGB colors of evenly spaced hues for classes that have none."""
     hsv = np.full((1, count, 3), 220, np.uint8)
     hsv[0, :, 0] = np.arange(count) * 180 // max(count, 1)
     return [tuple(map(int, color)) for color in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]

@@ -43,7 +43,7 @@ class AtomicLocalBackend(LocalBackend):
             ) from error
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
-        """Writes a text file as :meth:`put` does.
+        """Writes a str to a file, as :meth:`put` does with bytes.
 
         Args:
             obj: The content.

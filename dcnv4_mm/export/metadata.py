@@ -25,7 +25,7 @@ def describe(cfg: Mapping[str, Any], *, task: str, meta: Any = None, name: str =
     Args:
         cfg: Its config.
         task: As in ``ExportWrapper.task``.
-        meta: The ``dataset_meta`` of its checkpoint: names and colours of the classes.
+        meta: The ``dataset_meta`` of its checkpoint: names and colors of the classes.
         name: Name of the config.
 
     Returns:

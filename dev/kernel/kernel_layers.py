@@ -1,4 +1,4 @@
-"""Layers that the kernel loader puts in the place of a model's."""
+"""Layers with which the kernel loader replaces those of a model."""
 
 from collections.abc import Sequence
 

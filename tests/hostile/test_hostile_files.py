@@ -267,7 +267,7 @@ def onnx_model(path, input_name="image", **tensor):
         {"location": "../outside.bin"},
         {"location": "/etc/hostname"},
         {"location": "missing.bin", "length": "1000000000000"},
-        {"input_name": "picture"},
+        {"input_name": "other"},
     ],
     ids=str,
 )

@@ -26,6 +26,11 @@ def folder(tmp_path_factory):
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     target = tmp_path_factory.mktemp("kernel") / "folder"
+    other = tmp_path_factory.mktemp("other")
+    (other / "file").touch()
+    with pytest.raises(SystemExit, match="other"):
+        program.write(other)
+    assert (other / "file").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCNV4_MM_NO_CUDA", "1")
         assert len(program.write(target)) == 2

@@ -172,3 +172,16 @@ def test_demo_without_images(refusal, tmp_path):
 def test_averaging_masks(refusal, data):
     torch.save({}, data / "any.pth")
     assert "cannot average masks" in refusal("test.py", NANO, "any.pth", "--tta", cwd=data)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("demo.py", "photos", "config.py", "model.pth"), ("run_exported.py", "m.onnx", "photos")],
+)
+def test_results_never_replace_the_images(run_tool, tmp_path, command):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"image")
+    message = run_tool(*command, "--out-dir", "photos/../photos", cwd=tmp_path).message
+    assert "--out-dir" in message
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"image"]

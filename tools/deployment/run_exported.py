@@ -15,7 +15,7 @@ import numpy as np
 
 from dcnv4_mm.cli.checks import make_folder
 from dcnv4_mm.cli.configs import stop
-from dcnv4_mm.cli.images import find_images
+from dcnv4_mm.cli.images import check_results, find_images
 
 TASKS = ("classification", "detection", "segmentation")
 
@@ -107,6 +107,7 @@ def draw(image: np.ndarray, outputs: dict, metadata: dict, score: float) -> tupl
 def main() -> None:
     args = parse_args()
     images = find_images(args.input)
+    check_results(images, args.out_dir)
     if not args.model.is_file():
         stop(f"the model {args.model} does not exist")
     from dcnv4_mm.export.metadata import prepare, read_metadata
@@ -136,7 +137,7 @@ def main() -> None:
             drawn, text = draw(image, outputs, metadata, args.score)
         except Exception as error:
             stop(f"{args.model} on {path}: {type(error).__name__}: {str(error).splitlines()[0]}")
-        target = args.out_dir / f"{path.stem}.png"
+        target = args.out_dir / path.name
         cv2.imwrite(str(target), drawn)
         print(f"{target}: {text}" if text else target)
 

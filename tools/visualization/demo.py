@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dcnv4_mm.cli.checks import check_checkpoint, make_folder
 from dcnv4_mm.cli.configs import read_config, stop
-from dcnv4_mm.cli.images import find_images
+from dcnv4_mm.cli.images import check_results, find_images
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,7 +98,7 @@ def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
 
 
 def class_names(cfg, checkpoint: dict) -> tuple[tuple[str, ...], list]:
-    """Names and RGB colours of the classes: the checkpoint's, or those of the config's dataset."""
+    """Names and RGB colors of the classes: the checkpoint's, or those of the config's dataset."""
     from mmseg.registry import DATASETS
 
     meta = checkpoint.get("meta") or {}
@@ -142,6 +142,7 @@ DRAWERS = {"mmdet": detect, "mmpretrain": classify, "mmseg": segment}
 def main() -> None:
     args = parse_args()
     images = find_images(args.input)
+    check_results(images, args.out_dir)
     check_checkpoint(args.checkpoint)
     cfg = read_config(args.config, [])
     args.config = cfg.filename
