@@ -142,12 +142,13 @@ class BEVFormerV2Head(BaseModule):
         """Encodes the BEV features of one frame.
 
         Args:
-            features: The cameras' feature maps by level, the finest first, (B, N, C, h, w).
-            lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
+            features: The cameras' feature maps by level, the finest first, (batch, num_cameras,
+                channels, h, w).
+            lidar_to_image: (batch, num_cameras, 4, 4), from the BEV's LiDAR frame to pixels.
             image_size: Padded (H, W) of the images.
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         encoding = self.positional_encoding
         return self.transformer.encode(
@@ -164,7 +165,7 @@ class BEVFormerV2Head(BaseModule):
         """Predicts boxes from the BEV features of all frames.
 
         Args:
-            bevs: (B, T, Q, C), in the order of time.
+            bevs: (batch, num_frames, num_queries, embed_dims), in the order of time.
             valid: (B, T), which frames exist.
             current: Index of the current frame.
             proposals: (B, K, 3), centers of the perspective head's boxes as fractions of the

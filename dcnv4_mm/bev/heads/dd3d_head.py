@@ -297,7 +297,7 @@ class DD3DHead(BaseModule):
         return results
 
     def _candidates(self, outputs: dict[str, Tensor], stride: int) -> dict[str, Tensor]:
-        """The best locations and classes of one level of a image, by name (n, ...)."""
+        """The best locations and classes of one level of an image, by name (n, ...)."""
         shape = (outputs["logits"].shape[-2], outputs["logits"].shape[-1])
         flat = {name: x.flatten(1).transpose(0, 1).float() for name, x in outputs.items()}
         scores = flat["logits"].sigmoid() * flat["centerness"].sigmoid()

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, in a image and among the cameras around the car."""
+"""Non-maximum suppression, in an image and among the cameras around the car."""
 
 from collections.abc import Sequence
 
