@@ -24,7 +24,7 @@ from measure import (
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure on, how long, and how much of it.
+    """Settings of a run: device, dtypes, threads and duration.
 
     Attributes:
         device: Where.

@@ -67,7 +67,7 @@ def rename(text: str, namespace: str, path: Path) -> str:
 
 
 def digest() -> str:
-    """Of all sources, for a namespace that no other version has."""
+    """Checksum of all sources, for a namespace that no other version has."""
     paths = [p for name in ("csrc", "dcnv4_mm/ops") for p in (ROOT / name).rglob("*") if p.suffix]
     sources = sorted(path for path in paths if path.suffix != ".pyc")
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:10]

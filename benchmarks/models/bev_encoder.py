@@ -73,7 +73,7 @@ def make_encoder(num_layers: int = 1) -> BEVEncoder:
 
 
 def make_inputs(shrink: int = 1) -> dict[str, object]:
-    """What an encoder takes for one sample; ``shrink`` divides the size of the images."""
+    """Inputs of an encoder for one sample; ``shrink`` divides the size of the images."""
     sides = [side // shrink for side in IMAGE_SIZE]
     shapes = [(math.ceil(sides[0] / s), math.ceil(sides[1] / s)) for s in STRIDES]
     return dict(

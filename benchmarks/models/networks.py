@@ -130,7 +130,7 @@ def _need(package: str) -> None:
 
 
 def backbone_config(family: str, size: str, hosts: tuple[str, ...]) -> dict:
-    """What a registry builds; the class is that of the first host that has it."""
+    """Config of a backbone, whose class is that of the first host that has it."""
     if family in INTERNIMAGES:
         return dict(type="dcnv4_mm.FlashInternImage", arch=size, core_op=INTERNIMAGES[family])
     if family == "ConvNeXt":

@@ -232,7 +232,7 @@ class BEVFormerV2(Base3DDetector):
         return self.temporal_alignment == "warp" and not self.pts_bbox_head.num_proposal_queries
 
     def _key(self, meta: dict, frame: int, images: Tensor) -> tuple | None:
-        """What the features of a frame depend on beside the weights; ``None`` for not known."""
+        """Key of a frame's features in the cache; ``None`` if the frame has no token."""
         tokens = meta.get("frame_tokens")
         if not tokens or not self.cache.capacity:
             return None

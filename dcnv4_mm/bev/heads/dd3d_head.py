@@ -47,7 +47,7 @@ _MIN_SCORE, _MAX_PER_LEVEL, _NMS_2D, _MAX_PER_IMAGE = 0.05, 1000, 0.75, 100
 
 @dataclass(frozen=True)
 class _Positives:
-    """What the positive locations of all images should answer; P of them."""
+    """Targets of the P positive locations of all images."""
 
     indices: Tensor
     labels: Tensor

@@ -13,7 +13,7 @@ _Shape = tuple[int, int]
 
 
 class _SelfAttention(MultiheadAttention):
-    """mmcv's, without the attention weights, so that a fused kernel can serve it."""
+    """mmcv's attention, without returning its weights, so that a fused kernel can serve it."""
 
     def forward(self, query: Tensor, *, query_pos: Tensor) -> Tensor:
         """Attention of queries (batch, num_queries, embed_dims), with the residual."""

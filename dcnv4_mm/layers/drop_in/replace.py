@@ -1,4 +1,4 @@
-"""What all drop-ins have in common: how they start, and how they take a module's place."""
+"""Common base of the drop-ins: initial values, and replacement of modules."""
 
 from collections.abc import Iterator, Mapping
 
@@ -20,7 +20,7 @@ class MeanDCNv4(DCNv4):
     """
 
     def reset_parameters(self) -> None:
-        """As the parent, with masks of one divided by the number of points."""
+        """Initializes as the parent, with masks of one divided by the number of points."""
         super().reset_parameters()
         points = self.kernel_size[0] * self.kernel_size[1] - self.remove_center
         masks = self.offset_mask.bias.detach()[: 3 * self.groups * points]

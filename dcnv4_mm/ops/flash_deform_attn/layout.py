@@ -1,4 +1,4 @@
-"""How levels, sampling locations and attention logits lie in their tensors.
+"""Layout of levels, sampling locations and attention logits in their tensors.
 
 The pixels of all levels follow one another in one axis of length num_keys = sum(H_l * W_l), in the
 order of the levels. A location is ``(x, y)``, width before height, in units of its level: 0 is the
