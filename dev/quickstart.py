@@ -27,7 +27,7 @@ from mim_driver import (
 
 from dcnv4_mm.cli.configs import find_config, stop
 
-CONFIG = "fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells"
+CONFIG = "fcos_flash-internimage-2stage_fpn_1xb8-1500it_barbells"
 METRICS = {
     "mAP": "coco/bbox_mAP",
     "AP50": "coco/bbox_mAP_50",
