@@ -281,7 +281,7 @@ class Table:
         folder: Where the file is, or will be.
         device: What is measured.
         kernels: What serves the operator on the device.
-        commit: Of the code that is measured.
+        commit: Commit of the code that is measured.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ FUSED, LISTS, PLAIN = "bev_cross_attn", "lists of hits", "plain path"
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 IMAGE_SIZE = (640, 1600)
 STRIDES = (8, 16, 32, 64)
-# Of nuScenes' six cameras: yaw in degrees, focal length in pixels.
+# nuScenes' six cameras: yaw in degrees, focal length in pixels.
 CAMERAS = ((0, 1266), (-56.5, 1260), (55.5, 1272), (180, 809), (108.5, 1256), (-110.5, 1259))
 
 

@@ -38,7 +38,7 @@ class Method:
 
     Attributes:
         host: Package that it is of.
-        config: Of ours, relative to ``configs``, without the size.
+        config: Our config, relative to ``configs``, without the size.
         size: Rows and columns of an image at the paper's scale, by size of model.
         small: The same where there is no GPU.
         fps: The paper's, on an A100 in float32 and float16, by family and size.

@@ -66,7 +66,7 @@ def documented(column):
             "inside": inside,
             "around": around,
         }[column]
-        # Of second derivatives the first one is computed by the kernel.
+        # The kernel computes the first of two derivatives.
         cell = cell.removeprefix("first derivative: kernel; those of it: ")
         if cell != "-":
             cells[prefix] = re.match("error|works|formula|kernel", cell)[0]

@@ -217,8 +217,8 @@ class BEVFormerV2Head(BaseModule):
             matched[:, sample] = found
             labels[:, sample] = torch.where(found, classes[index], self.num_classes)
             targets[:, sample] = torch.where(found.unsqueeze(-1), gt.to(codes)[index], 0.0)
-        # Of a single group; the groups' losses are averaged. Everything below is masked instead of
-        # indexed, and no value is read on the host: a GPU never has to be waited for.
+        # The number of objects of one group; the groups' losses are averaged. Everything below is
+        # masked instead of indexed, and no value is read on the CPU, which would wait for the GPU.
         positives = reduce_mean(logits.new_full((), float(num_objects))).clamp(min=1)
         normalizer = positives * self.num_groups
         matched = (matched & targets.isfinite().all(-1)).unsqueeze(-1)

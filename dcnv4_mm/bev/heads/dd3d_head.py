@@ -41,7 +41,7 @@ CANONICAL_WLH = {
 _SIZES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 _FOCAL_LENGTH = 500.0
 _DEPTH_RANGE = (0.1, 80.0)
-# Of the inference: least class score, locations per level, overlap, boxes per image.
+# Inference: minimum class score, locations per level, maximum overlap, boxes per image.
 _MIN_SCORE, _MAX_PER_LEVEL, _NMS_2D, _MAX_PER_IMAGE = 0.05, 1000, 0.75, 100
 
 
@@ -131,7 +131,7 @@ class DD3DHead(BaseModule):
 
         Args:
             features: As in :meth:`forward`.
-            gt_instances: Of each image: ``bboxes`` (n, 4) in pixels, ``labels``,
+            gt_instances: Objects of each image: ``bboxes`` (n, 4) in pixels, ``labels``,
                 ``quaternions`` (n, 4), ``centers`` (n, 3), ``wlh`` (n, 3) in the camera frame,
                 ``attributes``, 3 for unknown, ``speeds``, NaN for unknown, and the metainfo
                 ``intrinsics`` (3, 3).
