@@ -21,7 +21,7 @@ class SampleGeometry:
         lidar_to_current: From the LiDAR frame of each frame to the current one, (B, T, 4, 4).
         intrinsics: Intrinsics of the current frame's cameras, (batch, num_cameras, 3, 3).
         bev_augmentation: The transform applied to the objects, (B, 3, 3), or ``None``.
-        is_current: Which of the frames is the current one, T on the host.
+        is_current: Which of the frames is the current one, T bools on the CPU.
     """
 
     valid: Tensor

@@ -158,7 +158,7 @@ class DD3DHead(BaseModule):
         device = gt_instances[0].bboxes.device
         counts = [height * width for height, width in shapes]
         points = pyramid_points(shapes, STRIDES, device)
-        # Filled on the device, per level: copies from the host would be waited for.
+        # Filled on the device, per level: copies from the CPU would be waited for.
         strides, smallest, largest = (
             torch.cat([points.new_full((n,), x) for n, x in zip(counts, values, strict=True)])
             for values in (STRIDES, *zip(*_SIZES, strict=True))
@@ -215,7 +215,7 @@ class DD3DHead(BaseModule):
             for name, levels in outputs.items()
         }
         at = {name: x[positives.indices] for name, x in flat.items()}
-        # Unknown attributes and speeds are masked, not indexed: no value is read on the host.
+        # Unknown attributes and speeds are masked, not indexed: no value is read on the CPU.
         weight = centerness_target(positives.ltrb)
         has_attribute = positives.attributes != NO_ATTRIBUTE
         has_speed = ~positives.speeds.isnan()
