@@ -29,7 +29,7 @@ SCHEMAS = (
 
 
 def _with_sizes(arguments: tuple[Any, ...]) -> list[Any]:
-    """Arguments with the sizes that an integer tensor (num_levels, 2) among them holds."""
+    """Arguments with the sizes that an integer tensor (L, 2) among them holds."""
     return [
         read_spatial_shapes(argument)
         if isinstance(argument, Tensor) and not argument.is_floating_point()
@@ -39,7 +39,7 @@ def _with_sizes(arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def _read_sizes(name: str, *arguments: Any) -> Any:
-    """Calls an operator with the sizes that an integer tensor among the arguments holds."""
+    """Calls an operator with the sizes that the integer tensor (L, 2) among the arguments holds."""
     return getattr(torch.ops.dcnv4_mm, name).default(*_with_sizes(arguments))
 
 
