@@ -3,15 +3,14 @@
 import re
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import to_released
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.md")]
 BLOCKS = {
     f"{page.relative_to(ROOT)}:{number}": code

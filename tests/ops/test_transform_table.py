@@ -5,10 +5,10 @@ That results are right is in test_transforms.py; here, which code computes them.
 
 import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from ops.transforms import (
     CASES,
     assert_same,
@@ -30,7 +30,7 @@ OPERATORS = {
     "flash_deform_attn": RAW_OPERATORS["flash_deform_attn", "default"],
     "bev_cross_attn": bev_cross_attn_raw,
 }
-_DOCS = Path(__file__).parents[2] / "docs" / "ops.md"
+_DOCS = ROOT / "docs" / "ops.md"
 
 
 def ordinary_gradients(function, case):

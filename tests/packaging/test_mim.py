@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 
 import dcnv4_mm
 
 pytestmark = [pytest.mark.mim, pytest.mark.mmdet]
 
-ROOT = Path(__file__).resolve().parents[2]
 MIM = Path(sys.executable).with_name("mim")
 # The oldest setuptools that mim's own dependencies ask for; `make test-mim` puts it there.
 LOWEST_SETUPTOOLS = Path(sys.prefix, "lowest-setuptools")

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import run_python
+from helpers import ROOT, run_python
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 
-TRAIN = Path(__file__).resolve().parents[2] / "tools" / "train.py"
+TRAIN = ROOT / "tools" / "train.py"
 TOY = Path(__file__).with_name("toy_config.py")
 HOOKS = 'custom_hooks = [dict(type="dcnv4_mm.SeedStepsHook"), dict(type="KillOnce")]'
 

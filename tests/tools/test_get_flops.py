@@ -2,13 +2,13 @@
 
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools" / "analysis_tools"
+TOOLS = ROOT / "tools" / "analysis_tools"
 QUICKSTART = TOOLS.parents[1] / "configs" / "quickstart"
 
 
