@@ -39,7 +39,7 @@ def installed_version(host: str) -> str | None:
 
 
 def fork_packages() -> dict[str, str]:
-    """Import names of the hosts that are installed as forks, under other distribution names.
+    """Hosts whose distribution and import name differ, if they are installed as a fork.
 
     mmengine reads configs such as ``mmseg::...`` from the distribution that its table
     ``MODULE2PACKAGE`` names, and from a module of that name if there is no such distribution.
@@ -47,7 +47,7 @@ def fork_packages() -> dict[str, str]:
     return {
         host: host
         for host, ((official, *forks), _) in HOSTS.items()
-        if _version(official) is None and any(map(_version, forks))
+        if official != host and _version(official) is None and any(map(_version, forks))
     }
 
 
