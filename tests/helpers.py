@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -141,17 +142,20 @@ def config_of(original):
     raise LookupError(f"no metafile entry has `Original Config: {original}`")
 
 
-def build_detector(original, device="cpu"):
-    """The mmdet model of the config that reproduces one of the original's, and the config."""
-    from mmdet.registry import MODELS
-    from mmdet.utils import register_all_modules
+def build_model(original, device="cpu"):
+    """The host's model of the config that reproduces one of the original's, and the config."""
     from mmengine.config import Config
 
-    register_all_modules(init_default_scope=True)
     config = Config.fromfile(config_of(original))
+    host = config.default_scope
+    import_module(f"{host}.utils").register_all_modules(init_default_scope=True)
+    # Building writes into what it is given.
+    settings = copy.deepcopy(config.model)
+    if "data_preprocessor" not in settings:
+        # As mmengine's runner does.
+        settings.data_preprocessor = copy.deepcopy(config.data_preprocessor)
     with torch.device(device):
-        # Building writes into what it is given.
-        return MODELS.build(copy.deepcopy(config.model)), config
+        return import_module(f"{host}.registry").MODELS.build(settings), config
 
 
 def dino_weights(original):
@@ -177,18 +181,6 @@ def dino_samples(case):
                 bboxes=torch.tensor(truth["bboxes"]), labels=torch.tensor(truth["labels"])
             )
     return samples
-
-
-def build_segmentor(original, device="cpu"):
-    """The mmseg model of the config that reproduces one of the original's, and the config."""
-    from mmengine.config import Config
-    from mmseg.registry import MODELS
-    from mmseg.utils import register_all_modules
-
-    register_all_modules(init_default_scope=True)
-    config = Config.fromfile(config_of(original))
-    with torch.device(device):
-        return MODELS.build(config.model), config
 
 
 def label_maps(recorded):

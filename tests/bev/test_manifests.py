@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from helpers import config_of, load_json
+from helpers import build_model, config_of, load_json
 
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from mmdet3d.registry import MODELS
-from mmdet3d.utils import register_all_modules
 from mmengine.config import Config
 
 from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, restore_boxes
@@ -16,15 +14,9 @@ from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, restore_boxes
 MANIFESTS = load_json("bevformerv2/manifests")
 
 
-def build(stem):
-    register_all_modules(init_default_scope=True)
-    with torch.device("meta"):
-        return MODELS.build(Config.fromfile(config_of(stem)).model)
-
-
 @pytest.mark.parametrize("stem", MANIFESTS)
 def test_names_and_shapes(stem):
-    model, recorded = build(stem), MANIFESTS[stem]
+    (model, _), recorded = build_model(stem, device="meta"), MANIFESTS[stem]
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == recorded["tensors"]
     assert sum(p.numel() for p in model.parameters()) == recorded["num_parameters"]
@@ -40,7 +32,7 @@ def test_a_released_file_fills_the_model_and_comes_back(stem):
         for index, (name, shape) in enumerate(MANIFESTS[stem]["tensors"].items())
     }
     converted = convert_boxes({"state_dict": released})
-    assert converted["state_dict"].keys() == build(stem).state_dict().keys()
+    assert converted["state_dict"].keys() == build_model(stem, device="meta")[0].state_dict().keys()
     for index, (name, tensor) in enumerate(converted["state_dict"].items()):
         assert (tensor.abs() == index).all(), name
     restored = restore_boxes(converted)["state_dict"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import backbone_kwargs, build_detector, load_all, manifest, manifest_stems
+from helpers import backbone_kwargs, build_model, load_all, manifest, manifest_stems
 
 from dcnv4_mm.backbones import ARCHS, FlashInternImage
 from dcnv4_mm.backbones.archs import Arch
@@ -78,7 +78,7 @@ DETECTORS = [(kind, stem) for kind in ("mask_rcnn", "cascade", "dino") for stem 
 @pytest.mark.mmdet
 @pytest.mark.parametrize(("kind", "stem"), DETECTORS)
 def test_detectors(kind, stem):
-    released, (model, _) = manifest(kind, stem), build_detector(stem, device="meta")
+    released, (model, _) = manifest(kind, stem), build_model(stem, device="meta")
     own = model.state_dict()
     # The hosts order DINO's modules differently.
     assert convert_keys(released, find_key_mappings(own)) == dict(shapes_of(own))
@@ -91,7 +91,7 @@ def test_detectors(kind, stem):
 @pytest.mark.mmdet
 @pytest.mark.parametrize(("kind", "stem"), DETECTORS)
 def test_every_tensor_of_a_detector_is_used_once(kind, stem):
-    model, _ = build_detector(stem, device="meta")
+    model, _ = build_model(stem, device="meta")
     numbers = {name: float(i) for i, name in enumerate(manifest(kind, stem))}
     numbered = {
         name: torch.tensor(numbers[name]).expand(shape)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import build_segmentor, load_json, manifest
+from helpers import build_model, load_json, manifest
 
 from dcnv4_mm.checkpoints import convert, load_released, to_released
 from dcnv4_mm.checkpoints.key_mappings import MASK2FORMER, convert_keys, find_key_mappings
@@ -29,7 +29,7 @@ def test_all_eight_are_here():
 
 @pytest.mark.parametrize("stem", MODELS)
 def test_names_shapes_and_places(stem):
-    released, (model, _) = manifest("segmentation", stem), build_segmentor(stem, device="meta")
+    released, (model, _) = manifest("segmentation", stem), build_model(stem, device="meta")
     own = model.state_dict()
     assert convert_keys(released, find_key_mappings(own)) == shapes_of(own)
     assert convert_keys(released, find_key_mappings(released, released=True)) == shapes_of(own)
@@ -89,7 +89,7 @@ def test_the_order_of_the_decoders_attentions():
     ],
 )
 def test_files_of_other_models_are_refused(config, file, first):
-    model, _ = build_segmentor(config, device="meta")
+    model, _ = build_model(config, device="meta")
     (stem,) = (stem for stem in MODELS if stem.startswith(file))
     other = {n: torch.tensor(0.0).expand(s) for n, s in manifest("segmentation", stem).items()}
     with pytest.raises(ValueError, match="does not fit this EncoderDecoder") as caught:

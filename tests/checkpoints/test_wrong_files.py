@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import build_detector, manifest
+from helpers import build_model, manifest
 
 from dcnv4_mm.checkpoints.loading import match_state_dict
 
@@ -20,7 +20,7 @@ def file_of(shapes):
 
 @pytest.fixture(scope="module")
 def dino():
-    return build_detector(DINO.format("t"), device="meta")[0]
+    return build_model(DINO.format("t"), device="meta")[0]
 
 
 def test_the_right_file(dino):
@@ -60,7 +60,7 @@ def test_other_classes(stem, kind, name):
         else shape
         for name, shape in manifest(kind, stem).items()
     }
-    model, _ = build_detector(stem, device="meta")
+    model, _ = build_model(stem, device="meta")
     with pytest.raises(ValueError, match="of another shape or type") as error:
         match_state_dict(model, file_of(shapes))
     assert name in str(error.value)

@@ -1,11 +1,7 @@
 """Flat tables of what a config says, and of what the model has that is built from it."""
 
-import copy
 import dataclasses
 
-import torch
-from helpers import build_detector, build_segmentor, config_of
-from mmengine.config import Config
 from torch import nn
 
 # Sections of a config that decide what is trained, and how.
@@ -19,23 +15,6 @@ ATTRIBUTES = (
     *("p", "rate", "eps", "num_heads", "num_levels", "num_points", "embed_dims", "dropout"),
     *("feedforward_channels", "num_feats", "temperature", "normalize", "scale", "offset"),
 )
-
-
-def build(original):
-    """The model of the config that reproduces one of the original's, without memory, and that."""
-    config = Config.fromfile(config_of(original))
-    if config.default_scope != "mmpretrain":
-        host = build_detector if config.default_scope == "mmdet" else build_segmentor
-        return host(original, device="meta")
-    from mmpretrain.registry import MODELS
-    from mmpretrain.utils import register_all_modules
-
-    register_all_modules(init_default_scope=True)
-    settings = copy.deepcopy(config.model)
-    settings.backbone.init_cfg = None
-    settings.data_preprocessor = copy.deepcopy(config.data_preprocessor)
-    with torch.device("meta"):
-        return MODELS.build(settings), config
 
 
 def settings_of(config):

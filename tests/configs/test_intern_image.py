@@ -1,13 +1,10 @@
 """The fifteen configs of InternImage have the recorded settings of the originals."""
 
-import copy
 import re
 
 import pytest
-import torch
 from backbones.intern_image import manifest, models, numbered
-from helpers import config_of, load_json
-from mmengine.config import Config
+from helpers import build_model, load_json
 from mmengine.optim import build_optim_wrapper
 
 from dcnv4_mm.checkpoints import to_released
@@ -15,17 +12,6 @@ from dcnv4_mm.checkpoints.loading import match_state_dict
 
 RECORDED = load_json("internimage/models")
 HOSTS = {"coco": "mmdet", "ade20k": "mmseg"}
-
-
-def build(config, dataset):
-    """The host's model without memory."""
-    host = pytest.importorskip(HOSTS[dataset], reason=f"{HOSTS[dataset]} is not installed")
-    utils, registry = (
-        __import__(f"{host.__name__}.{part}", fromlist=["x"]) for part in ("utils", "registry")
-    )
-    utils.register_all_modules(init_default_scope=True)
-    with torch.device("meta"):
-        return registry.MODELS.build(copy.deepcopy(config.model))
 
 
 @pytest.fixture(
@@ -37,9 +23,8 @@ def build(config, dataset):
 )
 def case(request):
     """The original's name, its recorded settings, our config and the model built from it."""
-    config = Config.fromfile(config_of(request.param))
-    recorded = RECORDED[request.param]
-    return request.param, recorded, config, build(config, recorded["dataset"])
+    model, config = build_model(request.param, device="meta")
+    return request.param, RECORDED[request.param], config, model
 
 
 def test_model(case):

@@ -10,8 +10,8 @@ import math
 
 import pytest
 import torch
-from configs.settings import build, built, settings_of
-from helpers import DATA, build_segmentor, config_of
+from configs.settings import built, settings_of
+from helpers import DATA, build_model, config_of
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -38,7 +38,7 @@ def originals(*families):
 def case(request):
     """The expected settings, our config and the model built from it, without memory."""
     (table,) = (table for table in TABLES.values() if request.param in table["configs"])
-    model, config = build(request.param)
+    model, config = build_model(request.param, device="meta")
     return {**table["common"], **table["configs"][request.param]}, config, model
 
 
@@ -131,6 +131,6 @@ def test_learning_rate_of_classifiers(original):
 @pytest.mark.mmseg
 def test_one_process_has_no_synchronised_norms():
     """As mmengine's runner does for non-distributed training, so that it works on a CPU."""
-    model, _ = build_segmentor("upernet_flash_internimage_t_512_160k_ade20k", device="meta")
+    model, _ = build_model("upernet_flash_internimage_t_512_160k_ade20k", device="meta")
     assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in revert_sync_batchnorm(model).modules())

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from helpers import (
-    build_segmentor,
+    build_model,
     config_of,
     images,
     load_arrays,
@@ -29,7 +29,7 @@ def models():
     """Both models with the weights of the recordings."""
     built = {}
     for name, original in ORIGINALS.items():
-        built[name], _ = build_segmentor(original)
+        built[name], _ = build_model(original)
         load_released(built[name], {"state_dict": weights(manifest("segmentation", original))})
         built[name].eval()
     return built
@@ -134,7 +134,7 @@ def test_the_hosts_inference_is_another(models, outputs):
 def test_inference_must_be_known():
     from mmseg.registry import MODELS
 
-    _, config = build_segmentor(ORIGINALS["mask2former_t"], device="meta")
+    _, config = build_model(ORIGINALS["mask2former_t"], device="meta")
     with pytest.raises(ValueError, match=r"\"original\" or \"host\", got 'best'"):
         MODELS.build({**config.model.decode_head, "inference": "best"})
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    build_segmentor,
+    build_model,
     generator,
     images,
     label_maps,
@@ -23,7 +23,7 @@ UPERNET, MASK2FORMER_T = load_json("upernet_t_losses"), load_json("mask2former_t
 
 def build(recorded):
     """The model of a recording, as it was: all norms and drop-outs as in testing, float64."""
-    model, _ = build_segmentor(recorded["config"])
+    model, _ = build_model(recorded["config"])
     released = weights(manifest("segmentation", recorded["config"]))
     load_released(model, {"state_dict": released})
     return model.double().eval()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import build_detector
+from helpers import build_model
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.slow]
 
@@ -17,7 +17,7 @@ def test_a_training_step_and_a_test_step():
     from mmengine.structures import InstanceData
 
     torch.manual_seed(0)
-    model, config = build_detector(ORIGINAL)
+    model, config = build_model(ORIGINAL)
     optimizer = build_optim_wrapper(model, config.optim_wrapper)
     masks = torch.zeros(2, 64, 96, dtype=torch.uint8)
     masks[0, 10:40, 20:60] = 1

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from helpers import (
-    build_detector,
+    build_model,
     config_of,
     dino_samples,
     dino_weights,
@@ -24,7 +24,7 @@ RECORDED = load_json("dino_t")
 
 @pytest.fixture(scope="module")
 def model():
-    model, _ = build_detector(ORIGINAL)
+    model, _ = build_model(ORIGINAL)
     load_released(model, {"state_dict": dino_weights(ORIGINAL)})
     return model.eval()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    build_detector,
+    build_model,
     dino_samples,
     dino_weights,
     images,
@@ -35,7 +35,7 @@ ORDER = torch.from_numpy(load_arrays("dino_t")["padded_batch/topk_indices"])
 @pytest.fixture(scope="module")
 def model():
     """Training with all modules in evaluation mode: the recording has no drop path."""
-    model, _ = build_detector(ORIGINAL)
+    model, _ = build_model(ORIGINAL)
     load_released(model, {"state_dict": dino_weights(ORIGINAL)})
     model.eval()
     model.training = True

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from helpers import build_detector, config_of, images, load_arrays, load_json, manifest, weights
+from helpers import build_model, config_of, images, load_arrays, load_json, manifest, weights
 
 from dcnv4_mm.checkpoints import load_released
 
@@ -16,7 +16,7 @@ RECORDED = load_json("mask_rcnn_t")
 
 @pytest.fixture(scope="module")
 def model():
-    model, _ = build_detector(ORIGINAL)
+    model, _ = build_model(ORIGINAL)
     load_released(model, {"state_dict": weights(manifest("mask_rcnn", ORIGINAL))})
     return model.eval()
 

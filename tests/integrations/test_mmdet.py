@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
-from helpers import build_detector
+from helpers import build_model
 from mmdet.models import DINOHead as HostsDINOHead
 
 from dcnv4_mm.registry import MODELS
@@ -131,8 +131,8 @@ def test_dino_has_released_shapes_under_the_fork(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(DinoTransformerDecoder, "_init_layers", init_wider_layers)
-        forks, _ = build_detector("dino_4scale_flash_internimage_t_1x_coco", device="meta")
-    ours, _ = build_detector("dino_4scale_flash_internimage_t_1x_coco", device="meta")
+        forks, _ = build_model("dino_4scale_flash_internimage_t_1x_coco", device="meta")
+    ours, _ = build_model("dino_4scale_flash_internimage_t_1x_coco", device="meta")
     assert isinstance(forks.decoder.ref_point_head, ReferencePointHead)
     shapes = [{k: t.shape for k, t in m.state_dict().items()} for m in (forks, ours)]
     assert shapes[0] == shapes[1]

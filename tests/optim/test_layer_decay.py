@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from helpers import build_detector, build_segmentor, load_all
+from helpers import build_model, load_all
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
@@ -66,8 +66,7 @@ RECORDED = {**load_all("param_groups"), **load_all("ade20k_param_groups")}
 )
 def test_groups_equal_the_originals(original):
     recorded = RECORDED[original]
-    build = build_segmentor if "ade20k" in original else build_detector
-    model, config = build(original, device="meta")
+    model, config = build_model(original, device="meta")
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = merged(optimizer.param_groups)

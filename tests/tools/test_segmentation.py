@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import NO_WORKERS, ROOT, build_segmentor, config_of, manifest, run_python, weights
+from helpers import NO_WORKERS, ROOT, build_model, config_of, manifest, run_python, weights
 
 from dcnv4_mm.checkpoints import load_released
 
@@ -167,7 +167,7 @@ def test_a_released_file_is_evaluated_directly(original, copies, folder):
     (log,) = (folder / name).glob("*/*.json")
     metrics = json.loads(log.read_text())
 
-    _, config = build_segmentor(original, device="meta")
+    _, config = build_model(original, device="meta")
     config.merge_from_dict(options)
     config.test_dataloader.update(num_workers=0, persistent_workers=False)
     config.test_dataloader.dataset.data_root = str(folder / "data" / "ADEChallengeData2016")
