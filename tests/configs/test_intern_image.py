@@ -2,11 +2,13 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from backbones.intern_image import manifest, models, numbered
-from helpers import config_of, load_json
+from helpers import ROOT, config_of, load_json
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
@@ -14,6 +16,9 @@ from dcnv4_mm.checkpoints import to_released
 from dcnv4_mm.checkpoints.loading import match_state_dict
 
 RECORDED = load_json("internimage/models")
+HUB = "https://huggingface.co/OpenGVLab/InternImage/resolve/main/"
+FOLDER = ROOT / "configs" / "internimage"
+METAFILE = yaml.safe_load((FOLDER / "metafile.yml").read_text())
 HOSTS = {"coco": "mmdet", "ade20k": "mmseg"}
 
 
@@ -117,3 +122,39 @@ def test_schedule_and_data(case):
     averaged = any(hook.type == "EMAHook" for hook in config.custom_hooks)
     assert averaged == (recorded["custom_hooks"][0]["type"] == "ExpMomentumEMAHook")
     assert averaged == (stem.startswith("cascade") and "_3x_" in stem)
+
+
+def test_header_and_length(case):
+    stem, _, config, _ = case
+    lines = Path(config.filename).read_text().splitlines()
+    assert lines[0] == f"# Reproduces {stem} of the original project."
+    assert 10 <= len(lines) <= 40
+
+
+def figures(published):
+    if "box map" in published:
+        return published["box map"], published["mask map"]
+    return tuple(published["miou (ss/ms)"].split(" / "))
+
+
+def test_metafile_and_readme_agree():
+    readme = (FOLDER / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("| ") and "[config]" in line]
+    assert [m["Metadata"]["Original Config"] for m in METAFILE["Models"]] == list(RECORDED)
+    for row, model in zip(rows, METAFILE["Models"], strict=True):
+        stem = model["Metadata"]["Original Config"]
+        recorded = RECORDED[stem]
+        kind = "segmentation" if recorded["dataset"] == "ade20k" else "detection"
+        facts = models(kind)[stem.replace("_3x_", "_1x_")]
+        assert model["Metadata"]["Parameters"] == facts["num_parameters"]
+        runner = recorded["runner"]
+        assert model["Metadata"].get("Epochs") == runner.get("max_epochs")
+        assert model["Metadata"].get("Iterations") == runner.get("max_iters")
+        published = figures(recorded["published"])
+        found = [str(v) for r in model["Results"] for v in r["Metrics"].values()]
+        assert tuple(found) == published
+        assert {result["Source"] for result in model["Results"]} == {"paper"}
+        assert model["Weights"] == recorded["checkpoint_url"] == f"{HUB}{stem}.pth"
+        assert f"| {model['Metadata']['Parameters'] / 1e6:.1f} M | {' | '.join(published)} |" in row
+        assert f"[config]({model['Name']}.py)" in row
+        assert f"[weights]({model['Weights']})" in row

@@ -6,45 +6,44 @@ from pathlib import Path
 
 import pytest
 import yaml
-from backbones.intern_image import models as intern_image_models
-from helpers import DATA, ROOT, load_json
+from helpers import DATA
 from mmengine.config import Config
 
-INTERN_IMAGE = load_json("internimage/models")
+ROOT = Path(__file__).resolve().parents[2]
 HUB = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/"
-# Published with the released weights: box and mask AP, mIoU (and that of many copies), top-1.
+# Published with the released weights: (file, box AP, mask AP if there are masks, epochs).
 PUBLISHED = {
-    "mask_rcnn_flash_intern_image_t_fpn_1x_coco": (48.0, 43.1),
-    "mask_rcnn_flash_intern_image_t_fpn_3x_coco": (49.5, 44.0),
-    "mask_rcnn_flash_intern_image_s_fpn_1x_coco": (49.2, 44.0),
-    "mask_rcnn_flash_intern_image_s_fpn_3x_coco": (50.5, 44.9),
-    "mask_rcnn_flash_intern_image_b_fpn_1x_coco": (50.1, 44.5),
-    "mask_rcnn_flash_intern_image_b_fpn_3x_coco": (50.6, 45.4),
-    "cascade_flash_intern_image_l_fpn_1x_coco": (55.6, 48.2),
-    "cascade_flash_intern_image_l_fpn_3x_coco": (56.7, 48.9),
-    "dino_4scale_flash_internimage_t_1x_coco": (54.7,),
-    "dino_4scale_flash_internimage_s_1x_coco": (55.3,),
-    "dino_4scale_flash_internimage_b_1x_coco": (56.0,),
-    "dino_4scale_flash_internimage_l_1x_coco": (58.8,),
-    "upernet_flash_internimage_t_512_160k_ade20k": (49.3, 50.3),
-    "upernet_flash_internimage_s_512_160k_ade20k": (50.6, 51.6),
-    "upernet_flash_internimage_b_512_160k_ade20k": (52.0, 52.6),
-    "upernet_flash_internimage_l_640_160k_ade20k": (55.6, 56.0),
-    "mask2former_flash_internimage_t_512_160k_ade20k_ss": (51.2,),
-    "mask2former_flash_internimage_s_640_160k_ade20k_ss": (52.6,),
-    "mask2former_flash_internimage_b_640_160k_ade20k_ss": (53.4,),
-    "mask2former_flash_internimage_l_640_160k_ade20k_ss": (56.7,),
-    "flash_intern_image_t_1k_224": (83.6,),
-    "flash_intern_image_s_1k_224": (84.4,),
-    "flash_intern_image_b_1k_224": (84.9,),
-    "flash_intern_image_l_22kto1k_384": (88.1,),
-}
-METRICS = {
-    "box AP": "COCO",
-    "mask AP": "COCO",
-    "mIoU": "ADE20K",
-    "mIoU (ms+flip)": "ADE20K",
-    "Top 1 Accuracy": "ImageNet-1k",
+    f"mask_rcnn_flash_intern_image_{name}": (f"mask_rcnn_flash_internimage_{name}", *figures)
+    for name, figures in {
+        "t_fpn_1x_coco": (48.0, 43.1, 12),
+        "t_fpn_3x_coco": (49.5, 44.0, 36),
+        "s_fpn_1x_coco": (49.2, 44.0, 12),
+        "s_fpn_3x_coco": (50.5, 44.9, 36),
+        "b_fpn_1x_coco": (50.1, 44.5, 12),
+        "b_fpn_3x_coco": (50.6, 45.4, 36),
+    }.items()
+} | {
+    "cascade_flash_intern_image_l_fpn_1x_coco": (
+        "cascade_flash_internimage_l_fpn_1x_coco",
+        55.6,
+        48.2,
+        12,
+    ),
+    "cascade_flash_intern_image_l_fpn_3x_coco": (
+        "cascade_flash_internimage_l_fpn_3x_coco",
+        56.7,
+        48.9,
+        36,
+    ),
+    **{
+        f"dino_4scale_flash_internimage_{size}_1x_coco": (
+            f"dino_4scale_flash_internimage_{size}_1x_coco",
+            box,
+            None,
+            12,
+        )
+        for size, box in (("t", 54.7), ("s", 55.3), ("b", 56.0), ("l", 58.8))
+    },
 }
 SOURCES = {"paper", "released config", "released weights, evaluated here", "trained here"}
 METAFILES = [
@@ -92,68 +91,58 @@ def test_batch_size_is_that_of_the_name(name):
     assert MODELS[name]["Metadata"]["Batch Size"] == gpus * images
 
 
-# BEVFormerV2's have a test of their own.
-RELEASED = {
-    model["Metadata"]["Original Config"]: model
-    for model in MODELS.values()
-    if "Original Config" in model["Metadata"] and "bevformerv2" not in model["Config"]
-}
-
-
-def test_every_published_model_has_an_entry():
-    assert set(RELEASED) == {*PUBLISHED, *INTERN_IMAGE}
-
-
-def expected_of(original):
-    """Weights, parameters, length of the training and published figures of a released model."""
-    if original in INTERN_IMAGE:
-        recorded = INTERN_IMAGE[original]
-        kind = "segmentation" if recorded["dataset"] == "ade20k" else "detection"
-        facts = intern_image_models(kind)[original.replace("_3x_", "_1x_")]
-        published = recorded["published"]
-        if kind == "segmentation":
-            figures = published["miou (ss/ms)"].split(" / ")
-        else:
-            figures = published["box map"], published["mask map"]
-        address = f"{HUB.replace('DCNv4', 'InternImage')}{original}.pth"
-        assert recorded["checkpoint_url"] == address
-        return address, facts["num_parameters"], recorded["runner"], tuple(map(float, figures))
-    tables = json.loads((DATA / "config_settings.json").read_text()).values()
-    (table,) = (table for table in tables if original in table["configs"])
-    settings = {**table["common"], **table["configs"][original]}
-    runner = {
-        name: settings[f"train_cfg.{name}"]
-        for name in ("max_epochs", "max_iters")
-        if f"train_cfg.{name}" in settings
+def test_the_published_detectors():
+    found = {
+        m["Metadata"]["Original Config"]: m
+        for m in MODELS.values()
+        if "Original Config" in m["Metadata"]
+        and m["Results"][0]["Dataset"] == "COCO"
+        # InternImage's have a test of their own.
+        and not m["Config"].startswith("configs/internimage/")
     }
-    # The files of three classifiers alone have the names of the configs.
-    file = original if original.endswith("_1k_224") else original.replace("n_image", "nimage")
-    return f"{HUB}{file}.pth", settings["built.num_parameters"], runner, PUBLISHED[original]
+    assert set(found) == set(PUBLISHED)
+    tables = [json.loads(path.read_text()) for path in DATA.glob("*_hyperparameters.json")]
+    parameters = {
+        original: {**table["common"], **values}["num_parameters"]
+        for table in tables
+        for original, values in table["configs"].items()
+    }
+    for original, (file, box, mask, epochs) in PUBLISHED.items():
+        model = found[original]
+        assert model["Weights"] == f"{HUB}{file}.pth"
+        assert model["Metadata"]["Epochs"] == epochs
+        assert model["Metadata"]["Parameters"] == parameters[original]
+        metrics = {k: v for result in model["Results"] for k, v in result["Metrics"].items()}
+        assert metrics == {"box AP": box} | ({} if mask is None else {"mask AP": mask})
+        assert {result["Source"] for result in model["Results"]} == {"paper"}
+        # The letter in the name, in the original's and in the config's header is the same.
+        header = (ROOT / model["Config"]).read_text().splitlines()[0]
+        assert header == f"# Reproduces {original} of the original project."
 
 
-@pytest.mark.parametrize("original", RELEASED)
-def test_metafile_readme_and_header_of_a_released_model(original):
-    model = RELEASED[original]
-    facts, results = model["Metadata"], model["Results"]
-    weights, parameters, runner, figures = expected_of(original)
-    assert model["Weights"] == weights
-    assert facts["Parameters"] == parameters
-    assert facts.get("Epochs") == runner.get("max_epochs")
-    assert facts.get("Iterations") == runner.get("max_iters")
-    metrics = {name: value for result in results for name, value in result["Metrics"].items()}
-    assert tuple(metrics.values()) == figures
-    assert {result["Source"] for result in results} == {"paper"}
-    for result in results:
-        assert {METRICS[name] for name in result["Metrics"]} == {result["Dataset"]}
-    config = ROOT / model["Config"]
-    readme = (config.parent / "README.md").read_text()
-    (row,) = (line for line in readme.splitlines() if f"[config]({config.name})" in line)
-    assert f"| {parameters / 1e6:.1f} M | {' | '.join(map(str, figures))} |" in row
-    assert f"[weights]({weights})" in row
-    # The letter in the name, in the original's and in the config's header is the same.
-    lines = config.read_text().splitlines()
-    assert lines[0] == f"# Reproduces {original} of the original project."
-    assert len(lines) <= 90
+def test_the_four_published_classifiers():
+    table = ROOT / "tests" / "data" / "classification_hyperparameters.json"
+    table = json.loads(table.read_text())["configs"]
+    published = {
+        "flash_intern_image_t_1k_224": ("flash_intern_image_t_1k_224.pth", 83.6),
+        "flash_intern_image_s_1k_224": ("flash_intern_image_s_1k_224.pth", 84.4),
+        "flash_intern_image_b_1k_224": ("flash_intern_image_b_1k_224.pth", 84.9),
+        "flash_intern_image_l_22kto1k_384": ("flash_internimage_l_22kto1k_384.pth", 88.1),
+    }
+    models = [m for m in MODELS.values() if m["Config"].startswith("configs/classification/")]
+    assert {m["Metadata"]["Original Config"] for m in models} == set(published) == set(table)
+    readme = (ROOT / "configs" / "classification" / "README.md").read_text()
+    for model in models:
+        facts, values = model["Metadata"], table[model["Metadata"]["Original Config"]]
+        file, top1 = published[facts["Original Config"]]
+        assert model["Weights"] == HUB + file
+        assert facts["Epochs"] == values["schedule.max_epochs"]
+        assert facts["Parameters"] == values["num_parameters"]
+        (result,) = model["Results"]
+        assert (result["Source"], result["Metrics"]) == ("paper", {"Top 1 Accuracy": top1})
+        (row,) = (line for line in readme.splitlines() if f"({model['Name']}.py)" in line)
+        assert f"| {facts['Parameters'] / 1e6:.1f} M | {top1} |" in row
+        assert f"[weights]({model['Weights']})" in row
 
 
 def test_every_result_has_a_source():
@@ -166,6 +155,20 @@ def test_models_without_a_file_say_so_in_the_way_mim_can_read():
     for name, model in MODELS.items():
         released = "Original Config" in model["Metadata"]
         assert released or model["Weights"] == [""], name
+
+
+@pytest.mark.parametrize("folder", ["mask_rcnn", "cascade_mask_rcnn", "dino"])
+def test_the_readme_table_says_what_the_metafile_says(folder):
+    readme = (ROOT / "configs" / folder / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("| ") and "[config]" in line]
+    models = [m for m in MODELS.values() if m["Config"].startswith(f"configs/{folder}/")]
+    assert len(rows) == len(models)
+    for row, model in zip(rows, models, strict=True):
+        figures = [str(next(iter(r["Metrics"].values()))) for r in model["Results"]]
+        assert f"| {' | '.join(figures)} |" in row
+        assert f"[config]({model['Name']}.py)" in row
+        assert f"[weights]({model['Weights']})" in row
+        assert f"| {model['Metadata']['Parameters'] / 1e6:.1f} M |" in row
 
 
 def test_the_table_of_bevformerv2_says_what_the_metafile_says():

@@ -53,21 +53,11 @@ def scales_of(model, **config):
     return {name: group["lr"] / 0.1 for group in groups for name in group["params"]}
 
 
-RECORDED = {**load_all("param_groups"), **load_all("ade20k_param_groups")}
-
-
 @pytest.mark.mmdet
-@pytest.mark.parametrize(
-    "original",
-    [
-        pytest.param(original, marks=pytest.mark.mmseg if "ade20k" in original else ())
-        for original in RECORDED
-    ],
-)
+@pytest.mark.parametrize("original", load_all("param_groups"))
 def test_groups_equal_the_originals(original):
-    recorded = RECORDED[original]
-    build = build_segmentor if "ade20k" in original else build_detector
-    model, config = build(original, device="meta")
+    recorded = load_all("param_groups")[original]
+    model, config = build_detector(original, device="meta")
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = merged(optimizer.param_groups)
@@ -77,11 +67,34 @@ def test_groups_equal_the_originals(original):
         released = dict.fromkeys(expected["params"])
         released = convert_keys(released, find_key_mappings(model.state_dict()))
         ours = [names[id(parameter)] for parameter in group["params"]]
-        # The hosts order the parts of DINO, and mmdet's decoder layers their attentions, otherwise.
+        # The hosts order the parts of DINO otherwise.
         assert sorted(ours) == sorted(released)
         assert group["lr"] == pytest.approx(expected["lr"], rel=1e-12)
         if expected["lr_scale"] is not None:
             assert group["lr_scale"] == pytest.approx(expected["lr_scale"], rel=1e-12)
+        assert group["weight_decay"] == expected["weight_decay"]
+        assert list(group["betas"]) == recorded["betas"]
+        assert group["eps"] == recorded["eps"]
+
+
+@pytest.mark.mmseg
+@pytest.mark.mmdet
+@pytest.mark.parametrize("original", load_all("ade20k_param_groups"))
+def test_groups_of_segmentors_equal_the_originals(original):
+    recorded = load_all("ade20k_param_groups")[original]
+    model, config = build_segmentor(original, device="meta")
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {group["name"] for group in optimizer.param_groups} == set(recorded["groups"])
+    for group in optimizer.param_groups:
+        expected = recorded["groups"][group["name"]]
+        released = dict.fromkeys(expected["params"])
+        released = convert_keys(released, find_key_mappings(model.state_dict()))
+        # mmdet's decoder layers list their two attentions in the other order.
+        ours = [names[id(parameter)] for parameter in group["params"]]
+        assert sorted(ours) == sorted(released)
+        assert group["lr"] == pytest.approx(expected["lr"], rel=1e-12)
+        assert group["lr_scale"] == pytest.approx(expected["lr_scale"], rel=1e-12)
         assert group["weight_decay"] == expected["weight_decay"]
         assert list(group["betas"]) == recorded["betas"]
         assert group["eps"] == recorded["eps"]
@@ -210,13 +223,13 @@ def test_classification_recipe_without_weight_decay():
 
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
 @pytest.mark.parametrize("name", ["backbone", "img_backbone"])
-def test_any_name_of_the_backbone(name, wrap):
+def test_any_place_of_the_backbone(name, wrap):
     scales = scales_of(wrap(Model(name)), layer_decay_rate=0.5)
     assert scales[f"{name}.patch_embed.conv1.weight"] == pytest.approx(0.5 ** (LAYERS - 1))
 
 
-def test_the_innermost_module_gives_the_layers():
-    """mmpretrain's classifiers pass the call on, without the backbone's prefix."""
+def test_the_innermost_module_is_asked_for_layers():
+    """mmpretrain's classifiers pass the question on, without the backbone's place."""
     model = Model()
     model.get_layer_depth = lambda *_: (0, 1)
     scales = scales_of(model, layer_decay_rate=0.5)
@@ -254,7 +267,7 @@ def test_a_step_moves_the_parameters():
         ({"layer_decay_rate": 0.0}, "above 0 and at most 1, got 0"),
         ({"layer_decay_rate": 1.5}, "above 0 and at most 1, got 1.5"),
         ({"offset_lr_scale": -1.0}, "at least 0"),
-        ({"num_layers": 30}, r"unknown options \['num_layers'\].*backbone"),
+        ({"num_layers": 30}, r"unknown options \['num_layers'\].*asked of the backbone"),
         (dict.fromkeys("dacb"), r"unknown options \['a', 'b', 'c', 'd'\]"),
         ({"custom_keys": {"neck": {"decay_mult": 0.0}}}, "takes lr_mult alone"),
         ({"recipe": "detection"}, 'recipe must be "dense" or "classification", got .detection'),
