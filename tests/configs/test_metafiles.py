@@ -11,6 +11,11 @@ from helpers import DATA, ROOT, load_json
 from mmengine.config import Config
 
 INTERN_IMAGE = load_json("internimage/models")
+HYPERPARAMETERS = {
+    original: {**table["common"], **values}
+    for table in (json.loads(path.read_text()) for path in DATA.glob("*_hyperparameters.json"))
+    for original, values in table["configs"].items()
+}
 HUB = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/"
 # Published with the released weights: box and mask AP, mIoU (and that of many copies), top-1.
 PUBLISHED = {
@@ -118,17 +123,11 @@ def expected_of(original):
         address = f"{HUB.replace('DCNv4', 'InternImage')}{original}.pth"
         assert recorded["checkpoint_url"] == address
         return address, facts["num_parameters"], recorded["runner"], tuple(map(float, figures))
-    tables = json.loads((DATA / "config_settings.json").read_text()).values()
-    (table,) = (table for table in tables if original in table["configs"])
-    settings = {**table["common"], **table["configs"][original]}
-    runner = {
-        name: settings[f"train_cfg.{name}"]
-        for name in ("max_epochs", "max_iters")
-        if f"train_cfg.{name}" in settings
-    }
+    settings = HYPERPARAMETERS[original]
+    runner = {name: settings.get(f"schedule.{name}") for name in ("max_epochs", "max_iters")}
     # The files of three classifiers alone have the names of the configs.
     file = original if original.endswith("_1k_224") else original.replace("n_image", "nimage")
-    return f"{HUB}{file}.pth", settings["built.num_parameters"], runner, PUBLISHED[original]
+    return f"{HUB}{file}.pth", settings["num_parameters"], runner, PUBLISHED[original]
 
 
 @pytest.mark.parametrize("original", RELEASED)

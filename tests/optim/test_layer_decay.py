@@ -209,13 +209,13 @@ def test_classification_recipe_without_weight_decay():
 
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
 @pytest.mark.parametrize("name", ["backbone", "img_backbone"])
-def test_any_name_of_the_backbone(name, wrap):
+def test_any_place_of_the_backbone(name, wrap):
     scales = scales_of(wrap(Model(name)), layer_decay_rate=0.5)
     assert scales[f"{name}.patch_embed.conv1.weight"] == pytest.approx(0.5 ** (LAYERS - 1))
 
 
-def test_the_innermost_module_gives_the_layers():
-    """mmpretrain's classifiers pass the call on, without the backbone's prefix."""
+def test_the_innermost_module_is_asked_for_layers():
+    """mmpretrain's classifiers pass the question on, without the backbone's place."""
     model = Model()
     model.get_layer_depth = lambda *_: (0, 1)
     scales = scales_of(model, layer_decay_rate=0.5)
