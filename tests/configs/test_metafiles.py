@@ -152,7 +152,8 @@ def test_metafile_readme_and_header_of_a_released_model(original):
     # The letter in the name, in the original's and in the config's header is the same.
     lines = config.read_text().splitlines()
     assert lines[0] == f"# Reproduces {original} of the original project."
-    assert len(lines) <= 90
+    longest = {"internimage": 40, "classification": 90}
+    assert len(lines) <= longest.get(config.parent.name, 75)
 
 
 def test_every_result_has_a_source():
