@@ -78,6 +78,18 @@ def manifest_stems(kind):
     return sorted(load_all("manifests")["models"][kind])
 
 
+@cache
+def hyperparameters(*families):
+    """Settings of the original's configs by name, of some families or of all."""
+    found = {}
+    for path in sorted(DATA.glob("*_hyperparameters.json")):
+        if not families or path.name.removesuffix("_hyperparameters.json") in families:
+            table = json.loads(path.read_text())
+            for original, values in table["configs"].items():
+                found[original] = {**table["common"], **values}
+    return found
+
+
 def generator(seed):
     """A generator of the recordings: seeded by a number, or by the checksum of a str."""
     if isinstance(seed, str):

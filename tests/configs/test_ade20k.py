@@ -6,7 +6,6 @@ every key of the table is compared, or stands in ``NO_COUNTERPART`` with the rea
 """
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ import torch
 pytest.importorskip("mmseg", reason="mmseg is not installed")
 
 from configs.mmseg_names import DECODER_LAYER, ENCODER_LAYER, translate
-from helpers import build_model
+from helpers import build_model, hyperparameters
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
@@ -25,16 +24,7 @@ from configs import original_names
 
 pytestmark = [pytest.mark.mmseg, pytest.mark.mmdet]
 
-ROOT = Path(__file__).resolve().parents[2]
-TABLES = [
-    json.loads((ROOT / "tests" / "data" / f"{family}_hyperparameters.json").read_text())
-    for family in ("upernet", "mask2former")
-]
-VALUES = {
-    stem: {**table["common"], **values}
-    for table in TABLES
-    for stem, values in table["configs"].items()
-}
+VALUES = hyperparameters("upernet", "mask2former")
 NO_COUNTERPART = {
     **original_names.NO_COUNTERPART,
     **{

@@ -11,7 +11,7 @@ import math
 
 import pytest
 import torch
-from helpers import DATA, build_model
+from helpers import build_model, hyperparameters
 
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
@@ -23,7 +23,7 @@ from dcnv4_mm.layers import DropPath
 
 pytestmark = pytest.mark.mmpretrain
 
-TABLE = json.loads((DATA / "classification_hyperparameters.json").read_text())
+VALUES = hyperparameters("classification")
 NO_COUNTERPART = {
     "family": "the table's own grouping",
     "model.type": "the table's own word",
@@ -59,11 +59,11 @@ DIRECTED = {
 }
 
 
-@pytest.fixture(scope="module", params=TABLE["configs"], ids=lambda name: name.split("image_")[1])
+@pytest.fixture(scope="module", params=VALUES, ids=lambda name: name.split("image_")[1])
 def case(request):
     """The original's name, its values, our config and the model built from it."""
     model, config = build_model(request.param, device="meta")
-    return request.param, {**TABLE["common"], **TABLE["configs"][request.param]}, config, model
+    return request.param, VALUES[request.param], config, model
 
 
 def translate(cfg, model):

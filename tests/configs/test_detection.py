@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 from configs.mmdet_names import translate
-from helpers import DATA, build_model
+from helpers import build_model, hyperparameters
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
@@ -22,15 +22,7 @@ from configs import original_names
 
 pytestmark = pytest.mark.mmdet
 
-TABLES = [
-    json.loads((DATA / f"{family}_hyperparameters.json").read_text())
-    for family in ("mask_rcnn", "cascade", "dino")
-]
-VALUES = {
-    stem: {**table["common"], **values}
-    for table in TABLES
-    for stem, values in table["configs"].items()
-}
+VALUES = hyperparameters("mask_rcnn", "cascade", "dino")
 NO_COUNTERPART = {
     **original_names.NO_COUNTERPART,
     **{

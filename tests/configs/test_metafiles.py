@@ -1,21 +1,15 @@
 """The model index, the metafiles, the configs, the READMEs and the paper's table agree."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 from backbones.intern_image import models as intern_image_models
-from helpers import DATA, ROOT, load_json
+from helpers import ROOT, hyperparameters, load_json
 from mmengine.config import Config
 
 INTERN_IMAGE = load_json("internimage/models")
-HYPERPARAMETERS = {
-    original: {**table["common"], **values}
-    for table in (json.loads(path.read_text()) for path in DATA.glob("*_hyperparameters.json"))
-    for original, values in table["configs"].items()
-}
 HUB = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/"
 # Published with the released weights: box and mask AP, mIoU (and that of many copies), top-1.
 PUBLISHED = {
@@ -123,7 +117,7 @@ def expected_of(original):
         address = f"{HUB.replace('DCNv4', 'InternImage')}{original}.pth"
         assert recorded["checkpoint_url"] == address
         return address, facts["num_parameters"], recorded["runner"], tuple(map(float, figures))
-    settings = HYPERPARAMETERS[original]
+    settings = hyperparameters()[original]
     runner = {name: settings.get(f"schedule.{name}") for name in ("max_epochs", "max_iters")}
     # The files of three classifiers alone have the names of the configs.
     file = original if original.endswith("_1k_224") else original.replace("n_image", "nimage")
