@@ -15,12 +15,14 @@ class SampleGeometry:
     """The matrices of a batch on its device, copied there at once and without waiting.
 
     Attributes:
-        valid: Which frames exist, (B, T).
-        lidar_to_image: From the current LiDAR frame to pixels, (B, T, N, 4, 4).
-        own_lidar_to_image: From each frame's own LiDAR frame to pixels, (B, T, N, 4, 4).
-        lidar_to_current: From the LiDAR frame of each frame to the current one, (B, T, 4, 4).
+        valid: Which frames exist, (batch, num_frames).
+        lidar_to_image: From the current LiDAR frame to pixels, (batch, num_frames, num_cameras,
+            4, 4).
+        own_lidar_to_image: From each frame's own LiDAR frame to pixels, of the same shape.
+        lidar_to_current: From the LiDAR frame of each frame to the current one, (batch, num_frames,
+            4, 4).
         intrinsics: Intrinsics of the current frame's cameras, (batch, num_cameras, 3, 3).
-        bev_augmentation: The transform applied to the objects, (B, 3, 3), or ``None``.
+        bev_augmentation: The transform applied to the objects, (batch, 3, 3), or ``None``.
         is_current: Which of the frames is the current one, T bools on the CPU.
     """
 

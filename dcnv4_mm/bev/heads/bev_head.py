@@ -155,7 +155,7 @@ class BEVFormerV2Head(BaseModule):
 
         Args:
             bevs: (batch, num_frames, num_queries, embed_dims), in the order of time.
-            valid: (B, T), which frames exist.
+            valid: (batch, num_frames), which frames exist.
             current: Index of the current frame.
             proposals: (B, K, 3), centers of the perspective head's boxes as fractions of the
                 range, NaN for none; for a head with proposal queries.

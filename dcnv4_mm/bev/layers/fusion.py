@@ -63,7 +63,7 @@ def fill_missing(bevs: Tensor, valid: Tensor, current: int) -> Tensor:
 
     Args:
         bevs: (batch, num_frames, num_queries, embed_dims), in the order of time.
-        valid: (B, T), which frames exist.
+        valid: (batch, num_frames), which frames exist.
         current: Index of the current frame.
 
     Returns:

@@ -100,13 +100,16 @@ def bev_cross_attn(
     queries = offsets_logits.shape[1] if offsets_logits.dim() == 4 else 0
     per_head = 3 * (len(level_sizes) // 2) * num_points
     shape: tuple[int, ...] = (batch, queries, heads, per_head)
-    _check_beside("offsets_logits", offsets_logits, "(B, Q, G, 3 * L * P)", shape, value)
+    axes = "(batch, num_queries, num_heads, 3 * num_levels * num_points)"
+    _check_beside("offsets_logits", offsets_logits, axes, shape, value)
     pillar = references.shape[3] if references.dim() == 5 else 1
     if pillar < 1:
         raise ValueError("references must have at least one point of each pillar, got none")
     shape = (batch, cameras, queries, pillar, 2)
-    _check_beside("references", references, "(B, N, Q, Z, 2)", shape, value)
-    _check_beside("hits", hits, "(B, N, Q)", (batch, cameras, queries), value)
+    axes = "(batch, num_cameras, num_queries, num_pillar_points, 2)"
+    _check_beside("references", references, axes, shape, value)
+    axes = "(batch, num_cameras, num_queries)"
+    _check_beside("hits", hits, axes, (batch, cameras, queries), value)
     if hits.dtype != torch.bool:
         raise TypeError(f"hits must be bool, got {hits.dtype}")
     if references.requires_grad:
@@ -145,7 +148,8 @@ def _check_value(value: Tensor, level_sizes: list[int]) -> None:
     check_floating("value", value)
     if value.dim() != 5:
         raise ValueError(
-            f"value must have five axes (B, N, S, G, D), got the shape {tuple(value.shape)}"
+            "value must have five axes (batch, num_cameras, num_keys, num_heads, head_dims), got "
+            f"the shape {tuple(value.shape)}"
         )
     _, cameras, pixels, heads, channels = value.shape
     if cameras < 1 or heads < 1 or channels < 1:

@@ -85,7 +85,7 @@ def flash_deform_attn(
             pass  # The checks below say why; if they find nothing, the call below raises again.
     _check_value(value, level_sizes)
     per_head = 3 * len(spatial_shapes) * num_points
-    axes = "(N, Q, G, 3 * L * P)"
+    axes = "(batch, num_queries, num_heads, 3 * num_levels * num_points)"
     _check_points("locations_logits", locations_logits, axes, value, (per_head,))
     return _attend("flash_deform_attn", (level_sizes, num_points), value, locations_logits)
 
@@ -145,9 +145,9 @@ def ms_deform_attn(
     check_floating("sampling_locations", sampling_locations)
     levels = len(spatial_shapes)
     points = sampling_locations.shape[4] if sampling_locations.dim() == 6 else 0
-    axes = "(N, Q, G, L, P, 2)"
+    axes = "(batch, num_queries, num_heads, num_levels, num_points, 2)"
     _check_points("sampling_locations", sampling_locations, axes, value, (levels, points, 2))
-    axes = "(N, Q, G, L, P)"
+    axes = "(batch, num_queries, num_heads, num_levels, num_points)"
     _check_points("attention_weights", attention_weights, axes, value, (levels, points))
     if points < 1:
         raise ValueError("sampling_locations must have at least one point per level, got none")
@@ -193,7 +193,8 @@ def _check_value(value: Tensor, level_sizes: list[int] | Tensor) -> None:
     check_floating("value", value)
     if value.dim() != 4:
         raise ValueError(
-            f"value must have four axes (N, S, G, D), got the shape {tuple(value.shape)}"
+            "value must have four axes (batch, num_keys, num_heads, head_dims), got the shape "
+            f"{tuple(value.shape)}"
         )
     _, pixels, heads, channels = value.shape
     if heads < 1 or channels < 1:
@@ -209,7 +210,7 @@ def _check_value(value: Tensor, level_sizes: list[int] | Tensor) -> None:
 def _check_points(
     name: str, points: Tensor, axes: str, value: Tensor, per_head: tuple[int, ...]
 ) -> None:
-    """Checks a tensor of shape (N, Q, G, *per_head)."""
+    """Checks a tensor of shape (batch, num_queries, num_heads, *per_head)."""
     check_floating(name, points)
     if points.dim() != 3 + len(per_head):
         raise ValueError(f"{name} must have the axes {axes}, got the shape {tuple(points.shape)}")
