@@ -276,7 +276,7 @@ BAD_INPUTS = {
     "points_integer": (TypeError, "got torch.int64", dict(offsets_logits=_POINTS.long())),
     "points_width": (
         ValueError,
-        r"3 \* L \* P\) = \(2, 6, 2, 24\)",
+        r"\(2, 6, 2, 24\), got",
         dict(offsets_logits=_POINTS[..., 1:]),
     ),
     "points_batch": (ValueError, r"got \(1, 6, 2, 24\)", dict(offsets_logits=_POINTS[:1])),

@@ -28,7 +28,7 @@ BAD_FLASH_INPUTS = {
     "packed_integer": (TypeError, "got torch.int64", dict(locations_logits=_PACKED.long())),
     "packed_width": (
         ValueError,
-        r"3 \* L \* P\) = \(2, 6, 2, 18\)",
+        r"\(2, 6, 2, 18\), got",
         dict(locations_logits=torch.zeros(2, 6, 2, 19)),
     ),
     "packed_batch": (ValueError, r"\(2, 6, 2, 18\), got \(1,", dict(locations_logits=_PACKED[:1])),
