@@ -107,7 +107,7 @@ def build(args: argparse.Namespace) -> tuple["ExportWrapper", dict]:
     from mmengine.registry import MODELS, init_default_scope
 
     from dcnv4_mm.checkpoints import load_released
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file
     from dcnv4_mm.export.metadata import describe
     from dcnv4_mm.export.wrappers import wrap_for_export
 
@@ -117,9 +117,10 @@ def build(args: argparse.Namespace) -> tuple["ExportWrapper", dict]:
     try:
         model = MODELS.build(cfg.model)
         checkpoint = read_file(args.checkpoint)
-        load_released(model, checkpoint)
+        with naming_file(args.checkpoint):
+            load_released(model, checkpoint)
     except (ValueError, OSError) as error:
-        stop(f"{args.checkpoint}: {error}")
+        stop(str(error))
     options = {}
     if host == "mmdet3d":
         options = dict(frames=cfg.test_dataloader.dataset.get("frames", (0,)), online=args.online)

@@ -65,7 +65,7 @@ def build_backbone(config: Path, checkpoint: Path):
     try:
         load_released(backbone, checkpoint)
     except (ValueError, OSError) as error:
-        stop(f"{checkpoint}: {error}")
+        stop(str(error))
     return backbone
 
 
