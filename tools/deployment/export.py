@@ -130,7 +130,10 @@ def build(args: argparse.Namespace) -> tuple["ExportWrapper", dict]:
         stop(str(error))
     meta = (checkpoint.get("meta") or {}).get("dataset_meta")
     name = Path(args.config).stem
-    return part, describe(cfg, task=part.task, meta=meta, name=name)
+    metadata = describe(cfg, task=part.task, meta=meta, name=name)
+    if part.pads:
+        metadata["size_divisor"] = 1
+    return part, metadata
 
 
 def trace(part: "ExportWrapper", size: Sequence[int]) -> "ExportedProgram":
