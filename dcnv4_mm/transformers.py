@@ -10,6 +10,12 @@ Example:
     >>> AutoModelForImageClassification.from_pretrained("folder")  # doctest: +SKIP
 """
 
+from dcnv4_mm._missing import naming_extra
+
+with naming_extra("dcnv4_mm.transformers", "transformers"):
+    import transformers  # noqa: F401
+
+# isort: split
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -113,6 +113,7 @@ def read_metadata(path: str | Path) -> dict:
         What :func:`describe` returned.
 
     Raises:
+        ImportError: It is an ONNX file, and onnx is not installed.
         ValueError: The file is not one, or its metadata are malformed.
     """
     path = Path(path)
@@ -120,6 +121,8 @@ def read_metadata(path: str | Path) -> dict:
         text = _read_onnx(path) if path.suffix == ".onnx" else _read_archive(path)
         metadata = json.loads(text)
         _check(metadata)
+    except ImportError:
+        raise
     # A damaged or forged file can fail in any way.
     except Exception as error:
         raise ValueError(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcnv4_mm.cli.checks import check_checkpoint
-from dcnv4_mm.cli.configs import load_config, stop
+from dcnv4_mm.cli.configs import load_config, naming_missing, stop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -268,4 +268,5 @@ def _beside(target: Path) -> tempfile.TemporaryDirectory:
 
 
 if __name__ == "__main__":
-    main()
+    with naming_missing():
+        main()
