@@ -105,7 +105,7 @@ def read_config(name: str, options: list[str]) -> "Config":
 
 
 def _missing(error: ModuleNotFoundError) -> str:
-    """How to install a missing library."""
+    """The way to install a missing library."""
     from dcnv4_mm.integrations._hosts import HOSTS, missing_host_message
 
     # For the host of an inherited config, mmengine names the distribution, in the message only.
