@@ -234,7 +234,7 @@ DCNV4_MM_DEVICE void magnitudes_block(const Magnitudes& m, uint32_t block, uint3
     }
   });
   // Eight threads for each kind.
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     const int32_t kind = thread / 8;
     if (kind >= 2) return;
     uint32_t largest = 0;
@@ -258,7 +258,7 @@ DCNV4_MM_DEVICE void convert_block(const Conversion& c, uint32_t block,
       smaller(c.run, c.pixels - run * c.run) * static_cast<int32_t>(c.channels.value);
   const int64_t pairs =
       static_cast<int64_t>(divide(static_cast<uint32_t>(image), c.scaled)) * c.groups.value;
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     for (int32_t i = thread; i < numbers; i += c.threads) {
       int32_t channel = i;
       divide_off(&channel, c.channels);

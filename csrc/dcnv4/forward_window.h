@@ -90,7 +90,7 @@ DCNV4_MM_DEVICE void forward_alone_block(const Params& p, const Tiling& t, uint3
   constexpr int width = kWidestLoad / int(sizeof(Storage));
   static_assert(vector == 2 * width, "");
   const Tile tile = tile_of(t, block);
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     const Item item = item_of<vector>(t, tile, thread);
     if (!item.exists) return;
     const Center center = center_of(t.window, item.pair);
@@ -150,7 +150,7 @@ DCNV4_MM_DEVICE void forward_window_block(const Params& p, const Tiling& t, uint
       samples.weights[k] = forward_weights<fast>(point);
     }
   });
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     const Item item = items[thread];
     if (!item.exists) return;
     // Neighbouring threads load and store adjacent vectors.

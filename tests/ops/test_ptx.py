@@ -101,7 +101,7 @@ def test_every_kernel(operator, arch):
     wide = {
         name
         for name in names.values()
-        if re.match("backward_value_atomic_kernel .*, 4, [12]$", name)
+        if re.match(r"backward_value_atomic_kernel .*, 4, [12]\b", name)
     }
     assert wide
     assert missing == (wide if arch < 90 else set())
@@ -146,7 +146,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def run_fault():
-    interpreter = Interpreter(*build("faults", [FOLDER / "faults.cu"]))
+    interpreter = Interpreter(*build("faults", [(FOLDER / "faults.cu", "float")]))
     run = interpreter.library.run_fault
     run.restype = ctypes.c_char_p
 
