@@ -195,7 +195,7 @@ struct FixedSums {
   }
 };
 
-// The largest exponent among a thread's share of a block's numbers.
+// The largest exponent among the numbers that a thread takes of a block's.
 template <typename Storage>
 DCNV4_MM_DEVICE uint32_t largest_exponent(const Magnitudes& m, const Magnitudes::Numbers& numbers,
                                           int64_t image, int32_t group, int32_t first,

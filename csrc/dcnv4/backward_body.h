@@ -47,17 +47,17 @@ DCNV4_MM_DEVICE DottedPoints<RealOf<Storage>, count> dot_points(
   if constexpr (special != 0) {
     const Center center = center_of(t.window, pair);
     const Storage* numbers = numbers_of<special, Storage>(p, t, tile, pair);
-    Place places[count];
+    PixelOffsets pixels[count];
     for (int i = 0; i < count; ++i) {
       result.points[i] = window_point<special>(t.window, center, numbers, k + i);
-      places[i] = place_of(t.window, result.points[i]);
+      pixels[i] = pixels_of(t.window, result.points[i]);
     }
     for (int32_t v = 0; v < t.vectors; ++v) {
       float grad[vector];
       read<vector>(grad_output + v * vector, grad);
       for (int i = 0; i < count; ++i) {
         if (!result.points[i].inside) continue;
-        const auto dots = vector_dots<Storage>(corners_at(image + v * vector, places[i]), grad);
+        const auto dots = vector_dots<Storage>(corners_at(image + v * vector, pixels[i]), grad);
         for (int c = 0; c < 4; ++c) result.dots[i].corner[c] += dots.corner[c];
       }
     }
@@ -69,7 +69,7 @@ DCNV4_MM_DEVICE DottedPoints<RealOf<Storage>, count> dot_points(
     result.points[0] = point;
     if (!point.inside) return result;
     const int32_t row_pixels = static_cast<int32_t>(p.value_pitches.row / p.value_pitches.pixel);
-    const auto corners = corners_of(place_of(point, row_pixels), image, p.value_pitches.pixel,
+    const auto corners = corners_of(pixels_of(point, row_pixels), image, p.value_pitches.pixel,
                                     p.value_pitches.row);
     result.dots[0] = corner_dots<Storage, vector>(corners, grad_output, t.vectors);
   }
@@ -130,7 +130,7 @@ DCNV4_MM_DEVICE void backward_value_block(const Params& p, const Tiling& t, uint
       locate_tile<0, Storage>(
           p, t, tile, thread, first, [&](int32_t slot, const Pair& pair, Point<Real> point) {
             point.factor = sums.scaled_weight(tile.image * t.groups + pair.group, point.factor);
-            samples.places[slot] = place_of(point, static_cast<int32_t>(p.width));
+            samples.pixels[slot] = pixels_of(point, static_cast<int32_t>(p.width));
             samples.weights[slot] = adding_weights(point);
           });
     });
@@ -153,12 +153,12 @@ DCNV4_MM_DEVICE void backward_value_block(const Params& p, const Tiling& t, uint
       const int32_t slot = item.pair_index * sample_stride(t.points);
       const int32_t count = smaller(t.points, points - first);
       for (int32_t k = 0; k < count; ++k) {
-        const uint32_t place = samples.places[slot + k];
-        if (place == kOutside) continue;
-        const auto corners = corners_of(place, image, channels, p.width * channels);
+        const uint32_t pixels = samples.pixels[slot + k];
+        if (pixels == kOutside) continue;
+        const auto corners = corners_of(pixels, image, channels, p.width * channels);
         const Weights<Real> weights = samples.weights[slot + k];
         for (int c = 0; c < 4; ++c) {
-          if ((c & 1 && !(place & 1)) || (c & 2 && !(place & 2))) continue;
+          if ((c & 1 && !(pixels & 1)) || (c & 2 && !(pixels & 2))) continue;
           sums.template add<unit, units>(corners.corner[c], step, weights.corner[c], grad, finite);
         }
       }

@@ -101,13 +101,13 @@ inline bool has_window(const Params& p) {
          p.offset_mask_pitches.pixel < pitches;
 }
 
-// A sample in shared memory: four weights, and a word for its place.
+// A sample in shared memory: four weights, and a word for its pixels.
 inline int32_t sample_bytes(DType dtype) { return 4 * real_bytes(dtype) + 4; }
 
 // Samples of neighbouring items are an odd number of samples apart: no bank conflicts.
 DCNV4_MM_HOST_DEVICE int32_t sample_stride(int32_t points) { return points | 1; }
 
-// The samples of an item of the 3x3 kernels: first the weights, then the places. An odd number of
+// The samples of an item of the 3x3 kernels: first the weights, then the pixels. An odd number of
 // 16 bytes: no bank conflicts.
 DCNV4_MM_HOST_DEVICE constexpr int32_t window_samples_bytes(int32_t points) {
   return (ceil_div(points * 20, 16) | 1) * 16;
@@ -259,8 +259,9 @@ DCNV4_MM_HOST_DEVICE constexpr int points_together(int special) {
   return special == 9 ? 3 : special == 8 ? 2 : 1;
 }
 
-// For the gradient of offset_mask: a thread takes whole points. No block takes only some of a group's
-// channels, and none needs shared memory. Large blocks unless they leave multiprocessors idle.
+// For the gradient of offset_mask: a thread takes whole points. No block takes only some of a
+// group's channels, and none needs shared memory. Large blocks unless they leave multiprocessors
+// idle.
 template <int special>
 Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
   Tiling t = choose_tiling(p, vector, limits, Shared::kNothing);

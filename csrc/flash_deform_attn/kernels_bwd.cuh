@@ -11,8 +11,13 @@
 namespace dcnv4_mm::flash_deform_attn::cuda {
 namespace {
 
+// With more blocks a multiprocessor, the kernels would spill.
+template <typename Storage, typename Sampling>
+constexpr int kPointBlocks =
+    sizeof(Storage) == sizeof(double) || (kHalfFull == 3 && !Sampling::kOneImage) ? 2 : 3;
+
 template <typename Storage, int vector, typename Sampling>
-__global__ void __launch_bounds__(256, sizeof(Storage) == sizeof(double) ? 2 : 3)
+__global__ void __launch_bounds__(256, (kPointBlocks<Storage, Sampling>))
     backward_points_kernel(const __grid_constant__ typename Sampling::Params params,
                            const __grid_constant__ typename Sampling::Geometry geometry,
                            const __grid_constant__ Tiling tiling) {
@@ -21,23 +26,25 @@ __global__ void __launch_bounds__(256, sizeof(Storage) == sizeof(double) ? 2 : 3
 }
 
 template <typename Storage, int unit, int units, typename Sampling>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, sizeof(Storage) == sizeof(double) ? 3 : 4)
     backward_value_atomic_kernel(const __grid_constant__ typename Sampling::Params params,
                                  const __grid_constant__ typename Sampling::Geometry geometry,
                                  const __grid_constant__ Tiling tiling,
                                  const RealSums<RealOf<Storage>> sums) {
   DeviceTeam team;
-  backward_value_block<Storage, unit, units>(Sampling{params, geometry}, tiling, blockIdx.x, sums, team);
+  backward_value_block<Storage, unit, units>(Sampling{params, geometry}, tiling, blockIdx.x, sums,
+                                             team);
 }
 
 template <typename Storage, int units, typename Sampling>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, sizeof(Storage) == sizeof(double) ? 3 : 4)
     backward_value_fixed_kernel(const __grid_constant__ typename Sampling::Params params,
                                 const __grid_constant__ typename Sampling::Geometry geometry,
                                 const __grid_constant__ Tiling tiling,
                                 const FixedSums<RealOf<Storage>> sums) {
   DeviceTeam team;
-  backward_value_block<Storage, 1, units>(Sampling{params, geometry}, tiling, blockIdx.x, sums, team);
+  backward_value_block<Storage, 1, units>(Sampling{params, geometry}, tiling, blockIdx.x, sums,
+                                             team);
 }
 
 template <typename Storage>

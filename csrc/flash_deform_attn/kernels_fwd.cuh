@@ -11,8 +11,14 @@
 namespace dcnv4_mm::flash_deform_attn::cuda {
 namespace {
 
+// With three blocks a multiprocessor, two vectors of several cameras would spill.
 template <typename Storage, int channels, typename Sampling>
-__global__ void __launch_bounds__(256, 4)
+constexpr int kForwardBlocks =
+    kHalfFull == 3 && load_width<Storage>(channels) < channels && !Sampling::kOneImage ? 2
+                                                                                       : kHalfFull;
+
+template <typename Storage, int channels, typename Sampling>
+__global__ void __launch_bounds__(256, (kForwardBlocks<Storage, channels, Sampling>))
     forward_kernel(const __grid_constant__ typename Sampling::Params params,
                    const __grid_constant__ typename Sampling::Geometry geometry,
                    const __grid_constant__ Tiling tiling) {

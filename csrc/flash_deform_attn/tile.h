@@ -112,8 +112,8 @@ DCNV4_MM_DEVICE void write_number(const Params& p, void* numbers, int64_t index,
   write(static_cast<Storage*>(numbers) + index, number);
 }
 
-// e^number of a softmax, for which number <= 0. An error of 2^-21 is small beside the rounding of 16
-// bits, and that of a large number is none beside the largest exponential, 1.
+// e^number of a softmax, where number <= 0. An error of 2^-21 is small beside the rounding of 16
+// bits; that of a large number is small beside the largest exponential, 1.
 template <typename Storage>
 DCNV4_MM_DEVICE RealOf<Storage> exponential(RealOf<Storage> number) {
 #if defined(__CUDA_ARCH__)
