@@ -24,7 +24,7 @@ from measure import (
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure on, how long, and how much of it.
+    """Settings of a run: device, dtypes, threads and duration.
 
     Attributes:
         device: Where.
@@ -95,7 +95,7 @@ def compare(
         in_graphs: On a GPU, time the calls in CUDA graphs.
         memory: Measure the peak memory of a call instead. It changes how the process allocates.
         targets: What the ratio shall be, as ">= 5", by implementation and number of threads.
-        clock: Of calls that are not in graphs.
+        clock: Clock for calls that are not in graphs.
     """
     row: dict[str, object] = dict(case=case, measured=measured, dtype=dtype)
     counts: list[int] = [0] if settings.on_gpu else settings.threads

@@ -43,7 +43,7 @@ def spread(times: Sequence[float]) -> float:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times faster ``fast`` is: the median over the turns, each at the same load."""
+    """Speedup of ``fast`` over ``slow``: the median over the turns, each at the same load."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -181,7 +181,7 @@ def eager_microseconds(call: Call, repeats: int) -> tuple[float, float]:
 
 
 def buffer_sets(bytes_of_one: int, device: torch.device) -> int:
-    """How many sets of buffers it takes to exceed three times the L2 cache."""
+    """Number of sets of buffers that exceeds three times the L2 cache."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -205,7 +205,7 @@ def peak_bytes(call: Call, device: torch.device | str = "cpu") -> int:
 
 
 def held_bytes(call: Call) -> int:
-    """How much more memory the process holds with the result of a call than before it."""
+    """Memory of the process with the result of a call, less that before it."""
     call()
     before = _settled_bytes()
     result = call()
@@ -215,7 +215,7 @@ def held_bytes(call: Call) -> int:
 
 
 def saved_bytes(forward: Call, given: Iterable[Tensor] = ()) -> int:
-    """What autograd saves for the backward, each storage counted once, except ``given``."""
+    """Bytes that autograd saves for the backward, each storage once, except ``given``."""
     storages = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ class Table:
         folder: Where the file is, or will be.
         device: What is measured.
         kernels: What serves the operator on the device.
-        commit: Of the code that is measured.
+        commit: Commit of the code that is measured.
     """
 
     def __init__(

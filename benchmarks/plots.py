@@ -20,7 +20,7 @@ def plot(rows: list[Row], path: Path) -> Path | None:
     """Draws what the table of a benchmark shows best.
 
     Args:
-        rows: Of one benchmark, those without figures among them.
+        rows: Rows of one benchmark, also those without figures.
         path: Where the plot goes.
 
     Returns:

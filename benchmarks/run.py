@@ -63,18 +63,24 @@ def parse() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     add("--device", choices=("cuda", "cpu"), default="cuda" if on_gpu else "cpu")
     add("--dtypes", nargs="+", choices=DTYPES, help="default: float32; all but float64 on a GPU")
-    add("--threads", nargs="+", type=int, help="of the CPU")
+    add("--threads", nargs="+", type=int, help="CPU threads, each measured")
     add("--seconds", type=float, default=8.0, help="for each comparison; 0 for a dry run")
     add("--turns", type=int, help="the smallest number of turns of each comparison")
-    add("--cases", nargs="+", type=case_argument, metavar="NxHxWxGxD", help="of operators, layers")
-    add("--sizes", nargs="+", choices=("nano", "t", "s", "b", "l"), help="of networks")
+    add(
+        "--cases",
+        nargs="+",
+        type=case_argument,
+        metavar="NxHxWxGxD",
+        help="of operators and layers",
+    )
+    add("--sizes", nargs="+", choices=("nano", "t", "s", "b", "l"), help="model sizes")
     add("--image", type=int, help="rows and columns of the images")
     add("--batch", type=int, help="number of images")
     add("--methods", nargs="*", help="detectors and segmentors, such as DINO")
-    add("--implementations", nargs="+", help="of processes and convergence")
-    add("--processes", type=int, help="at most so many")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of convergence")
-    add("--epochs", type=int, default=15, help="of convergence")
+    add("--implementations", nargs="+", help="networks for processes and convergence")
+    add("--processes", type=int, help="maximum number of processes")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="for convergence")
+    add("--epochs", type=int, default=15, help="for convergence")
     add("--per-class", type=int, default=240, help="images that convergence learns from")
     add("--tiny", action="store_true", help="small cases of attention, for dry runs")
     add("--out", type=Path, default=RESULTS, help="folder for CSV files and plots")

@@ -94,5 +94,7 @@ _OTHERS = [
 
 # mmengine resolves `dcnv4_mm::mask_rcnn/...` only for the packages in its own table.
 MODULE2PACKAGE.setdefault(_SCOPE, _SCOPE)
-# By name, as the locations above. Before any host, as hosts import mmcv's operators.
+# By name, as the locations above.
+MODULE2PACKAGE.update(import_module("dcnv4_mm.integrations._hosts").fork_packages())
+# Before any host, as hosts import mmcv's operators.
 import_module("dcnv4_mm.integrations.mmcv_ext").install()

@@ -119,7 +119,7 @@ class FlashInternImagePreTrainedModel(PreTrainedModel):
         return maps
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # Of code outside transformers, modules without parameters of their own would be skipped.
+        # With custom code, transformers skips modules without parameters of their own.
         super()._initialize_weights(module, is_custom_code=False)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -67,7 +67,7 @@ def rename(text: str, namespace: str, path: Path) -> str:
 
 
 def digest() -> str:
-    """Of all sources, for a namespace that no other version has."""
+    """Checksum of all sources, for a namespace that no other version has."""
     paths = [p for name in ("csrc", "dcnv4_mm/ops") for p in (ROOT / name).rglob("*") if p.suffix]
     sources = sorted(path for path in paths if path.suffix != ".pyc")
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:10]
@@ -76,7 +76,7 @@ def digest() -> str:
 def build(work: Path, namespace: str) -> Path:
     """Compiles the kernels for a namespace; returns the folder of the libraries."""
     copy_sources(work, namespace, "csrc", *PYTHON, *BUILD)
-    # Of what was compiled for the clone, only what has the namespace is compiled again.
+    # Objects of the clone are reused; only sources with the namespace are compiled again.
     for objects in (ROOT / "build").glob("temp.*"):
         shutil.copytree(objects, work / "build" / objects.name)
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]

@@ -27,14 +27,14 @@ from mim_driver import (
 
 from dcnv4_mm.cli.configs import find_config, stop
 
-CONFIG = "fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells"
+CONFIG = "fcos_flash-internimage-2stage_fpn_1xb8-1500it_barbells"
 METRICS = {
     "mAP": "coco/bbox_mAP",
     "AP50": "coco/bbox_mAP_50",
     "AP75": "coco/bbox_mAP_75",
 }
-# Whether anything is learned; how soon the offsets are varies with seed and CPU.
-TARGETS = {"mAP": 0.05, "AP50": 0.1}
+# Below what seeds 0 to 2 reach, above what the model with fixed offsets does.
+TARGETS = {"mAP": 0.45, "AP50": 0.72}
 QUICK = (
     *("train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.logger.interval=1"),
     "default_hooks.checkpoint.interval=2",

@@ -65,14 +65,14 @@ ONE_EPOCH = (
 )
 TRIALS = {
     "offsets": Trial(
-        config="fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells",
+        config="fcos_flash-internimage-2stage_fpn_1xb8-1500it_barbells",
         data="barbells",
         metrics={"mAP": "coco/bbox_mAP"},
         target=0.03,
         minutes=10,
         baseline={
             "offsets frozen at 0": (
-                "fcos_flash-internimage-2stage-frozen-offsets_fpn_1xb8-2000it_barbells"
+                "fcos_flash-internimage-2stage-frozen-offsets_fpn_1xb8-1500it_barbells"
             )
         },
         compare="gain",

@@ -3,15 +3,14 @@
 import re
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import to_released
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.md")]
 BLOCKS = {
     f"{page.relative_to(ROOT)}:{number}": code
@@ -20,7 +19,7 @@ BLOCKS = {
         re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     )
 }
-# They need an exported file, minutes, released weights, or a place beside other configs.
+# They need an exported file, minutes, released weights, or a folder of configs.
 ELSEWHERE = {
     "docs/bev.md:0": "tests/bev/test_inferencer.py",
     "docs/bev.md:1": "tests/bev/test_inferencer.py",
@@ -127,14 +126,14 @@ def test_configs_fit(name, tmp_path):
     register_all_modules(init_default_scope=True)
     path = tmp_path / "config.py"
     path.write_text(BLOCKS[name])
-    whole, own = Config.fromfile(path), {}
+    complete, own = Config.fromfile(path), {}
     exec(BLOCKS[name], own)
     for hook in [*own.get("custom_hooks", []), *own.get("default_hooks", {}).values()]:
         HOOKS.build(hook)
     for backend in own.get("vis_backends", []):
         assert VISBACKENDS.get(backend["type"])
     with torch.device("meta"):
-        for model in filter(None, (whole.get("model"), whole.get("backbone"))):
+        for model in filter(None, (complete.get("model"), complete.get("backbone"))):
             MODELS.build(model)
 
 

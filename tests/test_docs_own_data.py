@@ -7,6 +7,7 @@ import numpy as np
 import own_data
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
@@ -16,7 +17,6 @@ from mmengine.runner import Runner
 
 import dcnv4_mm.registry  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "own_data").glob("*.md")}
 BLOCK = re.compile(r"<!-- (in|instead in) (\S+) -->\n```python\n(.*?)```", re.DOTALL)
 # (what, stem of the config) -> the block.

@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from helpers import ROOT
 
 RING_1 = ["dcnv4_mm", "dcnv4_mm.ops.functional", "dcnv4_mm.layers", "dcnv4_mm.backbones"]
 RING_1 += ["dcnv4_mm.checkpoints", "dcnv4_mm.env", "dcnv4_mm.bev.geometry"]

@@ -3,11 +3,10 @@
 import ast
 import subprocess
 import zipfile
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
     for folder in ("dcnv4_mm", "tools", "dev", "examples", "requirements", "benchmarks", "docs")

@@ -42,7 +42,7 @@ MASKS = dict(
 
 
 def make(name, task="ObjectDetection", **settings):
-    """A model by the beginning of its class's name, with these settings of its configuration."""
+    """A model by the prefix of its class name, with these settings of its configuration."""
     config = getattr(transformers, f"{name}Config")(**settings)
     return getattr(transformers, f"{name}For{task}")(config)
 

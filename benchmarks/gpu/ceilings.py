@@ -1,4 +1,4 @@
-"""What a GPU can do at most, and the least time of an operator by that."""
+"""Limits of a GPU, and the least time of an operator that follows from them."""
 
 import re
 import shutil

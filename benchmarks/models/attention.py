@@ -90,6 +90,24 @@ def _spread(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=2 / parameter.shape[1] ** 0.5)
 
 
+def _size_of(name: str, settings: Settings) -> tuple[int, int]:
+    side = settings.options.image
+    if side or name not in METHODS:
+        return (side or IMAGE,) * 2
+    return METHODS[name].small
+
+
+def _implementation(
+    model: nn.Module, forward: Callable[[], object], dtype: str, settings: Settings
+) -> Implementation:
+    def call() -> object:
+        with autocast(settings, dtype):
+            return forward()
+
+    figures = dict(parameters_millions=parameters_millions(model))
+    return Implementation(calls=[without_gradients(call)], images=1, figures=figures)
+
+
 def run(table: Table, settings: Settings) -> None:
     """The forward of one image, with either attention."""
     wanted = settings.options.methods
@@ -104,8 +122,8 @@ def run(table: Table, settings: Settings) -> None:
             for module in model.modules():
                 if type(module).__module__ == "dcnv4_mm.integrations._mmcv":
                     module.__class__ = type(module).__mro__[1]
-        forward = forward_of(method, model, make_batch(method, model, size_of(name), 1))
-        return implementation(model, forward, dtype)
+        forward = forward_of(method, model, make_batch(method, model, _size_of(name, settings), 1))
+        return _implementation(model, forward, dtype, settings)
 
     def build(name: str, dtype: str, swapped: bool) -> Implementation:
         torch.manual_seed(0)
@@ -115,24 +133,8 @@ def run(table: Table, settings: Settings) -> None:
         if swapped and not swap_deformable_attention(model):
             raise AssertionError(f"{name} has no attention to swap")
         arguments = {key: value.to(settings.device) for key, value in arguments.items()}
-        images = torch.rand(1, 3, *size_of(name), device=settings.device)
-        return implementation(model, lambda: model(images, **arguments), dtype)
-
-    def implementation(
-        model: nn.Module, forward: Callable[[], object], dtype: str
-    ) -> Implementation:
-        def call() -> object:
-            with autocast(settings, dtype):
-                return forward()
-
-        figures = dict(parameters_millions=parameters_millions(model))
-        return Implementation(calls=[without_gradients(call)], images=1, figures=figures)
-
-    def size_of(name: str) -> tuple[int, int]:
-        side = settings.options.image
-        if side or name not in METHODS:
-            return (side or IMAGE,) * 2
-        return METHODS[name].small
+        images = torch.rand(1, 3, *_size_of(name, settings), device=settings.device)
+        return _implementation(model, lambda: model(images, **arguments), dtype, settings)
 
     builders: dict[str, Callable[..., Implementation]] = {}
     for name in ("DINO", "Mask2Former"):
@@ -145,7 +147,7 @@ def run(table: Table, settings: Settings) -> None:
     for name, dtype in product(builders, settings.dtypes):
         if wanted is not None and name not in wanted:
             continue
-        height, width = size_of(name)
+        height, width = _size_of(name, settings)
         label = f"{name} FlashInternImage-T" if name in METHODS else name
         compare(
             table,

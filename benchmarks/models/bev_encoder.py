@@ -42,7 +42,7 @@ FUSED, LISTS, PLAIN = "bev_cross_attn", "lists of hits", "plain path"
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 IMAGE_SIZE = (640, 1600)
 STRIDES = (8, 16, 32, 64)
-# Of nuScenes' six cameras: yaw in degrees, focal length in pixels.
+# nuScenes' six cameras: yaw in degrees, focal length in pixels.
 CAMERAS = ((0, 1266), (-56.5, 1260), (55.5, 1272), (180, 809), (108.5, 1256), (-110.5, 1259))
 
 
@@ -73,7 +73,7 @@ def make_encoder(num_layers: int = 1) -> BEVEncoder:
 
 
 def make_inputs(shrink: int = 1) -> dict[str, object]:
-    """What an encoder takes for one sample; ``shrink`` divides the size of the images."""
+    """Inputs of an encoder for one sample; ``shrink`` divides the size of the images."""
     sides = [side // shrink for side in IMAGE_SIZE]
     shapes = [(math.ceil(sides[0] / s), math.ceil(sides[1] / s)) for s in STRIDES]
     return dict(

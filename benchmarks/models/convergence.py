@@ -1,4 +1,4 @@
-"""How fast one small network learns with different operators.
+"""Learning curves of one small network with different operators.
 
 FlashInternImage-nano learns the generated mini ImageNet: as it is, with the softmax over the masks
 that DCNv4 removed, with DCNv3, with attention over all pixels and with convolutions, all with as

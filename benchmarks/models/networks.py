@@ -38,7 +38,7 @@ class Method:
 
     Attributes:
         host: Package that it is of.
-        config: Of ours, relative to ``configs``, without the size.
+        config: Our config, relative to ``configs``, without the size.
         size: Rows and columns of an image at the paper's scale, by size of model.
         small: The same where there is no GPU.
         fps: The paper's, on an A100 in float32 and float16, by family and size.
@@ -130,7 +130,7 @@ def _need(package: str) -> None:
 
 
 def backbone_config(family: str, size: str, hosts: tuple[str, ...]) -> dict:
-    """What a registry builds; the class is that of the first host that has it."""
+    """Config of a backbone, whose class is that of the first host that has it."""
     if family in INTERNIMAGES:
         return dict(type="dcnv4_mm.FlashInternImage", arch=size, core_op=INTERNIMAGES[family])
     if family == "ConvNeXt":

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every process needs to know."""
+    """Settings that every process receives."""
 
     device: str
     processes: int
@@ -90,7 +90,7 @@ def interleaved_groups(
 
 
 def work(rank: int, job: Job, rendezvous: str, table: Table | None) -> None:
-    """What each process does; the first has the table."""
+    """Main function of each process; the first has the table."""
     on_gpu = job.device == "cuda"
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     if on_gpu:

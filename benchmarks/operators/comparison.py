@@ -1,4 +1,4 @@
-"""What the comparisons of all operators have in common, on a CPU and on a GPU."""
+"""Common code of the comparisons of operators, on a CPU and on a GPU."""
 
 import itertools
 from collections.abc import Callable, Sequence

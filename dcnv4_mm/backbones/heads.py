@@ -1,4 +1,4 @@
-"""What makes classifiers of the backbone."""
+"""Classification heads of the backbone."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ class ClassificationHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The classifier's, as in the originals."""
+        """Initializes the linear classifier as the originals do."""
         nn.init.trunc_normal_(self.fc.weight, std=0.02)
         nn.init.zeros_(self.fc.bias)
 
@@ -66,7 +66,7 @@ class AttentionPooling(nn.Module):
 
 
 class AttentionPoolingHead(nn.Module):
-    """InternImage-H's: the last stage, doubled in size, and the one before it, pooled together."""
+    """Head of InternImage-H: pools the last two stages together, the last one upsampled."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class AttentionPoolingHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The classifier's, as in the originals."""
+        """Initializes the linear classifier as the originals do."""
         nn.init.trunc_normal_(self.fc.weight, std=0.02)
         nn.init.zeros_(self.fc.bias)
 

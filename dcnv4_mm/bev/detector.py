@@ -115,11 +115,11 @@ class BEVFormerV2(Base3DDetector):
         """Feature maps of the images of one frame.
 
         Args:
-            images: (B, N, 3, H, W), normalised and padded.
+            images: (batch, num_cameras, 3, H, W), normalised and padded.
             metas: Metainfo of the samples.
 
         Returns:
-            Levels (B, N, C, h, w), the finest first, not mirrored.
+            Levels (batch, num_cameras, channels, h, w), the finest first, not mirrored.
         """
         images = self.grid_mask(images)
         flipped = [bool(meta.get("flip")) for meta in metas]
@@ -155,8 +155,9 @@ class BEVFormerV2(Base3DDetector):
             geometry: Their matrices on the device; copied from ``metas`` by default.
 
         Returns:
-            BEV features (B, T, Q, C), which of the frames exist (B, T), and the feature maps of
-            the current frame; none of the maps where BEV features are cached instead.
+            BEV features (batch, num_frames, num_queries, embed_dims), which of the frames exist
+            (batch, num_frames), and the feature maps of the current frame; no maps where BEV
+            features are cached instead.
         """
         frames = _check(images, metas)
         images = images.unflatten(1, (len(frames), -1))
@@ -231,7 +232,7 @@ class BEVFormerV2(Base3DDetector):
         return self.temporal_alignment == "warp" and not self.pts_bbox_head.num_proposal_queries
 
     def _key(self, meta: dict, frame: int, images: Tensor) -> tuple | None:
-        """What the features of a frame depend on beside the weights; ``None`` for not known."""
+        """Key of a frame's features in the cache; ``None`` if the frame has no token."""
         tokens = meta.get("frame_tokens")
         if not tokens or not self.cache.capacity:
             return None
@@ -285,7 +286,7 @@ class BEVFormerV2(Base3DDetector):
     def _mono_loss(
         self, features: Sequence[Tensor], samples: Sequence[Det3DDataSample], intrinsics: Tensor
     ) -> dict[str, Tensor]:
-        """The perspective losses of all images with objects; ``intrinsics`` (B, N, 3, 3)."""
+        """The perspective losses of all images with objects."""
         chosen, imgs = [], []
         for index, sample in enumerate(samples):
             objects = sample.gt_mono_instances

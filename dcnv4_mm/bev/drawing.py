@@ -141,7 +141,7 @@ def draw_bev(
 
     Args:
         objects: ``bboxes_3d`` in the LiDAR frame and ``labels_3d``; the heading is a line from the
-            centre to the front, the velocity an arrow as long as one second's way.
+            centre to the front, the velocity an arrow to the position in one second.
         ground_truth: The same, drawn in magenta.
         reach: Metres from the middle to the border.
         size: Side of the image in pixels.
@@ -172,7 +172,7 @@ def draw_bev(
     for instances, color in ((ground_truth, _TRUTH), (objects, None)):
         if instances is None:
             continue
-        boxes, labels = instances.bboxes_3d, _numbers(instances.labels_3d)
+        boxes, labels = instances.bboxes_3d, _to_list(instances.labels_3d)
         # Bottom corners in order around the box.
         outlines = boxes.corners[:, [0, 3, 7, 4], :2].double().numpy()
         centers, ahead = boxes.gravity_center[:, :2].double().numpy(), _velocities(boxes)
@@ -266,14 +266,14 @@ def _cell(
     """One camera with its boxes and name."""
     view = view.resized(_CELL_WIDTH)
     if ground_truth is not None:
-        labels = _numbers(ground_truth.labels_3d)
+        labels = _to_list(ground_truth.labels_3d)
         image = draw_boxes(view, ground_truth.bboxes_3d, labels, color=_TRUTH, thickness=1)
         view = CameraView(view.name, image, view.lidar_to_image)
     if objects is not None:
-        labels = _numbers(objects.labels_3d)
+        labels = _to_list(objects.labels_3d)
         captions = [class_names[label] for label in labels]
         if "scores_3d" in objects:
-            scores = _numbers(objects.scores_3d)
+            scores = _to_list(objects.scores_3d)
             captions = [f"{name} {s:.2f}" for name, s in zip(captions, scores, strict=True)]
         image = draw_boxes(view, objects.bboxes_3d, labels, captions=captions)
         view = CameraView(view.name, image, view.lidar_to_image)
@@ -378,7 +378,7 @@ def _velocities(boxes: LiDARInstance3DBoxes) -> np.ndarray:
     return np.nan_to_num(values) if values.shape[1] == 2 else np.zeros((len(boxes), 2))
 
 
-def _numbers(values: Tensor | np.ndarray | Sequence) -> list:
+def _to_list(values: Tensor | np.ndarray | Sequence) -> list:
     return np.asarray(values).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Geometry of BEVFormerV2: cameras, ego-motion, the BEV grid, rotations and boxes. torch alone.
+"""Geometry of BEVFormerV2: cameras, ego-motion, the BEV grid, rotations and boxes.
 
 The axes: LiDAR x right, y forward, z up; camera x right, y down, z forward; the BEV grid's columns
 run along LiDAR x, its rows along LiDAR y. Whatever the autocast and TF32 settings, projections are

@@ -19,9 +19,9 @@ class SampleGeometry:
         lidar_to_image: From the current LiDAR frame to pixels, (B, T, N, 4, 4).
         own_lidar_to_image: From each frame's own LiDAR frame to pixels, (B, T, N, 4, 4).
         lidar_to_current: From the LiDAR frame of each frame to the current one, (B, T, 4, 4).
-        intrinsics: Of the current frame's cameras, (B, N, 3, 3).
+        intrinsics: Intrinsics of the current frame's cameras, (batch, num_cameras, 3, 3).
         bev_augmentation: The transform applied to the objects, (B, 3, 3), or ``None``.
-        is_current: Which of the frames is the current one, T on the host.
+        is_current: Which of the frames is the current one, T bools on the CPU.
     """
 
     valid: Tensor

@@ -29,7 +29,7 @@ def check_checkpoint(path: str | Path) -> None:
 
 def check_data(cfg: "Config", *phases: str) -> None:
     """Stops if a dataset that a phase ("train", "val", "test") reads is missing."""
-    from dcnv4_mm.integrations.data_checks.of_config import dataset_configs
+    from dcnv4_mm.integrations.data_checks.configs import dataset_configs
 
     for phase in phases:
         loader = cfg.get(f"{phase}_dataloader")

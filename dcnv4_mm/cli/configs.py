@@ -90,10 +90,12 @@ def read_config(name: str, options: list[str]) -> "Config":
 
 
 def _missing(error: ModuleNotFoundError) -> str:
-    """How to install a missing library."""
+    """The way to install a missing library."""
     from dcnv4_mm.integrations._hosts import HOSTS, missing_host_message
 
-    name = (error.name or "").split(".")[0]
+    # For the host of an inherited config, mmengine names the distribution, in the message only.
+    name = (error.name or str(error)).partition(" ")[0].partition(".")[0]
+    name = next((host for host, (names, _) in HOSTS.items() if name in names), name)
     what = missing_host_message(name) if name in HOSTS else f"{name} is not installed"
     return f"{what} ({ENV_HINT})"
 

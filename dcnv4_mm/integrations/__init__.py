@@ -75,7 +75,7 @@ def is_swapped(model: nn.Module) -> bool:
     """Whether any module of a model is one that :func:`swap_deformable_attention` has changed."""
     mmcv = _import_mmcv()
     return any(
-        _transformers.is_swapped(m) or (mmcv and isinstance(m, mmcv.DeformableAttention))
+        _transformers.is_swapped_layer(m) or (mmcv and isinstance(m, mmcv.DeformableAttention))
         for m in model.modules()
     )
 

@@ -12,6 +12,7 @@ __all__ = [
     "compiled_mmcv_problem",
     "compiled_mmcv_spec",
     "find_problems",
+    "fork_packages",
     "installed_version",
     "missing_host_message",
     "torchvision_problem",
@@ -35,6 +36,19 @@ def installed_version(host: str) -> str | None:
     """Version of an installed host, or ``None``; the host is not imported."""
     versions = (_version(distribution) for distribution in HOSTS[host][0])
     return next((version for version in versions if version is not None), None)
+
+
+def fork_packages() -> dict[str, str]:
+    """Hosts whose distribution and import name differ, if they are installed as a fork.
+
+    mmengine reads configs such as ``mmseg::...`` from the distribution that its table
+    ``MODULE2PACKAGE`` names, and from a module of that name if there is no such distribution.
+    """
+    return {
+        host: host
+        for host, ((official, *forks), _) in HOSTS.items()
+        if official != host and _version(official) is None and any(map(_version, forks))
+    }
 
 
 def missing_host_message(host: str) -> str:

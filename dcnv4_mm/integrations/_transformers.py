@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dcnv4_mm.layers._torchscript import refuse_script
 from dcnv4_mm.ops.functional import ms_deform_attn
 
-__all__ = ["find_replacements", "is_swapped"]
+__all__ = ["find_replacements", "is_swapped_layer"]
 
 # The second holds the code of models on the Hub (trust_remote_code).
 _PACKAGES = ("transformers", "transformers_modules")
@@ -124,7 +124,7 @@ class _WithOurFunction(nn.Module):
         return _empty, (type(self).__mro__[2],), *state
 
 
-def is_swapped(module: nn.Module) -> bool:
+def is_swapped_layer(module: nn.Module) -> bool:
     """Whether a module, without its children, is one that swapping has changed."""
     return isinstance(module, (Attention, _WithOurFunction)) or any(
         value is function for value in vars(module).values() for function in _FUNCTIONS.values()
@@ -143,7 +143,7 @@ def find_replacements(model: nn.Module) -> list[Callable[[], None]]:
     """
     replacements = []
     for layer in filter(_is_attention_layer, model.modules()):
-        if any(map(is_swapped, (layer, *layer.children()))):
+        if any(map(is_swapped_layer, (layer, *layer.children()))):
             continue
         found = next(_replacements(layer), None)
         if found is None:

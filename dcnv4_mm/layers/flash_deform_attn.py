@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention as a layer: queries predict where they look, and how much."""
+"""Multi-scale deformable attention as a layer: queries predict sampling locations and weights."""
 
 import math
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class FlashDeformAttn(nn.Module):
     the query's reference point, and sums the samples by learned weights.
 
     Args:
-        embed_dims: Channels C of queries, values and output, a multiple of ``num_heads``.
-        num_levels: Number of feature maps L.
-        num_heads: Number of heads G.
-        num_points: Number of points per head and level P.
+        embed_dims: Channels of queries, values and output, a multiple of ``num_heads``.
+        num_levels: Number of feature maps.
+        num_heads: Number of heads.
+        num_points: Number of points per head and level.
         half_precision_locations: Rounds sampling locations to float16, as the original always
             does. That moves points by up to a quarter of a thousandth of the map's size; it is
             there to reproduce the original's outputs.
@@ -40,7 +40,7 @@ class FlashDeformAttn(nn.Module):
     Source:
         Zhu et al., "Deformable DETR", ICLR 2021, section 4.1 and appendix A.3; the softmax is part
         of the operator as in Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section
-        3.2. Other than there, locations keep their precision unless asked for.
+        3.2. Other than there, locations keep their precision by default.
 
     Example:
         >>> layer = FlashDeformAttn(64, num_levels=2)
@@ -88,7 +88,7 @@ class FlashDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Head g looks in direction g of a full turn, point p at p + 1 pixels, all alike."""
+        """Offsets point in one direction per head, by as many pixels as the point's number."""
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
@@ -117,15 +117,16 @@ class FlashDeformAttn(nn.Module):
         """Applies the layer.
 
         Args:
-            query: (N, Q, C).
-            reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (center x,
-                center y, width, height). In units of the image, 0 to 1.
-            value: (N, S, C), the pixels of all levels one after the other, S = sum(H_l * W_l).
-            spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor.
-            padding_mask: (N, S) bool, True where ``value`` is padding and counts as 0.
+            query: (batch, num_queries, embed_dims).
+            reference_points: (batch, num_queries, num_levels, 2), points (x, y); or (batch,
+                num_queries, num_levels, 4), boxes (center x, center y, width, height). In units of
+                the image, 0 to 1.
+            value: (batch, num_keys, embed_dims), the pixels of all levels one after the other.
+            spatial_shapes: (H, W) for every level, or a (num_levels, 2) integer tensor.
+            padding_mask: (batch, num_keys) bool, True where ``value`` is padding and counts as 0.
 
         Returns:
-            (N, Q, C).
+            (batch, num_queries, embed_dims).
 
         Raises:
             ValueError: A shape does not fit the layer or another one.

@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 from dcnv4_mm.ops._extension import load_library
 
-__all__ = ["check_dense", "check_floating", "kernels_check"]
+__all__ = ["check_dense", "check_floating", "checked_by_kernels"]
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -27,7 +27,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}")
 
 
-def kernels_check(*tensors: Tensor) -> bool:
+def checked_by_kernels(*tensors: Tensor) -> bool:
     """Whether a call with these tensors goes to compiled kernels, which check all of it.
 
     Checks before the call, which cost more time than a kernel takes on a small tensor, are then

@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 
 
 def library_path(name: str) -> Path:
-    """Where a library of the package is, if it is part of this installation."""
+    """Path of a library of the package, if it is part of this installation."""
     return _FOLDER / f"libdcnv4_mm_{name}.so"
 
 

@@ -58,7 +58,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, released code. Other than there,
-        depths are asked of the backbone, wherever in the model it is.
+        depths are read from the backbone, wherever in the model it is.
 
     Example:
         >>> optim_wrapper = dict(
@@ -89,7 +89,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if unknown := sorted(set(self.paramwise_cfg) - set(_DEFAULTS)):
             raise ValueError(
                 f"paramwise_cfg has the unknown options {unknown}; known are {sorted(_DEFAULTS)}. "
-                "The number of layers is asked of the backbone"
+                "The number of layers is read from the backbone"
             )
         self.paramwise_cfg = {**_DEFAULTS, **self.paramwise_cfg}
         if not 0 < (rate := self.paramwise_cfg["layer_decay_rate"]) <= 1:

@@ -208,6 +208,6 @@ def test_parameters_are_reset():
     again.reset_parameters()
     for (name, new), old in zip(again.named_parameters(), network.parameters(), strict=True):
         assert new.isfinite().all(), name
-        # Of weights at random the spread, which tells PyTorch's own start from ours.
+        # The spread of random weights, which tells PyTorch's own initialization from ours.
         spread = old.detach().std(correction=0).item()
         assert new.detach().std(correction=0).item() == pytest.approx(spread, rel=0.5), name

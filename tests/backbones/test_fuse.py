@@ -130,7 +130,7 @@ def test_state_dicts_do_not_mix(variant, strict):
         with pytest.raises(RuntimeError, match=r"fuse\(\)"):
             model.load_state_dict(other.state_dict(), strict=strict)
         model.load_state_dict(copy.deepcopy(model).state_dict())
-        # Of another part of a model.
+        # Keys of another part of a model.
         model.load_state_dict({"1.weight": torch.ones(1)}, strict=False)
 
 

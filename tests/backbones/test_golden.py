@@ -103,7 +103,7 @@ def test_classifier(size, dtype, tolerance):
 )
 @torch.inference_mode()
 def test_swapped_tensors_are_noticed(backbone, released, one, other):
-    """Two tensors of one shape in each other's place fit, but give other maps."""
+    """Two tensors of one shape exchanged for each other fit, but give other maps."""
     assert released[one].shape == released[other].shape
     load_released(backbone, {**released, one: released[other], other: released[one]})
     assert max(errors(backbone(images(*SIZES[0])), SIZES[0])) > 1e-3

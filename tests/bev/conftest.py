@@ -1,11 +1,7 @@
 """A synthetic nuScenes with its info files, made once as a user would make it."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 SIZE = (400, 225)
 
@@ -14,13 +10,9 @@ SIZE = (400, 225)
 def nuscenes_root(tmp_path_factory):
     """Two scenes of six keyframes, one to train on and one to evaluate on."""
     root = tmp_path_factory.mktemp("nuscenes") / "set"
-    # The tool needs the package under test, wherever it was imported from.
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     tool = ROOT / "dev" / "generators" / "synthetic_nuscenes.py"
     options = ("--train=1", "--val=1", "--keyframes=6", f"--size={SIZE[0]}x{SIZE[1]}")
-    command = [sys.executable, tool, root, *options]
-    result = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert result.returncode == 0, result.stderr
+    run_python(tool, root, *options, cwd=root.parent)
     return root
 
 

@@ -99,3 +99,11 @@ def images(batch=1, frames=3, seed=0):
 
 def losses_of(detector, imgs, samples):
     return detector.loss(dict(imgs=imgs), samples)
+
+
+def assert_all_have_gradients(module):
+    """Finite ones, whether or not they are zero."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name

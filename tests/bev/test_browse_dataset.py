@@ -1,12 +1,8 @@
 """browse_dataset.py on samples of several cameras and frames."""
 
-import os
-import subprocess
-import sys
-
 import cv2
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 
@@ -18,14 +14,7 @@ CONFIG = "bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d"
 def test_boxes_in_the_cameras_and_from_above(nuscenes_root, tmp_path):
     option = f"train_dataloader.dataset.data_root={nuscenes_root}/"
     arguments = (CONFIG, "--count", "2", "--cfg-options", option)
-    result = subprocess.run(
-        [sys.executable, ROOT / "tools" / "analysis_tools" / "browse_dataset.py", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_python(ROOT / "tools/analysis_tools/browse_dataset.py", *arguments, cwd=tmp_path)
     for index in range(2):
         img = cv2.imread(str(tmp_path / "browsed" / f"{index:05}.jpg"))
         # Three cameras of 640 pixels in a row, and the bird's-eye view beside them.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
+from bev.small_detector import assert_all_have_gradients
 from mmengine.structures import InstanceData
 
 from dcnv4_mm.bev.geometry import allocentric_to_egocentric, quaternion_to_matrix, unproject
@@ -55,7 +56,7 @@ def img(count=1, **changes):
 
 
 def test_canonical_sizes_follow_the_alphabet():
-    """A car is 1.74 m high, and has the fourth place."""
+    """A car is 1.74 m high, and is the fourth class."""
     assert list(CANONICAL_WLH) == sorted(CANONICAL_WLH)
     assert CANONICAL_WLH["car"][2] == pytest.approx(1.74, abs=0.01)
     # A bus is longer than high than wide.
@@ -99,11 +100,11 @@ def test_depth_does_not_depend_on_the_resize(head, scale):
         inverse = torch.linalg.inv(shrink @ INTRINSICS)[None]
         return head._decode(parts, labels, points * factor, inverse)
 
-    whole, resized = decode(1.0), decode(scale)
-    torch.testing.assert_close(resized.depth, whole.depth * scale)
-    torch.testing.assert_close(resized.quat, whole.quat)
+    original, resized = decode(1.0), decode(scale)
+    torch.testing.assert_close(resized.depth, original.depth * scale)
+    torch.testing.assert_close(resized.quat, original.quat)
     # 12 / (500 * sqrt(2) / 200)
-    assert whole.depth.item() == pytest.approx(12 / (500 * 2**0.5 / 200), rel=1e-5)
+    assert original.depth.item() == pytest.approx(12 / (500 * 2**0.5 / 200), rel=1e-5)
 
 
 def test_centerness():
@@ -162,9 +163,7 @@ def test_every_parameter_gets_a_finite_gradient(head, objects):
     losses = head.loss(features(), [objects])
     assert len(losses) == 10
     sum(losses.values()).backward()
-    for name, parameter in head.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+    assert_all_have_gradients(head)
 
 
 def test_unknown_speeds_and_attributes_cost_nothing(head):

@@ -1,9 +1,5 @@
 """The detector: frames, modes, flips, batches, gradients, autocast; with small parts."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +8,16 @@ from torch import nn
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from bev.small_detector import CHANNELS, SIZE, build, images, losses_of, sample
+from bev.small_detector import (
+    CHANNELS,
+    SIZE,
+    assert_all_have_gradients,
+    build,
+    images,
+    losses_of,
+    sample,
+)
+from helpers import run_python
 
 from dcnv4_mm.bev.feature_cache import FeatureCache, useful_capacity
 from dcnv4_mm.bev.layers.grid_mask import GridMask
@@ -50,10 +55,7 @@ def test_every_parameter_gets_a_gradient(detector):
         losses = losses_of(detector, images(), [case])
         assert all(loss.isfinite() for loss in losses.values())
         sum(losses.values()).backward()
-        for name, parameter in detector.named_parameters():
-            if parameter.requires_grad:
-                assert parameter.grad is not None, name
-                assert parameter.grad.isfinite().all(), name
+        assert_all_have_gradients(detector)
 
 
 def test_images_without_objects_cost_nothing(detector):
@@ -259,10 +261,8 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     """One at a scene's end, the other without objects in its images."""
     from bev import distributed_detector
 
-    script = Path(distributed_detector.__file__)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    result = subprocess.run([*torchrun, script, tmp_path], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    run_python(*torchrun, distributed_detector.__file__, tmp_path, cwd=tmp_path)
     expected = distributed_detector.gradients(
         distributed_detector.make_detector(), *distributed_detector.make_batch()
     )

@@ -22,7 +22,7 @@ FLIPS = [(False, False), (True, False), (False, True), (True, True)]
 
 
 def camera(height=640, width=1600, focal=1260.0):
-    """A camera at the LiDAR's place that looks forward: x right, y down, z forward."""
+    """A camera at the LiDAR's position that faces forward: x right, y down, z forward."""
     axes = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     intrinsics = torch.eye(4)
     intrinsics[0, 0] = intrinsics[1, 1] = focal
@@ -65,7 +65,7 @@ def test_projection_by_hand():
 
 @pytest.mark.parametrize("padded", [(544, 1376), (640, 1600)])
 def test_positions_are_fractions_of_the_padded_image(padded):
-    """The feature cell under a known point, for a image that needed padding."""
+    """The feature cell under a known point, for an image that needed padding."""
     scale, stride = 544 / 640, 16
     shrink = torch.diag(torch.tensor([scale, scale, 1.0, 1.0]))
     point = torch.tensor([[3.0, 12.0, -1.0]])

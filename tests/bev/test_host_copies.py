@@ -80,9 +80,9 @@ def test_predicting_waits_for_nothing(alignment):
 
     assert counted(predict) == Counter()
     with torch.no_grad():
-        whole = counted(lambda: detector.predict(dict(imgs=pixels), samples))
+        complete = counted(lambda: detector.predict(dict(imgs=pixels), samples))
     # How many boxes of each sample lie in the range.
-    assert whole == Counter(nonzero=2)
+    assert complete == Counter(nonzero=2)
 
 
 def test_a_training_step_waits_ten_times_at_most():

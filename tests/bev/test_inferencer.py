@@ -73,7 +73,7 @@ def expected(checkpoint, nuscenes_root):
 
 
 def test_boxes_of_several_samples(inferencer, expected, tmp_path):
-    """In the order in which they are asked for; with a image of each."""
+    """In the requested order; with an image of each."""
     indexes = [4, 0, 2]
     result = inferencer(indexes, out_dir=tmp_path / "new" / "found")
     assert result["visualization"] is None
@@ -331,14 +331,14 @@ def demo(monkeypatch, capsys, nuscenes_root):
 
 def test_the_demo_draws_what_there_is_and_what_is_found(demo, checkpoint, inferencer, tmp_path):
     truth, found = tmp_path / "truth.png", tmp_path / "found.png"
-    said = demo("--ground-truth", "--index=2", "--out", truth)
+    printed = demo("--ground-truth", "--index=2", "--out", truth)
     instances = inferencer.dataset.get_data_info(2)["instances"]
     # One of a class that the model does not know, and one without points.
     known = [i for i in instances if i["bbox_3d_isvalid"] and i["bbox_label_3d"] >= 0]
-    assert f"{truth}: {len(known)} boxes" in said
-    said = demo(checkpoint, "--index=2", "--score=0", "--out", found)
+    assert f"{truth}: {len(known)} boxes" in printed
+    printed = demo(checkpoint, "--index=2", "--score=0", "--out", found)
     result = inferencer(2, return_vis=True, pred_score_thr=0)
-    assert f"{found}: {len(result['predictions'][0]['scores_3d'])} boxes" in said
+    assert f"{found}: {len(result['predictions'][0]['scores_3d'])} boxes" in printed
     assert np.array_equal(cv2.imread(str(found)), result["visualization"][0])
     assert not np.array_equal(cv2.imread(str(truth)), result["visualization"][0])
 

@@ -32,7 +32,7 @@ def test_names_and_shapes(stem):
 
 @pytest.mark.parametrize("stem", MANIFESTS)
 def test_a_released_file_fills_the_model_and_comes_back(stem):
-    """Every tensor reaches its own place; only the last box layers are rearranged, and back."""
+    """Every tensor reaches its own parameter; only the last box layers are rearranged, and back."""
     released = {
         name: torch.full((10, *[1] * (len(shape) - 1)), float(index))
         if ".4." in name and "reg_branches" in name

@@ -8,7 +8,13 @@ pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
 from bev.samples import RANGE
-from bev.small_detector import build, images, losses_of, sample
+from bev.small_detector import (
+    assert_all_have_gradients,
+    build,
+    images,
+    losses_of,
+    sample,
+)
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
@@ -68,8 +74,8 @@ def test_proposals_lie_where_the_objects_are(detector, monkeypatch, augmentation
     sees_the_car(detector, monkeypatch, meta)
     features = detector.eval().extract_feat(images(frames=1), [meta])
     proposals = detector._proposals(features, [meta])
-    place = torch.tensor([2.0, 12] if augmentation is None else [-12.0, 2])
-    torch.testing.assert_close(proposals[0, 0, :2].float(), place / 102.4 + 0.5)
+    center = torch.tensor([2.0, 12] if augmentation is None else [-12.0, 2])
+    torch.testing.assert_close(proposals[0, 0, :2].float(), center / 102.4 + 0.5)
     assert proposals[0, 0, 2].item() == pytest.approx(0.5)
     assert proposals[0, 1:].isnan().all()
 
@@ -93,7 +99,7 @@ def test_queries_start_at_their_proposals(detector):
     assert head.eval()(bevs, valid, 0, proposals)[0].shape == (2, 1, 6 + PROPOSALS, 10)
 
 
-def test_the_places_of_proposals_count_from_the_first_step_on(detector):
+def test_the_centers_of_proposals_count_from_the_first_step_on(detector):
     """The start is the learned positions alone; what is learned beside them has a gradient."""
     queries = detector.pts_bbox_head.proposal_queries
     somewhere = torch.rand(1, PROPOSALS, 3)
@@ -109,10 +115,7 @@ def test_every_parameter_gets_a_gradient(detector, monkeypatch, threshold):
     monkeypatch.setattr("dcnv4_mm.bev.heads.dd3d_head._MIN_SCORE", threshold)
     losses = losses_of(detector, images(frames=1), [single()])
     sum(losses.values()).backward()
-    for name, parameter in detector.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    assert_all_have_gradients(detector)
     norm = detector.fcos3d_bbox_head.fcos2d_head.cls_tower[0].norm[0]
     assert norm.num_batches_tracked == 1
     assert detector.fcos3d_bbox_head.training

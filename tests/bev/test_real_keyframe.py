@@ -3,8 +3,7 @@
 Its licence keeps it out of the repository: it is to be put or linked into data/nuscenes_demo.
 """
 
-import subprocess
-import sys
+import re
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 pytestmark = pytest.mark.mmdet3d
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from helpers import ROOT
+from helpers import ROOT, run_python
 from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.utils import register_all_modules
 from mmengine.config import Config
@@ -27,7 +26,7 @@ SMALL = CONFIG.with_name("bevformerv2_r18_fpn_1xb2-120e-bi3_synthetic-nus-3d.py"
 
 @pytest.fixture(scope="module")
 def options():
-    """What differs from a whole dataset: stock infos of one sample, and no folders."""
+    """What differs from a complete dataset: stock infos of one sample, and no folders."""
     register_all_modules(init_default_scope=True)
     found = sorted(FOLDER.glob("*.pkl"))
     if not found:
@@ -98,10 +97,8 @@ def test_the_demo_draws_it(options, tmp_path, drawn):
         arguments = [checkpoint, "--score=0"]
     tool = ROOT / "tools" / "visualization" / "bev_demo.py"
     pairs = [f"{key}={value}" for key, value in options.items()]
-    command = [sys.executable, tool, SMALL, *arguments, "--out", img, "--cfg-options", *pairs]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    count = int(result.stdout.strip().split()[-2])
+    command = (tool, SMALL, *arguments, "--out", img, "--cfg-options", *pairs)
+    count = int(re.search(r": (\d+) boxes", run_python(*command, cwd=tmp_path))[1])
     assert count == (65 if drawn == "objects" else 300)
     # Three images of 96 x 240 beside each other, twice, and a square map.
     assert cv2.imread(str(img)).shape[1] > 4 * 640

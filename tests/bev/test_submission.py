@@ -1,18 +1,15 @@
 """From raw nuScenes folders to a submission of the test set, by the commands of docs/bev.md."""
 
-import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 pytestmark = [pytest.mark.mmdet3d, pytest.mark.slow]
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed")
-from helpers import ROOT
+from helpers import ROOT, run_python
 from nuscenes import NuScenes
 from nuscenes.eval.common.loaders import load_prediction
 from nuscenes.eval.detection.data_classes import DetectionBox
@@ -57,13 +54,10 @@ def test_the_commands_of_the_page(raw):
     page = (ROOT / "docs" / "bev.md").read_text()
     (block,) = re.findall(r"<!-- submission -->\n```bash\n(.*?)```", page, re.DOTALL)
     names = {"CONFIG": "config.py", "CHECKPOINT": "work_dirs/trainval/epoch_1.pth"}
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for line in block.replace("\\\n", " ").splitlines():
         python, tool, *arguments = (names.get(word, word) for word in shlex.split(line))
         assert python == "python"
-        command = [sys.executable, ROOT / tool, *arguments]
-        result = subprocess.run(command, cwd=raw, env=env, capture_output=True, text=True)
-        assert result.returncode == 0, line + result.stdout[-3000:] + result.stderr[-3000:]
+        run_python(ROOT / tool, *arguments, cwd=raw)
     written = re.search(r"`(work_dirs/submission/\S+\.json)`", page)[1]
     # The devkit's own reader checks the fields of every box and the number of boxes.
     boxes, meta = load_prediction(str(raw / written), 500, DetectionBox)

@@ -71,9 +71,9 @@ def run(folder, make_runner):
 
 
 def rewrite(folder, name, change):
-    whole = copy.deepcopy(content())
-    change(whole)
-    (folder / name).write_text(json.dumps(whole))
+    changed = copy.deepcopy(content())
+    change(changed)
+    (folder / name).write_text(json.dumps(changed))
 
 
 def test_what_is_legal_trains(run):
@@ -89,13 +89,13 @@ def test_a_subset_of_the_categories_is_legal(run):
 def test_the_garbage_collector_pauses_while_a_file_is_read_only(run, folder, monkeypatch, name):
     from dcnv4_mm.integrations.data_checks import annotation_files
 
-    seen, find_faults = [], annotation_files.find_faults
+    seen, find_coco_faults = [], annotation_files.find_coco_faults
 
     def spy(*args):
         seen.append(gc.isenabled())
-        return find_faults(*args)
+        return find_coco_faults(*args)
 
-    monkeypatch.setattr(annotation_files, "find_faults", spy)
+    monkeypatch.setattr(annotation_files, "find_coco_faults", spy)
     (folder / "0.jpg").rename(folder / name)
     with nullcontext() if name == "0.jpg" else pytest.raises(DataError):
         run()
@@ -104,16 +104,16 @@ def test_the_garbage_collector_pauses_while_a_file_is_read_only(run, folder, mon
     assert gc.isenabled()
 
 
-def reorder(whole):
-    whole["categories"] = whole["categories"][::-1]
+def reorder(coco):
+    coco["categories"] = coco["categories"][::-1]
 
 
-def rename(whole):
-    whole["categories"][1]["name"] = "Ring"
+def rename(coco):
+    coco["categories"][1]["name"] = "Ring"
 
 
-def drop(whole):
-    del whole["categories"][1]
+def drop(coco):
+    del coco["categories"][1]
 
 
 @pytest.mark.parametrize("name", ["train.json", "val.json"])
@@ -128,15 +128,15 @@ def test_other_categories_are_shown_beside_the_classes(run, folder, name, change
 
 
 def remove(field):
-    def change(whole):
-        del whole["annotations"][1][field]
+    def change(coco):
+        del coco["annotations"][1][field]
 
     return change
 
 
 def put(field, value, kind="annotations"):
-    def change(whole):
-        whole[kind][1][field] = value
+    def change(coco):
+        coco[kind][1][field] = value
 
     return change
 
@@ -179,10 +179,10 @@ def test_faults_of_a_file(run, folder, change, message):
 
 
 def test_corners_instead_of_sizes(run, folder):
-    def change(whole):
-        box = whole["annotations"][0]
+    def change(coco):
+        box = coco["annotations"][0]
         corners = ([8, 8, 28, 28], [30, 10, 60, 40], [20, 20, 50, 47])
-        whole["annotations"] = [
+        coco["annotations"] = [
             {**box, "id": number + 1, "bbox": corners[number % 3]} for number in range(9)
         ]
 
@@ -241,9 +241,9 @@ def test_an_evaluator_with_another_file(run, folder, change):
 
 
 def test_ids_that_do_not_ascend_spoil_the_table_of_classes(run, folder):
-    def change(whole):
-        whole["categories"][0]["id"] = 11
-        for annotation in whole["annotations"]:
+    def change(coco):
+        coco["categories"][0]["id"] = 11
+        for annotation in coco["annotations"]:
             if annotation["category_id"] == 3:
                 annotation["category_id"] = 11
 
@@ -261,9 +261,9 @@ def test_a_turned_image(run, folder):
     with pytest.raises(DataError, match=r"48 x 64 pixels, the file lists 64 x 48 \(EXIF"):
         run()
 
-    def turn(whole):
-        whole["images"][1] |= {"width": 48, "height": 64}
-        whole["annotations"][2]["segmentation"]["size"] = [64, 48]
+    def turn(coco):
+        coco["images"][1] |= {"width": 48, "height": 64}
+        coco["annotations"][2]["segmentation"]["size"] = [64, 48]
 
     for name in ("train.json", "val.json"):
         rewrite(folder, name, turn)

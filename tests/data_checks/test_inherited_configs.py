@@ -45,7 +45,7 @@ EVALUATORS = {
 
 
 def innermost(dataset, path):
-    """A dataset inside of wrappers, and its place in the config."""
+    """A dataset inside of wrappers, and its path in the config."""
     while "dataset" in dataset:
         dataset, path = dataset["dataset"], f"{path}.dataset"
     return dataset, path
@@ -108,9 +108,9 @@ def write_child(path, config, root, turn):
     if host == "mmpretrain":
         lines.append(f"data_preprocessor = dict(num_classes={new})")
     for split in ("train", "val", "test"):
-        place = f"_base_.{split}_dataloader.dataset"
-        dataset, place = innermost(ours[f"{split}_dataloader"]["dataset"], place)
-        pipeline = f"{place}.pipeline"
+        path_in_config = f"_base_.{split}_dataloader.dataset"
+        dataset, path_in_config = innermost(ours[f"{split}_dataloader"]["dataset"], path_in_config)
+        pipeline = f"{path_in_config}.pipeline"
         if host == "mmseg":
             # The loader of label maps knows the number of classes.
             change = f"dict(s, num_classes={new}) if 'num_classes' in s else s"

@@ -253,19 +253,6 @@ def test_failed_download_says_what_to_do(server, tmp_path):
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
 
 
-def test_released_names_load_through_mmengine(make_model, tmp_path):
-    """As `init_detector` and `DetInferencer` do it: without a hook, and not strictly."""
-    source, model = make_model(), make_model()
-    torch.nn.init.normal_(source.backbone.patch_embed.norm1.weight)
-    released = to_released(source)
-    assert "backbone.patch_embed.norm1.1.weight" in released
-    path = tmp_path / "released.pth"
-    torch.save({"state_dict": released}, path)
-    load_checkpoint(model, str(path))
-    for name, tensor in source.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
-
-
 def test_released_names_of_another_model_raise_through_mmengine(make_model, tmp_path):
     released = to_released(make_model())
     del released["backbone.levels.2.blocks.0.mlp.fc1.bias"]
@@ -274,9 +261,3 @@ def test_released_names_of_another_model_raise_through_mmengine(make_model, tmp_
     model = make_model()
     with pytest.raises(ValueError, match=r"missing 1: levels\.2\.blocks\.0\.mlp\.fc1\.bias"):
         load_checkpoint(model, str(path))
-
-
-def test_released_names_load_through_torch(make_model):
-    source, model = make_model(), make_model()
-    model.load_state_dict(to_released(source))
-    assert torch.equal(model.head.weight, source.head.weight)

@@ -1,11 +1,10 @@
 """Training with FSDP equals training without: two processes over gloo, on the CPU."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from engine import training
 from engine.sharded_training import train
+from helpers import ROOT
 from mmengine.config import Config
 from mmengine.registry import STRATEGIES
 from mmengine.utils import get_object_from_string
@@ -14,7 +13,7 @@ from dcnv4_mm.backbones import ARCHS, FlashInternImage
 from dcnv4_mm.engine import load_from_local
 from dcnv4_mm.engine.fsdp import FSDPStrategy
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 def test_sharded_training_equals_data_parallel_training(tmp_path):

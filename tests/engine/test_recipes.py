@@ -1,14 +1,13 @@
 """The recipes of docs/training.md on a tiny model; mmengine's AMP as if there were a GPU."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from helpers import ROOT
 from mmengine.config import Config
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 @pytest.mark.parametrize("ours", [False, True])

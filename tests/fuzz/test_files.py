@@ -18,7 +18,7 @@ FILES = settings(max_examples=100 if settings.default.max_examples > 100 else 20
 
 @st.composite
 def damages(draw):
-    """Functions that change one to four places of a file."""
+    """Functions that change one to four bytes of a file."""
     changes = draw(
         st.lists(
             st.tuples(
@@ -32,8 +32,8 @@ def damages(draw):
     )
 
     def damage(content):
-        for place, kind, new in changes:
-            at = int(place * len(content))
+        for fraction, kind, new in changes:
+            at = int(fraction * len(content))
             head, tail = content[:at], content[at:]
             content = {
                 "replace": head + new + tail[len(new) :],

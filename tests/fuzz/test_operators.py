@@ -1,7 +1,5 @@
 """Operators called with anything: right results, or an error that says what was wrong."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -180,119 +178,84 @@ WRONG_TENSORS = st.sampled_from(
 WRONG_COUNTS = st.sampled_from([0, -1, 5, 2**31, 2**63, 10**30, 1.5, "2", None, (2,), float("nan")])
 WRONG_PAIRS = st.sampled_from(
     [
-        0,
-        -1,
-        2**62,
-        10**30,
-        1.5,
-        "33",
-        None,
-        (),
-        (3,),
-        (3, 3, 3),
-        (3, -1),
-        (3, 1.5),
-        {3: 3},
-        (None, 3),
+        *(0, -1, 2**62, 10**30, 1.5, "33", None),
+        *((), (3,), (3, 3, 3), (3, -1), (3, 1.5), {3: 3}, (None, 3)),
     ]
 )
-WRONG_DCNV4 = st.one_of(
-    st.tuples(st.sampled_from(["value", "offset_mask"]), WRONG_TENSORS),
-    st.tuples(st.just("groups"), WRONG_COUNTS),
-    st.tuples(st.sampled_from(["kernel_size", "stride", "dilation"]), WRONG_PAIRS),
-    st.tuples(st.just("padding"), st.sampled_from([-1, 2**62, 10**30, 0.5, "1", None, (1, -1)])),
-    st.tuples(
-        st.just("offset_scale"), st.sampled_from([float("nan"), float("inf"), "1", None, 1j])
-    ),
-    st.tuples(st.just("precision"), st.sampled_from(["", "FAST", None, 1, True])),
-    st.tuples(st.just("remove_center"), st.sampled_from([None, "yes", 2, tensor(3)])),
-)
-
-
-@given(WRONG_DCNV4)
-def test_wrong_arguments_of_dcnv4(wrong):
-    name, argument = wrong
-    arguments = dict(value=tensor(2, 6, 7, 32), offset_mask=tensor(2, 6, 7, 56), groups=2)
-    with pytest.raises((TypeError, ValueError)):
-        dcnv4(**{**arguments, name: argument})
-
-
-WRONG_DCNV3 = st.one_of(
-    st.tuples(st.sampled_from(["value", "offset", "mask"]), WRONG_TENSORS),
-    st.tuples(st.just("groups"), WRONG_COUNTS),
-)
-
-
-@given(WRONG_DCNV3)
-def test_wrong_arguments_of_dcnv3(wrong):
-    name, argument = wrong
-    tensors = dict(value=tensor(2, 6, 7, 32), offset=tensor(2, 6, 7, 36), mask=tensor(2, 6, 7, 18))
-    with pytest.raises((TypeError, ValueError)):
-        dcnv3(**{**tensors, "groups": 2, name: argument})
-
-
-SHAPES = [(6, 7), (3, 4)]
 WRONG_SHAPES = st.sampled_from(
     [
-        None,
-        5,
-        "67",
-        [],
-        [(6, 7)],
-        [(6, 7), (3, 5)],
-        [(6, 7), (3,)],
-        [(6, 7), (3, 4, 1)],
-        [(6, 7), (-3, -4)],
-        [(54, 1), (0, 4)],
-        [(6.0, 7.0), (3.0, 4.0)],
-        [(2**62, 4), (3, 4)],
-        tensor(2, 2),
-        tensor(2, 3, dtype=torch.int64),
-        tensor(4, dtype=torch.int64),
+        *(None, 5, "67", [], [(6, 7)], [(6, 7), (3, 5)], [(6, 7), (3,)], [(6, 7), (3, 4, 1)]),
+        *([(6, 7), (-3, -4)], [(54, 1), (0, 4)], [(6.0, 7.0), (3.0, 4.0)], [(2**62, 4), (3, 4)]),
+        *(tensor(2, 2), tensor(2, 3, dtype=torch.int64), tensor(4, dtype=torch.int64)),
     ]
 )
-WRONG_ATTENTION = st.one_of(
-    st.tuples(st.sampled_from(["value", "points", "weights"]), WRONG_TENSORS),
-    st.tuples(st.just("spatial_shapes"), WRONG_SHAPES),
-    st.tuples(st.just("num_points"), WRONG_COUNTS),
-)
+WRONG = {
+    "groups": WRONG_COUNTS,
+    "num_points": WRONG_COUNTS,
+    "spatial_shapes": WRONG_SHAPES,
+    "kernel_size": WRONG_PAIRS,
+    "stride": WRONG_PAIRS,
+    "dilation": WRONG_PAIRS,
+    "padding": st.sampled_from([-1, 2**62, 10**30, 0.5, "1", None, (1, -1)]),
+    "offset_scale": st.sampled_from([float("nan"), float("inf"), "1", None, 1j]),
+    "precision": st.sampled_from(["", "FAST", None, 1, True]),
+    "remove_center": st.sampled_from([None, "yes", 2, tensor(3)]),
+}
+GEOMETRY = ("kernel_size", "stride", "dilation", "padding", "offset_scale", "remove_center")
+LEVELS = dict(spatial_shapes=[(6, 7), (3, 4)])
+VALUE = tensor(2, 54, 2, 16)
+# Operator, right arguments, and names of those that have a default.
+CALLS = {
+    "dcnv4": (
+        dcnv4,
+        dict(value=tensor(2, 6, 7, 32), offset_mask=tensor(2, 6, 7, 56), groups=2),
+        (*GEOMETRY, "precision"),
+    ),
+    "dcnv3": (
+        dcnv3,
+        dict(
+            value=tensor(2, 6, 7, 32),
+            offset=tensor(2, 6, 7, 36),
+            mask=tensor(2, 6, 7, 18),
+            groups=2,
+        ),
+        GEOMETRY,
+    ),
+    "flash_deform_attn": (
+        flash_deform_attn,
+        dict(value=VALUE, locations_logits=tensor(2, 9, 2, 24), num_points=4, **LEVELS),
+        (),
+    ),
+    "ms_deform_attn": (
+        ms_deform_attn,
+        dict(
+            value=VALUE,
+            sampling_locations=tensor(2, 9, 2, 2, 4, 2),
+            attention_weights=tensor(2, 9, 2, 2, 4),
+            **LEVELS,
+        ),
+        (),
+    ),
+    "bev_cross_attn": (
+        bev_cross_attn,
+        dict(
+            value=tensor(2, 3, 54, 2, 16),
+            offsets_logits=tensor(2, 9, 2, 24),
+            references=tensor(2, 3, 9, 4, 2),
+            hits=tensor(2, 3, 9, dtype=torch.bool),
+            num_points=4,
+            **LEVELS,
+        ),
+        (),
+    ),
+}
 
 
-@given(WRONG_ATTENTION, st.booleans())
-def test_wrong_arguments_of_attention(wrong, packed):
-    name, argument = wrong
-    assume(name != ("weights" if packed else "num_points"))
-    value = argument if name == "value" else tensor(2, 54, 2, 16)
-    shapes = argument if name == "spatial_shapes" else SHAPES
-    points = tensor(2, 9, 2, 24) if packed else tensor(2, 9, 2, 2, 4, 2)
-    points = argument if name == "points" else points
-    if packed:
-        count = argument if name == "num_points" else 4
-        call = partial(flash_deform_attn, value, shapes, points, num_points=count)
-    else:
-        weights = argument if name == "weights" else tensor(2, 9, 2, 2, 4)
-        call = partial(ms_deform_attn, value, shapes, points, weights)
+@pytest.mark.parametrize("operator", CALLS)
+@given(st.data())
+def test_wrong_arguments(operator, data):
+    function, arguments, others = CALLS[operator]
+    name = data.draw(st.sampled_from([*arguments, *others]))
+    argument = data.draw(WRONG.get(name, WRONG_TENSORS))
     with pytest.raises((TypeError, ValueError)):
-        call()
-
-
-WRONG_BEV = st.one_of(
-    st.tuples(st.sampled_from(["value", "offsets_logits", "references", "hits"]), WRONG_TENSORS),
-    st.tuples(st.just("spatial_shapes"), WRONG_SHAPES),
-    st.tuples(st.just("num_points"), WRONG_COUNTS),
-)
-
-
-@given(WRONG_BEV)
-def test_wrong_arguments_of_attention_to_cameras(wrong):
-    name, argument = wrong
-    arguments = dict(
-        value=tensor(2, 3, 54, 2, 16),
-        spatial_shapes=SHAPES,
-        offsets_logits=tensor(2, 9, 2, 24),
-        references=tensor(2, 3, 9, 4, 2),
-        hits=tensor(2, 3, 9, dtype=torch.bool),
-        num_points=4,
-    )
-    with pytest.raises((TypeError, ValueError)):
-        bev_cross_attn(**{**arguments, name: argument})
+        function(**{**arguments, name: argument})

@@ -2,10 +2,10 @@
 
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -18,7 +18,6 @@ import dcnv4_mm.transformers as door
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import load_released, to_released
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "model_converters" / "hugging_face.py"
 ARCH = {"channels": 16, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8]}
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))

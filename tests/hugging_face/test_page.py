@@ -1,10 +1,10 @@
 """The programs of docs/transformers.md."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -13,7 +13,6 @@ from dcnv4_mm.checkpoints import to_released
 from dcnv4_mm.transformers import FlashInternImageForImageClassification, from_released
 from dcnv4_mm.transformers import image_processor as make_image_processor
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "transformers.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 FILE = "flash_intern_image_t_1k_224.pth"

@@ -27,7 +27,7 @@ CONVNEXT = "convnext-base-dcnv4_32xb128-300e_in1k-224"
 VIT = "vit-base-p16-dcnv4_32xb128-300e_in1k-224"
 ORIGINALS = {CONVNEXT: "ConvNeXt", VIT: "VisionTransformer"}
 # Modules replaced, and what they are called.
-PLACES = {CONVNEXT: (36, "depthwise_conv"), VIT: (12, "attn")}
+BRANCHES = {CONVNEXT: (36, "depthwise_conv"), VIT: (12, "attn")}
 SEGMENTORS = (
     "upernet_convnext-base-dcnv4_8xb2-amp-160k_ade20k-512x512",
     "upernet_vit-base-p16-dcnv4-mln_8xb2-160k_ade20k-512x512",
@@ -45,7 +45,7 @@ def build(name, kind=None):
     return MODELS.build(model)
 
 
-@pytest.fixture(scope="module", params=PLACES, ids=("convnext", "vit"))
+@pytest.fixture(scope="module", params=BRANCHES, ids=("convnext", "vit"))
 def case(request):
     torch.manual_seed(0)
     model = build(request.param)
@@ -62,16 +62,16 @@ def test_weights_of_the_original_reach_all_other_parts(case):
     name, model = case
     model = copy.deepcopy(model)
     original = build(name, f"mmpretrain.{ORIGINALS[name]}")
-    count, place = PLACES[name]
+    count, branch = BRANCHES[name]
     assert len(layers_of(model)) == count
     weights = original.state_dict()
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert missing
-    assert all(f".{place}." in key for key in (*missing, *unexpected))
+    assert all(f".{branch}." in key for key in (*missing, *unexpected))
     own = model.state_dict()
     loaded = [key for key in weights if key not in unexpected]
     assert all(torch.equal(own[key], weights[key]) for key in loaded)
-    assert {key for key in weights if f".{place}." not in key} == set(loaded)
+    assert {key for key in weights if f".{branch}." not in key} == set(loaded)
 
 
 def test_forward_and_backward(case):
@@ -109,7 +109,7 @@ def test_mmengines_initialisation_leaves_the_start(case):
         assert layer.offset_mask.bias.unique().tolist() == pytest.approx([0, 1 / 9])
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", BRANCHES)
 def test_the_metafile_knows_the_size(name):
     assert parameters_of(build(name)) == listed(name)
 
@@ -156,7 +156,7 @@ def test_one_training_step_of_upernet(name, monkeypatch):
     config = load_config(name)
     config.model.data_preprocessor.size = (64, 64)
     model = revert_sync_batchnorm(SEGMENTORS_REGISTRY.build(config.model)).train()
-    assert len(layers_of(model)) == PLACES[CONVNEXT if "convnext" in name else VIT][0]
+    assert len(layers_of(model)) == BRANCHES[CONVNEXT if "convnext" in name else VIT][0]
     assert parameters_of(model) == listed(name)
     settings = {**config.optim_wrapper, "type": "OptimWrapper"}
     settings.pop("loss_scale", None)

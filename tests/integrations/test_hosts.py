@@ -84,6 +84,13 @@ def test_forks_are_found(problems):
     assert _hosts.installed_version("mmdet") == "3.5.1"
 
 
+def test_configs_of_forks_are_found_by_import_name(problems):
+    """The distribution of mmseg is mmsegmentation, in whose absence mmengine imports the name."""
+    changes = {"mmsegmentation": None, "onedl-mmsegmentation": "1.4.2", "mmcv-lite": None}
+    assert problems({**changes, "mmcv": "2.1.0"}) == []
+    assert _hosts.fork_packages() == {"mmseg": "mmseg"}
+
+
 def test_no_torchvision(problems):
     (problem,) = problems({"torchvision": None})
     assert problem.startswith("torchvision is not installed: pip install 'torchvision==0.29.*'")

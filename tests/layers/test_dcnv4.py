@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from backbones.intern_image import assert_stored
 from helpers import load_arrays, load_json, normal, weights
 
 from dcnv4_mm.layers import DCNv4
@@ -38,17 +39,6 @@ def tensors(case, dtype=torch.float64):
     ]
 
 
-def assert_recorded(key, tensor, tolerance):
-    """Compares what is stored of an array: a dot product with noise, then samples."""
-    flat = tensor.detach().double().flatten()
-    expected = torch.from_numpy(load_arrays("dcnv4_module")[key])
-    samples = flat[torch.arange(len(expected) - 1) * flat.numel() // (len(expected) - 1)]
-    atol = tolerance * flat.abs().max().item()
-    torch.testing.assert_close(samples, expected[1:], rtol=0, atol=atol, msg=key)
-    dot = flat @ torch.from_numpy(normal(key, flat.numel()))
-    assert dot.item() == pytest.approx(expected[0].item(), abs=atol * flat.numel() ** 0.5), key
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name, dtype, tolerance):
@@ -58,13 +48,13 @@ def test_golden(name, dtype, tolerance):
     x.requires_grad_()
     output = layer(x, tuple(case["shape"]) if case["shape_argument_passed"] else None)
     output.backward(grad_output)
-    assert_recorded(f"{name}/output", output, tolerance)
-    assert_recorded(f"{name}/grad_input", x.grad, tolerance)
+    results = {f"{name}/output": output, f"{name}/grad_input": x.grad}
     gradients = {our: parameter.grad for our, parameter in layer.named_parameters()}
     for released in case["state_dict"]:
-        gradient = gradients.pop(our_name(released))
-        assert_recorded(f"{name}/grad_param/{released}", gradient, tolerance)
+        results[f"{name}/grad_param/{released}"] = gradients.pop(our_name(released))
     assert not gradients
+    for key, result in results.items():
+        assert_stored(key, result, load_arrays("dcnv4_module")[key], tolerance)
 
 
 def test_image_and_token_layouts_agree():

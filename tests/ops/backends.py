@@ -244,8 +244,8 @@ def pairwise(**axes):
         row = {a: i, b: j}
 
         def met(row):
-            places = sorted(row)
-            return [(x, row[x], y, row[y]) for x, y in itertools.combinations(places, 2)]
+            chosen = sorted(row)
+            return [(x, row[x], y, row[y]) for x, y in itertools.combinations(chosen, 2)]
 
         for axis in range(len(names)):
             if axis not in row:

@@ -10,7 +10,7 @@ from dcnv4_mm.export.portable import portable_decompositions
 from dcnv4_mm.ops.functional import backend_info
 
 TABLE = portable_decompositions()
-# grid_sample wants places as fractions of the image: a few roundings more of numbers up to 20.
+# grid_sample takes locations as fractions of the image: a few roundings more of numbers up to 20.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.float16: 2e-3}
 
 DCNV4_PROBLEMS = {

@@ -5,10 +5,10 @@ That results are right is in test_transforms.py; here, which code computes them.
 
 import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from ops.transforms import (
     CASES,
     assert_same,
@@ -30,7 +30,7 @@ OPERATORS = {
     "flash_deform_attn": RAW_OPERATORS["flash_deform_attn", "default"],
     "bev_cross_attn": bev_cross_attn_raw,
 }
-_DOCS = Path(__file__).parents[2] / "docs" / "ops.md"
+_DOCS = ROOT / "docs" / "ops.md"
 
 
 def ordinary_gradients(function, case):
@@ -38,7 +38,7 @@ def ordinary_gradients(function, case):
     return torch.autograd.grad(function(*tensors).pow(3).sum(), tensors)
 
 
-# How a row begins -> an example of it.
+# Prefix of a row of the table -> an example of it.
 ROWS = {
     "`.backward()`": ordinary_gradients,
     "`is_grads_batched`": batched_gradients,
@@ -55,8 +55,8 @@ def documented(column):
     lines = [line for line in _DOCS.read_text().splitlines() if line.startswith("| ")]
     header = next(index for index, line in enumerate(lines) if "inside `torch.compile`" in line)
     cells = {}
-    for beginning in ROWS:
-        row = next(line for line in lines[header + 1 :] if line.startswith(f"| {beginning}"))
+    for prefix in ROWS:
+        row = next(line for line in lines[header + 1 :] if line.startswith(f"| {prefix}"))
         together, inside, around = (cell.strip() for cell in row.split("|")[2:5])
         # "kernel; exported or traced: formula"
         eager, _, recorded = together.partition("; exported or traced: ")
@@ -66,10 +66,10 @@ def documented(column):
             "inside": inside,
             "around": around,
         }[column]
-        # Of second derivatives the first one is computed by the kernel.
+        # The kernel computes the first of two derivatives.
         cell = cell.removeprefix("first derivative: kernel; those of it: ")
         if cell != "-":
-            cells[beginning] = re.match("error|works|formula|kernel", cell)[0]
+            cells[prefix] = re.match("error|works|formula|kernel", cell)[0]
     return cells
 
 

@@ -267,7 +267,7 @@ def test_a_step_moves_the_parameters():
         ({"layer_decay_rate": 0.0}, "above 0 and at most 1, got 0"),
         ({"layer_decay_rate": 1.5}, "above 0 and at most 1, got 1.5"),
         ({"offset_lr_scale": -1.0}, "at least 0"),
-        ({"num_layers": 30}, r"unknown options \['num_layers'\].*asked of the backbone"),
+        ({"num_layers": 30}, r"unknown options \['num_layers'\].*backbone"),
         (dict.fromkeys("dacb"), r"unknown options \['a', 'b', 'c', 'd'\]"),
         ({"custom_keys": {"neck": {"decay_mult": 0.0}}}, "takes lr_mult alone"),
         ({"recipe": "detection"}, 'recipe must be "dense" or "classification", got .detection'),

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 
 import dcnv4_mm
 
 pytestmark = [pytest.mark.mim, pytest.mark.mmdet]
 
-ROOT = Path(__file__).resolve().parents[2]
 MIM = Path(sys.executable).with_name("mim")
 # The oldest setuptools that mim's own dependencies ask for; `make test-mim` puts it there.
 LOWEST_SETUPTOOLS = Path(sys.prefix, "lowest-setuptools")
@@ -94,17 +94,16 @@ def test_search_shows_models_by_name(run, tmp_path):
 
 
 def test_download_fetches_weights_and_flattens_configs(run, tmp_path):
-    # mmpretrain has an environment of its own: tests/tools/test_classification.py.
-    here = [model for model in models() if "classifier" not in model["In Collection"]]
-    names = [model["Name"] for model in here]
+    found = models()
+    names = [model["Name"] for model in found]
     run(sys.executable, "-c", DOWNLOAD, tmp_path, *names, cwd=tmp_path)
-    for model in here:
+    for model in found:
         flat = (tmp_path / f"{model['Name']}.py").read_text()
         assert "_base_" not in flat
         assert "dcnv4_mm." in flat
     # There are no released files of the quickstart models and of BEVFormer v2.
-    weights = [model["Weights"] for model in here if model["Weights"] != [""]]
-    assert len(weights) == 12 + 8 + 15
+    weights = [model["Weights"] for model in found if model["Weights"] != [""]]
+    assert len(weights) == 12 + 8 + 4 + 15
     assert [(tmp_path / url.rsplit("/", 1)[-1]).read_text() for url in weights] == weights
 
 

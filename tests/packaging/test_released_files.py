@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import config_of, dino_weights, manifest, weights
+from helpers import ROOT, config_of, dino_weights, manifest, weights
 
 pytestmark = [pytest.mark.mim, pytest.mark.mmdet]
 
-ROOT = Path(__file__).resolve().parents[2]
 MIM = Path(sys.executable).with_name("mim")
 MASK_RCNN = "mask_rcnn_flash_intern_image_t_fpn_1x_coco"
 # The one with averaged weights, and their hook.

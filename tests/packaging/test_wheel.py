@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 pytestmark = pytest.mark.mim
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "dcnv4_mm/lib/libdcnv4_mm_cpu.so"
 SCHEMA_LIBRARY = "dcnv4_mm/lib/libdcnv4_mm_schemas.so"
 # The last is there where the build finds CUDA and a torch that has it.

@@ -1,12 +1,11 @@
 """The workflows of GitHub Actions: what they run is what a contributor runs."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 

@@ -4,15 +4,15 @@ import csv
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 pytestmark = pytest.mark.mmdet
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools" / "analysis_tools"
+TOOLS = ROOT / "tools" / "analysis_tools"
 NANO = "mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini-coco"
 
 

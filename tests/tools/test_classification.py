@@ -158,29 +158,6 @@ def test_fine_tuning_example(own_data, released):
     assert abs(pixels[0] - pixels[1][..., ::-1]).mean() > 20
 
 
-def test_mim_downloads_the_configs(tmp_path):
-    """As tests/packaging/test_mim.py does for the configs of the other hosts."""
-    code = """
-import sys
-from importlib import import_module
-from pathlib import Path
-download = import_module("mim.commands.download")
-download.download_from_file = lambda url, path, **_: Path(path).write_text(url)
-download.download("dcnv4_mm", sys.argv[2:], dest_root=sys.argv[1])
-"""
-    paths = [*ROOT.glob("configs/classification/*.py"), NANO]
-    names = [path.stem for path in paths if "own-data" not in path.stem]
-    run_python("-c", code, tmp_path, *names, cwd=tmp_path)
-    assert len(names) == 5
-    for name in names:
-        assert "dcnv4_mm.FlashInternImage" in (tmp_path / f"{name}.py").read_text()
-    urls = sorted(path.read_text() for path in tmp_path.glob("*.pth"))
-    assert [url.rsplit("/", 1)[-1] for url in urls] == sorted(
-        p.name for p in tmp_path.glob("*.pth")
-    )
-    assert len(urls) == 4
-
-
 def test_missing_data(run_tool, tmp_path):
     config = config_of(T)
     message = run_tool("train.py", config, cwd=tmp_path).message

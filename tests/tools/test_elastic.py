@@ -8,78 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import run_python
+from helpers import ROOT, run_python
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 
-TRAIN = Path(__file__).resolve().parents[2] / "tools" / "train.py"
-TOY = """
-import json
-import os
-import signal
-from pathlib import Path
-
-import torch
-from mmengine.hooks import Hook
-from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, HOOKS, MODELS
-
-
-@DATASETS.register_module()
-class ToySet(torch.utils.data.Dataset):
-    def __len__(self):
-        return 12
-
-    def __getitem__(self, index):
-        return {"inputs": index + torch.rand(4)}
-
-
-@MODELS.register_module()
-class Toy(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 1)
-
-    def forward(self, inputs, mode):
-        return {"loss": self.layer(torch.stack(inputs)).square().mean()}
-
-
-@HOOKS.register_module()
-class KillOnce(Hook):
-    priority = "LOWEST"
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.rank == 1:
-            with open("losses.jsonl", "a") as file:
-                print(json.dumps([runner.iter, outputs["loss"].item()]), file=file)
-            # In the middle of the second epoch.
-            if runner.iter == 4 and not Path("killed").exists():
-                Path("killed").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-"""
-CONFIG = """
-custom_imports = dict(imports=["toy"])
-model = dict(type="Toy")
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=0,
-    dataset=dict(type="ToySet"),
-    sampler=dict(type="DefaultSampler", shuffle=True),
-)
-train_cfg = dict(by_epoch=True, max_epochs=3)
-optim_wrapper = dict(optimizer=dict(type="SGD", lr=1e-4))
-default_hooks = dict(checkpoint=dict(type="CheckpointHook", interval=1))
-custom_hooks = [dict(type="dcnv4_mm.SeedStepsHook"), dict(type="KillOnce")]
-randomness = dict(seed=0)
-"""
+TRAIN = ROOT / "tools" / "train.py"
+TOY = Path(__file__).with_name("toy_config.py")
+HOOKS = 'custom_hooks = [dict(type="dcnv4_mm.SeedStepsHook"), dict(type="KillOnce")]'
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a toy config, of which processes find the module."""
-    (tmp_path / "toy.py").write_text(TOY)
-    (tmp_path / "config.py").write_text(CONFIG)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "config.py").write_text(f"_base_ = {str(TOY)!r}\n{HOOKS}")
+    monkeypatch.setenv("PYTHONPATH", str(TOY.parent), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
 

@@ -2,13 +2,13 @@
 
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools" / "analysis_tools"
+TOOLS = ROOT / "tools" / "analysis_tools"
 QUICKSTART = TOOLS.parents[1] / "configs" / "quickstart"
 
 
@@ -102,8 +102,8 @@ def test_table_of_a_config_by_name(run_tool, tmp_path):
     assert set(table[64]) == {"MaskRCNN", "backbone", "neck", "rpn_head", "roi_head"}
     assert table[128]["backbone"] == pytest.approx(2 * table[64]["backbone"], abs=0.02)
     for parts in table.values():
-        whole = parts.pop("MaskRCNN")
-        assert math.isclose(whole, sum(parts.values()), abs_tol=0.03)
+        total = parts.pop("MaskRCNN")
+        assert math.isclose(total, sum(parts.values()), abs_tol=0.03)
 
 
 @pytest.mark.mmpretrain

@@ -97,8 +97,17 @@ def test_work_folder_that_cannot_be_written(refusal, data):
 def test_config_of_a_missing_host(refusal, content, tmp_path):
     (tmp_path / "config.py").write_text(content)
     message = refusal("train.py", "config.py", cwd=tmp_path)
-    assert "not installed" in message
+    name = "mmocr" if "mmocr" in content else "mmnowhere"
+    assert f" {name} is not installed" in message
     assert "python -m dcnv4_mm.env" in message
+
+
+def test_a_missing_host_of_a_base_config_is_named_with_the_extra(refusal, tmp_path, monkeypatch):
+    """Its distribution, which mmengine looks for, has another name: mmsegmentation."""
+    missing = "mmsegmentation"
+    monkeypatch.setattr("mmengine.config.config.is_installed", lambda name: name != missing)
+    (tmp_path / "config.py").write_text("_base_ = 'mmseg::_base_/default_runtime.py'")
+    assert "dcnv4_mm[mmseg]" in refusal("train.py", "config.py", cwd=tmp_path)
 
 
 def test_a_missing_host_is_named_with_the_extra(refusal, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, run_python
@@ -9,52 +10,18 @@ from helpers import ROOT, run_python
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
-TOY = """
-import torch
-from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
-
-
-@DATASETS.register_module()
-class ToySet(torch.utils.data.Dataset):
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        return {"inputs": torch.tensor([float(index)])}
-
-
-@MODELS.register_module()
-class Toy(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def forward(self, inputs, mode):
-        return {"loss": self.layer(torch.stack(inputs)).square().mean()}
-"""
-CONFIG = """
-custom_imports = dict(imports=["toy"])
-model = dict(type="Toy")
-train_dataloader = dict(
-    num_workers=0, dataset=dict(type="ToySet"), sampler=dict(type="DefaultSampler", shuffle=False)
-)
-train_cfg = dict(by_epoch=True, max_epochs=2)
-optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.01))
-default_hooks = dict(logger=dict(type="LoggerHook", interval=1))
-visualizer = dict(type="Visualizer")
-"""
+TOY = Path(__file__).with_name("toy_config.py")
 
 
 def test_losses_and_rates(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (tmp_path / "toy.py").write_text(TOY)
-    (tmp_path / "base.py").write_text(CONFIG)
     page = (ROOT / "docs" / "tools.md").read_text()
     (lines,) = re.findall(r"^```python\n(vis_backends = .*?)^```", page, re.DOTALL | re.MULTILINE)
-    (tmp_path / "config.py").write_text(f'_base_ = "base.py"\n{lines}')
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    lines += "train_cfg = dict(max_epochs=1)\n"
+    lines += "default_hooks = dict(logger=dict(type='LoggerHook', interval=1))\n"
+    (tmp_path / "config.py").write_text(f"_base_ = {str(TOY)!r}\n{lines}")
+    monkeypatch.setenv("PYTHONPATH", str(TOY.parent), prepend=":")
     run_python(ROOT / "tools" / "train.py", "config.py", "--work-dir=out", cwd=tmp_path)
     (scalars,) = (tmp_path / "out").glob("*/vis_data/scalars.json")
     logged = [json.loads(line) for line in scalars.read_text().splitlines()]

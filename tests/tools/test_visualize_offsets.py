@@ -1,17 +1,17 @@
 """visualize_offsets.py: the points are where the operator samples, and the image shows them."""
 
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.ops.dcnv4.layout import offset_rows
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools" / "visualization"
+TOOLS = ROOT / "tools" / "visualization"
 CONFIG = """
 model = dict(backbone=dict(type="dcnv4_mm.FlashInternImage", arch="nano"))
 """

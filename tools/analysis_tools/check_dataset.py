@@ -186,13 +186,13 @@ def main() -> None:
 
     commands: list[str] = []
     if args.config:
-        from dcnv4_mm.integrations.data_checks import of_config
+        from dcnv4_mm.integrations.data_checks import configs
 
         config = read_config(args.config, args.cfg_options)
         if args.dataset:
-            of_config.use_files(config, args.kind, args.splits)
+            configs.use_files(config, args.kind, args.splits)
         names = args.splits or ("train", "val", "test")
-        reports, faults = of_config.check(config, names, every=args.all)
+        reports, faults = configs.check(config, names, every=args.all)
     else:
         reports = {split: check_split(args, paths) for split, paths in args.splits.items()}
         faults = []

@@ -82,7 +82,7 @@ def extend_infos(
 
 
 def mono_instances(nusc: "NuScenes", camera_token: str, categories: dict[str, int]) -> list[dict]:
-    """The objects that a image shows, in its camera's frame.
+    """The objects that an image shows, in its camera's frame.
 
     Args:
         nusc: The tables.

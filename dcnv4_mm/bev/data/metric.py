@@ -56,7 +56,7 @@ class StrictNuScenesMetric(NuScenesMetric):
         super().process(data_batch, data_samples)
 
     def _read(self) -> list[dict]:
-        """What the metric needs of the infos, read once: the rest would stay in memory."""
+        """Fields of the infos that the metric needs, read once: others would stay in memory."""
         if self.data_infos is None:
             infos = read_infos(self.ann_file, self.backend_args)["data_list"]
             keys = ("token", "ego2global", "lidar_points")

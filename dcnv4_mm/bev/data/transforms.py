@@ -37,8 +37,8 @@ class LoadMultiViewImageFromFiles(BaseTransform):
     and the two matrices.
 
     Raises:
-        FileNotFoundError: A image is missing.
-        ValueError: A image is damaged.
+        FileNotFoundError: An image is missing.
+        ValueError: An image is damaged.
     """
 
     def transform(self, results: dict) -> dict:

@@ -19,6 +19,7 @@ from dcnv4_mm.bev.task_modules.box_coder import BoxCoder
 __all__ = ["BEVFormerV2Head"]
 
 _CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+_POST_CENTER_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 
 
 class BEVFormerV2Head(BaseModule):
@@ -31,15 +32,15 @@ class BEVFormerV2Head(BaseModule):
         num_classes: Number of classes.
         point_cloud_range: x, y, z of the lower corner, then of the upper one, in metres.
         bev_shape: (H, W) cells of the BEV grid.
-        embed_dims: Number of channels C.
-        num_queries: Queries Q per group.
-        num_groups: Groups G.
-        num_proposal_queries: Further queries K per group, whose reference points are the
+        embed_dims: Number of channels.
+        num_queries: Queries per group.
+        num_groups: Groups of queries.
+        num_proposal_queries: Further queries per group, whose reference points are the
             perspective head's proposals; 0, as released, for none.
         encoder: Arguments of :class:`BEVEncoder`, without shape and range.
         decoder: Arguments of :class:`ObjectDecoder`.
         fusion: Arguments of :class:`TemporalFusion`; ``None`` for one frame.
-        num_cameras: Number of cameras N.
+        num_cameras: Number of cameras.
         num_levels: Number of feature levels used, from the finest on.
         coder: Arguments of :class:`BoxCoder`, without the range.
         assigner: Arguments of :class:`HungarianAssigner`.
@@ -78,36 +79,24 @@ class BEVFormerV2Head(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if len(code_weights) != len(_CODE_WEIGHTS):
-            raise ValueError(
-                f"code_weights: expected {len(_CODE_WEIGHTS)} elements, one per element of a box "
-                f"code, got {len(code_weights)}"
-            )
         self.bev_shape = tuple(bev_shape)
         self.num_classes, self.num_levels = num_classes, num_levels
         self.num_queries, self.num_groups = num_queries, num_groups
         self.num_proposal_queries = num_proposal_queries
-        self.coder = BoxCoder(
-            point_cloud_range=point_cloud_range,
-            **{
-                "post_center_range": (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
-                **(coder or {}),
-            },
-        )
+        coder = {"post_center_range": _POST_CENTER_RANGE, **(coder or {})}
+        self.coder = BoxCoder(point_cloud_range=point_cloud_range, **coder)
         self.assigner = HungarianAssigner(**(assigner or {}))
         self.loss_cls = FocalLoss(gamma=2.0, alpha=0.25, loss_weight=cls_loss_weight)
         self.box_loss_weight = box_loss_weight
 
         # In the order of the released state dicts.
-        weights = torch.tensor(code_weights, dtype=torch.float32)
-        self.code_weights = nn.Parameter(weights, requires_grad=False)
+        self.code_weights = nn.Parameter(_read_code_weights(code_weights), requires_grad=False)
         self.positional_encoding = LearnedPositionalEncoding(
             embed_dims // 2, *self.bev_shape, init_cfg=None
         )
+        grid = dict(bev_shape=self.bev_shape, point_cloud_range=point_cloud_range)
         self.transformer = BEVTransformer(
-            encoder=dict(
-                bev_shape=self.bev_shape, point_cloud_range=point_cloud_range, **(encoder or {})
-            ),
+            encoder=dict(**grid, **(encoder or {})),
             decoder=decoder or {},
             fusion=fusion,
             embed_dims=embed_dims,
@@ -121,11 +110,11 @@ class BEVFormerV2Head(BaseModule):
         self.reg_branches = nn.ModuleList(_reg_branch(embed_dims) for _ in range(layers))
         self.bev_embedding = nn.Embedding(math.prod(self.bev_shape), embed_dims)
         self.query_embedding = nn.Embedding(num_queries * num_groups, 2 * embed_dims)
-        self.proposal_queries = (
-            ProposalQueries(embed_dims, num_proposals=num_proposal_queries, num_groups=num_groups)
-            if num_proposal_queries
-            else None
-        )
+        self.proposal_queries = None
+        if num_proposal_queries:
+            self.proposal_queries = ProposalQueries(
+                embed_dims, num_proposals=num_proposal_queries, num_groups=num_groups
+            )
 
     def init_weights(self) -> None:
         """As released: Xavier in the transformer, a prior probability of 1 % in the classifiers."""
@@ -142,12 +131,13 @@ class BEVFormerV2Head(BaseModule):
         """Encodes the BEV features of one frame.
 
         Args:
-            features: The cameras' feature maps by level, the finest first, (B, N, C, h, w).
-            lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
+            features: The cameras' feature maps by level, the finest first, (batch, num_cameras,
+                channels, h, w).
+            lidar_to_image: (batch, num_cameras, 4, 4), from the BEV's LiDAR frame to pixels.
             image_size: Padded (H, W) of the images.
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         encoding = self.positional_encoding
         return self.transformer.encode(
@@ -164,7 +154,7 @@ class BEVFormerV2Head(BaseModule):
         """Predicts boxes from the BEV features of all frames.
 
         Args:
-            bevs: (B, T, Q, C), in the order of time.
+            bevs: (batch, num_frames, num_queries, embed_dims), in the order of time.
             valid: (B, T), which frames exist.
             current: Index of the current frame.
             proposals: (B, K, 3), centers of the perspective head's boxes as fractions of the
@@ -227,8 +217,8 @@ class BEVFormerV2Head(BaseModule):
             matched[:, sample] = found
             labels[:, sample] = torch.where(found, classes[index], self.num_classes)
             targets[:, sample] = torch.where(found.unsqueeze(-1), gt.to(codes)[index], 0.0)
-        # Of a single group; the groups' losses are averaged. Everything below is masked instead of
-        # indexed, and no value is read on the host: a GPU never has to be waited for.
+        # The number of objects of one group; the groups' losses are averaged. Everything below is
+        # masked instead of indexed, and no value is read on the CPU, which would wait for the GPU.
         positives = reduce_mean(logits.new_full((), float(num_objects))).clamp(min=1)
         normalizer = positives * self.num_groups
         matched = (matched & targets.isfinite().all(-1)).unsqueeze(-1)
@@ -300,3 +290,12 @@ def _reg_branch(channels: int) -> nn.Sequential:
     for _ in range(2):
         layers += [nn.Linear(channels, channels), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(channels, len(_CODE_WEIGHTS)))
+
+
+def _read_code_weights(code_weights: Sequence[float]) -> Tensor:
+    if len(code_weights) != len(_CODE_WEIGHTS):
+        raise ValueError(
+            f"code_weights: expected {len(_CODE_WEIGHTS)} elements, one per element of a box code, "
+            f"got {len(code_weights)}"
+        )
+    return torch.tensor(code_weights, dtype=torch.float32)

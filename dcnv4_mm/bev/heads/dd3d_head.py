@@ -41,13 +41,13 @@ CANONICAL_WLH = {
 _SIZES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 _FOCAL_LENGTH = 500.0
 _DEPTH_RANGE = (0.1, 80.0)
-# Of the inference: least class score, locations per level, overlap, boxes per image.
+# Inference: minimum class score, locations per level, maximum overlap, boxes per image.
 _MIN_SCORE, _MAX_PER_LEVEL, _NMS_2D, _MAX_PER_IMAGE = 0.05, 1000, 0.75, 100
 
 
 @dataclass(frozen=True)
 class _Positives:
-    """What the positive locations of all images should answer; P of them."""
+    """Targets of the P positive locations of all images."""
 
     indices: Tensor
     labels: Tensor
@@ -131,7 +131,7 @@ class DD3DHead(BaseModule):
 
         Args:
             features: As in :meth:`forward`.
-            gt_instances: Of each image: ``bboxes`` (n, 4) in pixels, ``labels``,
+            gt_instances: Objects of each image: ``bboxes`` (n, 4) in pixels, ``labels``,
                 ``quaternions`` (n, 4), ``centers`` (n, 3), ``wlh`` (n, 3) in the camera frame,
                 ``attributes``, 3 for unknown, ``speeds``, NaN for unknown, and the metainfo
                 ``intrinsics`` (3, 3).
@@ -158,7 +158,7 @@ class DD3DHead(BaseModule):
         device = gt_instances[0].bboxes.device
         counts = [height * width for height, width in shapes]
         points = pyramid_points(shapes, STRIDES, device)
-        # Filled on the device, per level: copies from the host would be waited for.
+        # Filled on the device, per level: copies from the CPU would be waited for.
         strides, smallest, largest = (
             torch.cat([points.new_full((n,), x) for n, x in zip(counts, values, strict=True)])
             for values in (STRIDES, *zip(*_SIZES, strict=True))
@@ -215,7 +215,7 @@ class DD3DHead(BaseModule):
             for name, levels in outputs.items()
         }
         at = {name: x[positives.indices] for name, x in flat.items()}
-        # Unknown attributes and speeds are masked, not indexed: no value is read on the host.
+        # Unknown attributes and speeds are masked, not indexed: no value is read on the CPU.
         weight = centerness_target(positives.ltrb)
         has_attribute = positives.attributes != NO_ATTRIBUTE
         has_speed = ~positives.speeds.isnan()
@@ -297,7 +297,7 @@ class DD3DHead(BaseModule):
         return results
 
     def _candidates(self, outputs: dict[str, Tensor], stride: int) -> dict[str, Tensor]:
-        """The best locations and classes of one level of a image, by name (n, ...)."""
+        """The best locations and classes of one level of an image, by name (n, ...)."""
         shape = (outputs["logits"].shape[-2], outputs["logits"].shape[-1])
         flat = {name: x.flatten(1).transpose(0, 1).float() for name, x in outputs.items()}
         scores = flat["logits"].sigmoid() * flat["centerness"].sigmoid()

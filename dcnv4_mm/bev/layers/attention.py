@@ -83,7 +83,7 @@ class DeformableSampling(nn.Module):
         return weight, bias
 
     def predict_packed(self, query: Tensor) -> Tensor:
-        """Offsets in pixels, then logits, of every head: (B, Q, G, 3 * R * P)."""
+        """Offsets in pixels, then logits, of every head and query."""
         return F.linear(query, *self.packed_linear()).unflatten(-1, (self.num_heads, -1))
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ class TemporalSelfAttention(DeformableSampling):
         """Applies the layer, with its residual connection.
 
         Args:
-            bev_queries: (B, Q, C), all rows of the BEV grid or some.
+            bev_queries: (batch, num_queries, embed_dims), all rows of the BEV grid or some.
             bev_pos: Positional encodings of the columns, (W, C / 2), and of these rows,
                 (Q / W, C / 2); that of a cell is the concatenation of its column's and its row's.
             reference_points: (Q, 2), the cells' centres as fractions of the grid.
@@ -172,7 +172,7 @@ class TemporalSelfAttention(DeformableSampling):
             bev_shape: (H, W) of the grid.
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         # The query is the concatenation (bev_queries, bev_queries + bev_pos), never materialized.
         weight, bias = self.packed_linear()
@@ -232,7 +232,7 @@ class SpatialCrossAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def project_value(self, value: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Projects the cameras' feature maps (B, N, S, C), level after level."""
+        """Projects the cameras' maps (batch, num_cameras, num_keys, embed_dims)."""
         return self.deformable_attention.project_value(value, out=out)
 
     def forward(
@@ -247,15 +247,16 @@ class SpatialCrossAttention(nn.Module):
         """Applies the layer, with its residual connection.
 
         Args:
-            bev_queries: (B, Q, C).
+            bev_queries: (batch, num_queries, embed_dims).
             value: The projected feature maps, from :meth:`project_value`.
             spatial_shapes: (H, W) of each level.
-            reference_points_cam: The queries' pillar points as fractions of the images,
-                (B, N, Q, D, 2). Those of a visible query may lie outside too.
-            bev_mask: Whether a camera sees a query, (B, N, Q).
+            reference_points_cam: The queries' pillar points as fractions of the images, (batch,
+                num_cameras, num_queries, num_pillar_points, 2). Those of a visible query may lie
+                outside too.
+            bev_mask: Whether a camera sees a query, (batch, num_cameras, num_queries).
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         sampling = self.deformable_attention
         output = bev_cross_attn(
@@ -304,14 +305,14 @@ class ObjectCrossAttention(DeformableSampling):
         """Applies the layer, with its residual connection.
 
         Args:
-            query: (B, Q, C).
-            query_pos: Positional embedding, (B, Q, C).
-            reference_points: (B, Q, 2), as fractions of the BEV grid.
+            query: (batch, num_queries, embed_dims).
+            query_pos: Positional embedding, (batch, num_queries, embed_dims).
+            reference_points: (batch, num_queries, 2), as fractions of the BEV grid.
             value: BEV features, (B, H * W, C).
             bev_shape: (H, W) of the grid.
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         offsets, logits = self.unpack(self.predict_packed(query + query_pos))
         locations = _sampling_locations(reference_points[:, :, None], offsets, bev_shape)

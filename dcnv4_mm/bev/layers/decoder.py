@@ -13,10 +13,10 @@ _Shape = tuple[int, int]
 
 
 class _SelfAttention(MultiheadAttention):
-    """mmcv's, without the attention weights, so that a fused kernel can serve it."""
+    """mmcv's attention, without returning its weights, so that a fused kernel can serve it."""
 
     def forward(self, query: Tensor, *, query_pos: Tensor) -> Tensor:
-        """(B, Q, C) to (B, Q, C), with the residual connection."""
+        """Attention of queries (batch, num_queries, embed_dims), with the residual."""
         # torch's module has the batch second.
         key = (query + query_pos).transpose(0, 1)
         mixed = self.attn(key, key, query.transpose(0, 1), need_weights=False)[0]

@@ -81,18 +81,20 @@ class BEVEncoderLayer(nn.Module):
         """Applies the layer.
 
         Args:
-            bev_queries: (B, Q, C).
+            bev_queries: (batch, num_queries, embed_dims).
             bev_pos: Positional encodings of the columns, (W, C / 2), and rows, (H, C / 2).
             reference_points: (Q, 2), the cells' centres as fractions of the grid.
             bev_shape: (H, W) of the grid.
-            features: The cameras' feature maps, level after level, (B, N, S, C).
+            features: The cameras' feature maps, level after level, (batch, num_cameras, num_keys,
+                embed_dims).
             spatial_shapes: (H, W) of each level.
-            reference_points_cam: The pillar points in the images, (B, N, Q, D, 2).
-            bev_mask: Whether a camera sees a query, (B, N, Q).
+            reference_points_cam: The pillar points in the images, (batch, num_cameras, num_queries,
+                num_pillar_points, 2).
+            bev_mask: Whether a camera sees a query, (batch, num_cameras, num_queries).
             out: A buffer like ``features`` for their projection, in inference.
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         self_attn, cross_attn = self.attentions
         bev_value = self_attn.project_value(bev_queries)
@@ -186,12 +188,13 @@ class BEVEncoder(nn.Module):
         """Projects the cells' pillar points into the images.
 
         Args:
-            lidar_to_image: (B, N, 4, 4).
+            lidar_to_image: (batch, num_cameras, 4, 4).
             image_size: Padded (H, W) of the images.
 
         Returns:
-            Reference points (B, N, Q, D, 2) as fractions of the image, and whether they lie in it,
-            (B, N, Q, D).
+            Reference points (batch, num_cameras, num_queries, num_pillar_points, 2) as fractions of
+            the image, and whether they lie in it, (batch, num_cameras, num_queries,
+            num_pillar_points).
         """
         points = pillar_points(
             self.bev_shape, self.num_pillar_points, self.point_cloud_range, lidar_to_image.device
@@ -215,16 +218,18 @@ class BEVEncoder(nn.Module):
         """Encodes one frame.
 
         Args:
-            bev_queries: (B, Q, C).
+            bev_queries: (batch, num_queries, embed_dims).
             bev_pos: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2);
                 that of a cell is the concatenation of its column's and its row's.
-            features: The cameras' feature maps, level after level, (B, N, S, C).
+            features: The cameras' feature maps, level after level, (batch, num_cameras, num_keys,
+                embed_dims).
             spatial_shapes: (H, W) of each level.
-            lidar_to_image: (B, N, 4, 4), from the LiDAR frame of the BEV grid to pixels.
+            lidar_to_image: (batch, num_cameras, 4, 4), from the LiDAR frame of the BEV grid to
+                pixels.
             image_size: Padded (H, W) of the images.
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         reference_points_cam, inside = self.project_pillars(lidar_to_image, image_size)
         # A camera sees a query if any point of its pillar lies in the image.

@@ -52,7 +52,7 @@ class TemporalFusion(nn.Module):
         )
 
     def forward(self, bevs: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Fuses BEV features (B, T, Q, C) on a grid of ``shape`` (H, W) into (B, Q, C)."""
+        """Fuses BEV features (batch, num_frames, num_queries, embed_dims) on a grid (H, W)."""
         maps = bevs.transpose(2, 3).flatten(1, 2).unflatten(-1, shape)
         fused = self.layers(maps).flatten(2).transpose(1, 2)
         return self.layer_norm(fused)
@@ -62,12 +62,12 @@ def fill_missing(bevs: Tensor, valid: Tensor, current: int) -> Tensor:
     """Replaces a missing frame by its neighbour towards the current one, detached.
 
     Args:
-        bevs: (B, T, Q, C), in the order of time.
+        bevs: (batch, num_frames, num_queries, embed_dims), in the order of time.
         valid: (B, T), which frames exist.
         current: Index of the current frame.
 
     Returns:
-        (B, T, Q, C).
+        (batch, num_frames, num_queries, embed_dims).
     """
     filled = list(bevs.unbind(1))
     for step, indices in ((1, range(current - 1, -1, -1)), (-1, range(current + 1, len(filled)))):

@@ -25,7 +25,7 @@ class GridMask(nn.Module):
         self.prob, self.ratio = prob, ratio
 
     def forward(self, images: Tensor) -> Tensor:
-        """Masks images (B, N, 3, H, W), normalised."""
+        """Masks images (batch, num_cameras, 3, H, W), normalised."""
         if not self.training or self.prob == 0:
             return images
         masks = [

@@ -66,14 +66,14 @@ class BEVTransformer(nn.Module):
         """Encodes the BEV features of one frame.
 
         Args:
-            features: The cameras' feature maps by level, (B, N, C, h, w).
-            lidar_to_image: (B, N, 4, 4), from the BEV's LiDAR frame to pixels.
+            features: The cameras' feature maps by level, (batch, num_cameras, channels, h, w).
+            lidar_to_image: (batch, num_cameras, 4, 4), from the BEV's LiDAR frame to pixels.
             image_size: Padded (H, W) of the images.
             bev_queries: (Q, C).
             bev_pos: Positional encodings of the grid's columns, (W, C / 2), and rows, (H, C / 2).
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
 
         Raises:
             ValueError: The model has another number of cameras.
@@ -104,12 +104,12 @@ class BEVTransformer(nn.Module):
         """Warps encoded BEV features into another LiDAR frame, then as the objects.
 
         Args:
-            bevs: (B, Q, C).
+            bevs: (batch, num_queries, embed_dims).
             bev_augmentation: (B, 3, 3), the transform applied to the objects.
             motion: (B, 4, 4), from the LiDAR frame of the BEV grid to the one to warp it into.
 
         Returns:
-            (B, Q, C).
+            (batch, num_queries, embed_dims).
         """
         if bev_augmentation is None and motion is None:
             return bevs
@@ -122,7 +122,7 @@ class BEVTransformer(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
     def fuse(self, bevs: Tensor, valid: Tensor, current: int) -> Tensor:
-        """Fuses the BEV features of all frames, (B, T, Q, C); ``valid`` (B, T) says which exist.
+        """Fuses the BEV features of all frames; ``valid`` (batch, num_frames) says which exist.
 
         Raises:
             ValueError: The model has another number of frames.

@@ -1,4 +1,4 @@
-"""What the perspective head's boxes cost, for each positive location; nothing is reduced here."""
+"""Losses of the perspective head's boxes, for each positive location, without reduction."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ __all__ = ["centerness_target", "corner_loss", "ltrb_giou_loss"]
 
 
 def centerness_target(ltrb: Tensor) -> Tensor:
-    """How central a location is in its box: 1 in the middle, 0 on the border.
+    """Centerness of a location in its box: 1 in the middle, 0 on the border.
 
     Args:
         ltrb: Distances to the left, top, right and bottom side, (P, 4).

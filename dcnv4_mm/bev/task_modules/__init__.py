@@ -1,1 +1,1 @@
-"""How boxes become codes, and which prediction answers for which object."""
+"""Coding of boxes, and assignment of predictions to objects."""

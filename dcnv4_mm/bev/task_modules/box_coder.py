@@ -75,8 +75,8 @@ class BoxCoder:
         The result's sizes do not depend on values, so that nothing waits for the device.
 
         Args:
-            logits: (B, Q, classes).
-            codes: (B, Q, 10), in metres.
+            logits: (batch, num_queries, num_classes).
+            codes: (batch, num_queries, 10), in metres.
 
         Returns:
             Boxes (B, K, 9), scores (B, K) in descending order, labels (B, K), and whether a box's

@@ -34,8 +34,8 @@ def assign_points(
 
     Args:
         points: (M, 2).
-        strides: Of each location, (M,).
-        sizes: Of each location the least and the largest reach of a box from it, (M, 2) pixels.
+        strides: Stride of each location, (M,).
+        sizes: Minimum and maximum reach of a box from each location, (M, 2) pixels.
         boxes: x1, y1, x2, y2 in pixels, (n, 4).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, in a image and among the cameras around the car."""
+"""Non-maximum suppression, in an image and among the cameras around the car."""
 
 from collections.abc import Sequence
 
@@ -43,10 +43,10 @@ def merge_cameras(
     """Moves the boxes of all cameras into the LiDAR frame and drops what is seen twice.
 
     Args:
-        images: Of each camera what :meth:`DD3DHead.predict_by_feat` returns.
-        lidar_to_camera: (N, 4, 4), of the cameras as they are, without augmentation.
+        images: Output of :meth:`DD3DHead.predict_by_feat`, one entry per camera.
+        lidar_to_camera: (num_cameras, 4, 4), without augmentation.
         iou_threshold: Two boxes of a class that overlap more, seen from above, are one.
-        max_num: How many boxes to keep.
+        max_num: Maximum number of boxes to keep.
 
     Returns:
         ``bboxes_3d``, ``scores_3d`` and ``labels_3d``, the best first; the velocity is 0.

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 
-from dcnv4_mm.integrations.data_checks.coco_json import find_faults
+from dcnv4_mm.integrations.data_checks.coco_json import find_coco_faults
 from dcnv4_mm.integrations.data_checks.faults import DataError, Fault, compare_names, format_table
 from dcnv4_mm.integrations.data_checks.images import missing_files
 
@@ -124,7 +124,7 @@ def _read(dataset: Any, path: str) -> Any:
 
 def _check(dataset: Any, content: dict) -> AnnotationFile:
     """Checks a file that has been parsed, and the images that it lists; keeps what is needed."""
-    faults = find_faults(content, dataset.ann_file)
+    faults = find_coco_faults(content, dataset.ann_file)
     if any(fault.fatal for fault in faults):
         raise DataError(f"the data cannot be used:\n{format_table(faults)}")
     categories = content["categories"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dcnv4_mm.integrations.data_checks.faults import Fault
 
-__all__ = ["find_faults"]
+__all__ = ["find_coco_faults"]
 
 # Field -> (what its absence breaks, whether mmdet cannot load the file without it).
 _IMAGE_FIELDS = ("id", "file_name", "width", "height")
@@ -36,7 +36,7 @@ _OUTSIDE_RATIO, _MIN_BOXES = 0.25, 8
 _MAX_BOXES = 50_000
 
 
-def find_faults(content: Any, file: str) -> list[Fault]:
+def find_coco_faults(content: Any, file: str) -> list[Fault]:
     """Checks fields, identifiers, boxes and masks; takes about 2 us per annotation.
 
     Images without objects, crowds and gaps in the ids are legal.

@@ -73,7 +73,7 @@ def check_coco(annotations: Path, images: Path, *, every: bool = False) -> Repor
     except (OSError, ValueError, RecursionError) as error:
         report.faults.append(Fault(str(annotations), f"cannot be read: {error}", fatal=True))
         return report
-    faults = coco_json.find_faults(content, str(annotations))
+    faults = coco_json.find_coco_faults(content, str(annotations))
     if any(fault.fatal for fault in faults):
         report.faults = faults
         return report

@@ -219,7 +219,7 @@ def swap_convolutions(
 
 
 def _added_to_convolution(convolution: nn.Conv2d) -> list[str]:
-    """What a subclass of nn.Conv2d computes beyond a convolution, by name.
+    """Names of what a subclass of nn.Conv2d computes beyond a convolution.
 
     Hooks and parametrizations are not among it, as they are refused for every module.
     """

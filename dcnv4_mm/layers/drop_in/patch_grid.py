@@ -1,4 +1,4 @@
-"""How an attention layer knows the rows and columns of the patches that it is called with."""
+"""Rows and columns of the patches that an attention layer is called with."""
 
 import threading
 import weakref

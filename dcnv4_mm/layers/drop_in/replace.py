@@ -1,4 +1,4 @@
-"""What all drop-ins have in common: how they start, and how they take a module's place."""
+"""Common base of the drop-ins: initial values, and replacement of modules."""
 
 from collections.abc import Iterator, Mapping
 
@@ -20,7 +20,7 @@ class MeanDCNv4(DCNv4):
     """
 
     def reset_parameters(self) -> None:
-        """As the parent, with masks of one divided by the number of points."""
+        """Initializes as the parent, with masks of one divided by the number of points."""
         super().reset_parameters()
         points = self.kernel_size[0] * self.kernel_size[1] - self.remove_center
         masks = self.offset_mask.bias.detach()[: 3 * self.groups * points]
@@ -63,7 +63,7 @@ def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> in
     _check_nothing_is_lost(names, made)
     for old, new in made.items():
         _take_over(old, new)
-        for parent, own in _places(model, names[old]):
+        for parent, own in _parents(model, names[old]):
             setattr(parent, own, new)
     return len(made)
 
@@ -120,7 +120,7 @@ def _take_over(old: nn.Module, new: nn.Module) -> None:
         parameter.requires_grad_(first.requires_grad)
 
 
-def _places(model: nn.Module, names: list[str]) -> Iterator[tuple[nn.Module, str]]:
+def _parents(model: nn.Module, names: list[str]) -> Iterator[tuple[nn.Module, str]]:
     for name in names:
         parent, _, own = name.rpartition(".")
         yield model.get_submodule(parent), own

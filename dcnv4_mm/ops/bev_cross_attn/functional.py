@@ -31,12 +31,11 @@ def bev_cross_attn(
 ) -> Tensor:
     """Deformable attention of BEV queries to the cameras that see them.
 
-    A query is a pillar of Z points, which lie in the images or outside of them. In every camera
-    that sees it, each head samples ``num_points`` locations on each level and sums the samples,
-    weighted by the softmax of the logits over all locations of all levels. Point ``p`` of a level
-    lies at
+    A query is a pillar of points, which lie in the images or outside of them. In every camera that
+    sees it, each head samples ``num_points`` locations on each level and sums the samples, weighted
+    by the softmax of the logits over all locations of all levels. Point ``p`` of a level lies at
 
-        reference point p mod Z * (W_l, H_l) + offset
+        reference point p mod num_pillar_points * (W_l, H_l) + offset
 
     in pixels of the level, 0 being the outer edge of the first one. The result is the mean over
     the cameras that see the query, and 0 for one that no camera sees. Offsets and logits are
@@ -51,22 +50,24 @@ def bev_cross_attn(
     and logits stay as they are.
 
     Args:
-        value: (B, N, S, G, D) float64, float32, float16 or bfloat16: the pixels of all L levels of
-            a camera one after the other, S = sum(H_l * W_l), for G heads of D channels. It is
-            copied unless the pixels of all samples and cameras are equally far apart.
-        spatial_shapes: (H, W) for every level, the same in all N cameras, or an (L, 2) integer
-            tensor. A tensor on a GPU is read once per call, which waits for the device; pairs of
-            ints avoid that.
-        offsets_logits: (B, Q, G, 3 * L * P) in the dtype of ``value``, or float32 beside a 16-bit
-            ``value``. Packed as locations and logits are in
+        value: (batch, num_cameras, num_keys, num_heads, head_dims) float64, float32, float16 or
+            bfloat16: the pixels of all levels of a camera one after the other. It is copied unless
+            the pixels of all samples and cameras are equally far apart.
+        spatial_shapes: (H, W) for every level, the same in all cameras, or a (num_levels, 2)
+            integer tensor. A tensor on a GPU is read once per call, which waits for the device;
+            pairs of ints avoid that.
+        offsets_logits: (batch, num_queries, num_heads, 3 * num_levels * num_points) in the dtype of
+            ``value``, or float32 beside a 16-bit ``value``. Packed as locations and logits are in
             :mod:`dcnv4_mm.ops.flash_deform_attn.layout`, but with offsets (x, y) in pixels.
-        references: (B, N, Q, Z, 2) float32, or float64 beside a float64 ``value``: the points
-            (x, y) of a query's pillar in units of a camera's image, 0 to 1 from edge to edge.
-        hits: (B, N, Q) bool: whether a camera sees a query.
-        num_points: Number of points per level P.
+        references: (batch, num_cameras, num_queries, num_pillar_points, 2) float32, or float64
+            beside a float64 ``value``: the points (x, y) of a query's pillar in units of a camera's
+            image, 0 to 1 from edge to edge.
+        hits: (batch, num_cameras, num_queries) bool: whether a camera sees a query.
+        num_points: Number of points per level.
 
     Returns:
-        (B, Q, G * D), contiguous, in the dtype of ``value`` (under autocast, the autocast type).
+        (batch, num_queries, num_heads * head_dims), contiguous, in the dtype of ``value`` (under
+        autocast, the autocast type).
 
     Raises:
         TypeError: A dtype is not supported or does not fit the others.

@@ -58,18 +58,21 @@ def bev_cross_attn_forward_reference(
     """Computes what the raw operator ``dcnv4_mm::bev_cross_attn_forward`` does, on any device.
 
     Args:
-        value: (B, N, S, G, D), floating point.
-        offsets_logits: (B, Q, G, 3 * L * P): offsets (x, y) in pixels of the level and logits, in
-            the layout of :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
-        references: (B, N, Q, Z, 2), float64 beside a float64 ``value``, otherwise float32: where
-            the points (x, y) of a query's pillar lie in the cameras' images, 0 to 1.
-        hits: (B, N, Q), bool: whether a camera sees a query.
+        value: (batch, num_cameras, num_keys, num_heads, head_dims), floating point.
+        offsets_logits: (batch, num_queries, num_heads, 3 * num_levels * num_points): offsets (x, y)
+            in pixels of the level and logits, in the layout of
+            :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
+        references: (batch, num_cameras, num_queries, num_pillar_points, 2), float64 beside a
+            float64 ``value``, otherwise float32: where the points (x, y) of a query's pillar lie in
+            the cameras' images, 0 to 1.
+        hits: (batch, num_cameras, num_queries), bool: whether a camera sees a query.
         level_sizes: [H_0, W_0, H_1, W_1, ...] of each camera.
-        num_points: Number of points per level P. Point p goes out from point p mod Z of the pillar.
+        num_points: Number of points per level. Point p goes out from point p mod num_pillar_points
+            of the pillar.
 
     Returns:
-        (B, Q, G * D), contiguous, in the dtype of ``value``: the mean over the cameras that see a
-        query, or 0 if none does.
+        (batch, num_queries, num_heads * head_dims), contiguous, in the dtype of ``value``: the mean
+        over the cameras that see a query, or 0 if none does.
     """
     pixels = value.to(accumulation_dtype(value.dtype))
     offsets, _, weights = _weights(value, offsets_logits, hits, level_sizes, num_points)
@@ -101,24 +104,16 @@ def bev_cross_attn_backward_reference(
 
     The bilinear weights have the one-sided derivative of ``floor``: towards the larger coordinate.
 
-    Args:
-        grad_output: (B, Q, G * D), gradient of the output.
-        value: As in :func:`bev_cross_attn_forward_reference`; so are the next five.
-        offsets_logits: As in :func:`bev_cross_attn_forward_reference`.
-        references: As in :func:`bev_cross_attn_forward_reference`; they have no gradient.
-        hits: As in :func:`bev_cross_attn_forward_reference`.
-        level_sizes: As in :func:`bev_cross_attn_forward_reference`.
-        num_points: As in :func:`bev_cross_attn_forward_reference`.
-        deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
-        need_value_grad: Whether the gradient of ``value`` is wanted.
-        need_points_grad: Whether the gradient of ``offsets_logits`` is wanted.
+    ``grad_output`` is the gradient of the output; the arguments from ``value`` to ``num_points``
+    are those of :func:`bev_cross_attn_forward_reference`. ``deterministic`` is ignored:
+    ``scatter_add_`` follows torch's own global setting. ``references`` have no gradient.
 
     Returns:
         Gradients of ``value`` and ``offsets_logits`` in their shapes and dtypes; one that is not
-        wanted is an empty tensor of shape (0,).
+        needed is an empty tensor of shape (0,).
     """
     pixels = value.to(accumulation_dtype(value.dtype))
-    offsets, shares, weights = _weights(value, offsets_logits, hits, level_sizes, num_points)
+    offsets, softmaxed, weights = _weights(value, offsets_logits, hits, level_sizes, num_points)
     # [B, Q, G, D]
     grad = grad_output.to(pixels.dtype).unflatten(-1, value.shape[3:])
     grad_value = torch.zeros_like(pixels)
@@ -133,20 +128,20 @@ def bev_cross_attn_backward_reference(
                 grad_image = grad_value[:, point.camera, point.pixels]
                 grad_image.scatter_add_(1, index, weight.unsqueeze(-1) * grad)
             if need_points_grad:
-                # [B, Q, G]: how much the output's loss asks for this pixel.
+                # [B, Q, G]: the gradient of the output times this pixel.
                 dot = (gather(image, corner) * grad).sum(-1)
                 weighted = torch.where(corner.valid, point_weight * dot, 0.0)
                 by_offset = torch.stack([corner.weight_dx, corner.weight_dy], dim=-1)
                 by_offset = weighted.unsqueeze(-1) * by_offset
                 grad_offsets[..., point.level, point.number, :] += by_offset
-                by_share = torch.where(corner.valid, dot * corner.weight, 0.0)
-                grad_weights[..., point.level, point.number] += by_share
+                by_weight = torch.where(corner.valid, dot * corner.weight, 0.0)
+                grad_weights[..., point.level, point.number] += by_weight
     if not need_value_grad:
         grad_value = pixels.new_empty(0)
     if not need_points_grad:
         return grad_value.to(value.dtype), offsets_logits.new_empty(0)
     # A change of one logit changes the weights of all points, those outside the image too.
-    common = (shares * grad_weights).sum((-2, -1), keepdim=True)
+    common = (softmaxed * grad_weights).sum((-2, -1), keepdim=True)
     seen = hits.any(1)[..., None, None, None]
     grad_logits = torch.where(seen, weights * (grad_weights - common), 0.0)
     grad_points = pack(grad_offsets, grad_logits).to(offsets_logits.dtype)
@@ -156,10 +151,10 @@ def bev_cross_attn_backward_reference(
 def _weights(
     value: Tensor, offsets_logits: Tensor, hits: Tensor, level_sizes: list[int], num_points: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets (B, Q, G, L, P, 2), softmaxed logits (B, Q, G, L, P), and these per hit."""
+    """Offsets and softmaxed logits, unpacked, and the latter divided by the number of hits."""
     levels = len(level_sizes) // 2
     wide = offsets_logits.to(accumulation_dtype(value.dtype))
     offsets, logits = unpack(wide, levels, num_points)
-    shares = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
+    softmaxed = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
     counts = hits.sum(1).clamp(min=1)
-    return offsets, shares, shares / counts[..., None, None, None]
+    return offsets, softmaxed, softmaxed / counts[..., None, None, None]

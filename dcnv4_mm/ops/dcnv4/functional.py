@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from dcnv4_mm.ops._autocast import autocast_dtype
-from dcnv4_mm.ops._checks import check_floating, kernels_check
+from dcnv4_mm.ops._checks import check_floating, checked_by_kernels
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.arguments import read_bool, read_float, read_int, read_pair
 from dcnv4_mm.ops.dcnv4 import flops  # noqa: F401  (registers the formulas)
@@ -94,7 +94,7 @@ def dcnv4(
         raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
     arguments = (*geometry, groups, offset_scale, remove_center, precision == "fast")
 
-    if kernels_check(value, offset_mask):
+    if checked_by_kernels(value, offset_mask):
         try:
             return dcnv4_raw.eager(value, offset_mask, *arguments)
         except RuntimeError:

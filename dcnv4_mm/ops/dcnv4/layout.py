@@ -1,4 +1,4 @@
-"""How offsets and masks are packed in ``offset_mask``, and the sizes that follow from it.
+"""Layout of offsets and masks in ``offset_mask``, and the sizes that follow from it.
 
 The last axis of ``offset_mask`` belongs to one output pixel. Group ``g`` owns its ``3 * K``
 elements from ``g * 3 * K`` on: ``K`` pairs of offsets ``(x, y)``, width before height, then ``K``

@@ -79,16 +79,8 @@ def dcnv4_forward_reference(
     pixels = value.to(dtype).reshape(batch, height * width, groups, channels // groups)
     size = output_size((height, width), kernel_size, stride, padding, dilation)  # type: ignore[arg-type]
     output = pixels.new_zeros(batch, size[0] * size[1], groups, channels // groups)
-    for y, x, mask in _sampling_points(
-        offset_mask.to(dtype),
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        groups,
-        offset_scale,
-        remove_center,
-    ):
+    geometry = (kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
+    for y, x, mask in _sampling_points(offset_mask.to(dtype), *geometry):
         for corner in corners(y, x, height, width):
             # The mask is left out where it does not count, so that one that is not finite gives
             # no derivative either.
@@ -117,25 +109,13 @@ def dcnv4_backward_reference(
 
     The bilinear weights have the one-sided derivative of ``floor``: towards the larger coordinate.
 
-    Args:
-        grad_output: (N, H_out, W_out, C), gradient of the output.
-        value: As in :func:`dcnv4_forward_reference`; so are the arguments up to ``fast``.
-        offset_mask: As in :func:`dcnv4_forward_reference`.
-        kernel_size: As in :func:`dcnv4_forward_reference`.
-        stride: As in :func:`dcnv4_forward_reference`.
-        padding: As in :func:`dcnv4_forward_reference`.
-        dilation: As in :func:`dcnv4_forward_reference`.
-        groups: As in :func:`dcnv4_forward_reference`.
-        offset_scale: As in :func:`dcnv4_forward_reference`.
-        remove_center: As in :func:`dcnv4_forward_reference`.
-        fast: Ignored.
-        deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
-        need_value_grad: Whether the gradient of ``value`` is wanted.
-        need_offset_mask_grad: Whether the gradient of ``offset_mask`` is wanted.
+    ``grad_output`` is the gradient of the output; the arguments from ``value`` to ``fast`` are
+    those of :func:`dcnv4_forward_reference`. ``deterministic`` is ignored: ``scatter_add_``
+    follows torch's own global setting.
 
     Returns:
         Gradients of ``value`` and ``offset_mask`` in their shapes and dtypes; one that is not
-        wanted is an empty tensor of shape (0,).
+        needed is an empty tensor of shape (0,).
     """
     batch, height, width, channels = value.shape
     dtype = accumulation_dtype(value.dtype)
@@ -143,16 +123,8 @@ def dcnv4_backward_reference(
     grad = grad_output.to(dtype).flatten(1, 2).unflatten(-1, (groups, channels // groups))
     grad_pixels = torch.zeros_like(pixels)
     grad_offsets, grad_masks = [], []
-    for y, x, mask in _sampling_points(
-        offset_mask.to(dtype),
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        groups,
-        offset_scale,
-        remove_center,
-    ):
+    geometry = (kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
+    for y, x, mask in _sampling_points(offset_mask.to(dtype), *geometry):
         grad_y, grad_x, grad_mask = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
         for corner in corners(y, x, height, width):
             if need_value_grad:
@@ -160,7 +132,7 @@ def dcnv4_backward_reference(
                 index = corner.pixel.unsqueeze(-1).expand_as(grad)
                 grad_pixels = grad_pixels.scatter_add(1, index, weight * grad)
             if need_offset_mask_grad:
-                # [N, H_out * W_out, G]: how much the output's loss asks for this pixel.
+                # [N, H_out * W_out, G]: the gradient of the output times this pixel.
                 dot = (gather(pixels, corner) * grad).sum(-1)
                 masked = torch.where(corner.valid, mask * dot * offset_scale, 0.0)
                 grad_y = grad_y + masked * corner.weight_dy

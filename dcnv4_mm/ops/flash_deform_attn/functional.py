@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dcnv4_mm.ops._autocast import autocast_dtype
-from dcnv4_mm.ops._checks import check_floating, kernels_check
+from dcnv4_mm.ops._checks import check_floating, checked_by_kernels
 from dcnv4_mm.ops._extension import load_library
 from dcnv4_mm.ops.arguments import read_int
 from dcnv4_mm.ops.flash_deform_attn import flops  # noqa: F401  (registers the formulas)
@@ -43,18 +43,19 @@ def flash_deform_attn(
     logits stay as they are.
 
     Args:
-        value: (N, S, G, D) float64, float32, float16 or bfloat16, any strides: the pixels of all
-            L levels one after the other, S = sum(H_l * W_l), for G heads of D channels.
-        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor. A tensor on a GPU is
-            read once per call, which waits for the device; pairs of ints avoid that.
-        locations_logits: (N, Q, G, 3 * L * P) in the dtype of ``value``, or float32 beside a
-            16-bit ``value``; the layout is that of
-            :mod:`dcnv4_mm.ops.flash_deform_attn.layout`. Locations are in units of the level,
-            0 to 1 from edge to edge.
-        num_points: Number of points per level P.
+        value: (batch, num_keys, num_heads, head_dims) float64, float32, float16 or bfloat16, any
+            strides: the pixels of all levels one after the other.
+        spatial_shapes: (H, W) for every level, or a (num_levels, 2) integer tensor. A tensor on a
+            GPU is read once per call, which waits for the device; pairs of ints avoid that.
+        locations_logits: (batch, num_queries, num_heads, 3 * num_levels * num_points) in the dtype
+            of ``value``, or float32 beside a 16-bit ``value``; the layout is that of
+            :mod:`dcnv4_mm.ops.flash_deform_attn.layout`. Locations are in units of the level, 0 to
+            1 from edge to edge.
+        num_points: Number of points per level.
 
     Returns:
-        (N, Q, G * D), contiguous, in the dtype of ``value`` (under autocast, the autocast type).
+        (batch, num_queries, num_heads * head_dims), contiguous, in the dtype of ``value`` (under
+        autocast, the autocast type).
 
     Raises:
         TypeError: A dtype is not supported or does not fit the other.
@@ -76,7 +77,7 @@ def flash_deform_attn(
     """
     level_sizes = _level_sizes(spatial_shapes)
     num_points = read_int("num_points", num_points, minimum=1)
-    if kernels_check(value, locations_logits):
+    if checked_by_kernels(value, locations_logits):
         try:
             operator = RAW_OPERATORS["flash_deform_attn", "default"]
             return operator.eager(value, locations_logits, level_sizes, num_points)
@@ -100,17 +101,19 @@ def ms_deform_attn(
     The same as :func:`flash_deform_attn` but for the weights, which need not sum to one.
 
     Args:
-        value: (N, S, G, D) float64, float32, float16 or bfloat16, any strides: the pixels of all
-            L levels one after the other, S = sum(H_l * W_l), for G heads of D channels.
-        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor. A tensor on a GPU is
-            read once per call, which waits for the device; pairs of ints avoid that.
-        sampling_locations: (N, Q, G, L, P, 2) in the dtype of ``value``, or float32 beside a
-            16-bit ``value``: locations (x, y) in units of the level, 0 to 1 from edge to edge.
-        attention_weights: (N, Q, G, L, P), likewise. If one of the two is float32, both are used
-            as float32.
+        value: (batch, num_keys, num_heads, head_dims) float64, float32, float16 or bfloat16, any
+            strides: the pixels of all levels one after the other.
+        spatial_shapes: (H, W) for every level, or a (num_levels, 2) integer tensor. A tensor on a
+            GPU is read once per call, which waits for the device; pairs of ints avoid that.
+        sampling_locations: (batch, num_queries, num_heads, num_levels, num_points, 2) in the dtype
+            of ``value``, or float32 beside a 16-bit ``value``: locations (x, y) in units of the
+            level, 0 to 1 from edge to edge.
+        attention_weights: (batch, num_queries, num_heads, num_levels, num_points), likewise. If one
+            of the two is float32, both are used as float32.
 
     Returns:
-        (N, Q, G * D), contiguous, in the dtype of ``value`` (under autocast, the autocast type).
+        (batch, num_queries, num_heads * head_dims), contiguous, in the dtype of ``value`` (under
+        autocast, the autocast type).
 
     Raises:
         TypeError: A dtype is not supported or does not fit the others.
@@ -132,7 +135,7 @@ def ms_deform_attn(
         torch.Size([2, 100, 64])
     """
     level_sizes = _level_sizes(spatial_shapes)
-    if kernels_check(value, sampling_locations, attention_weights):
+    if checked_by_kernels(value, sampling_locations, attention_weights):
         try:
             operator = RAW_OPERATORS["ms_deform_attn", "default"]
             return operator.eager(value, sampling_locations, attention_weights, level_sizes)

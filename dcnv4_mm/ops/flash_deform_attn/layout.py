@@ -1,11 +1,12 @@
-"""How levels, sampling locations and attention logits lie in their tensors.
+"""Layout of levels, sampling locations and attention logits in their tensors.
 
-The pixels of all levels follow one another in one axis: S = sum(H_l * W_l), in the order of the
-levels. A location is ``(x, y)``, width before height, in units of its level: 0 is the left edge of
-the first pixel, 1 the right edge of the last. In pixels that is ``x * W_l - 0.5``.
+The pixels of all levels follow one another in one axis of length num_keys = sum(H_l * W_l), in the
+order of the levels. A location is ``(x, y)``, width before height, in units of its level: 0 is the
+left edge of the first pixel, 1 the right edge of the last. In pixels that is ``x * W_l - 0.5``.
 
-Packed, a head of a query has ``3 * L * P`` elements: first ``L * P`` pairs ``(x, y)``, then
-``L * P`` logits; both run over levels first, point ``p`` of level ``l`` being ``l * P + p``.
+Packed, a head of a query has ``3 * num_levels * num_points`` elements: first all pairs ``(x, y)``,
+then all logits; both run over levels first, point ``p`` of level ``l`` being
+``l * num_points + p``.
 """
 
 import operator
@@ -28,8 +29,8 @@ def read_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> l
     """Reads the sizes of all levels as the raw operators take them.
 
     Args:
-        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor. Reading a tensor on
-            a GPU waits for the device.
+        spatial_shapes: (H, W) for every level, or a (num_levels, 2) integer tensor. Reading a
+            tensor on a GPU waits for the device.
 
     Returns:
         [H_0, W_0, H_1, W_1, ...].
@@ -91,7 +92,7 @@ def _read_pair(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def num_pixels(level_sizes: list[int]) -> int:
-    """Number of pixels S of all levels [H_0, W_0, H_1, W_1, ...] together."""
+    """Number of pixels of all levels [H_0, W_0, H_1, W_1, ...] together."""
     return sum(
         height * width for height, width in zip(level_sizes[::2], level_sizes[1::2], strict=True)
     )
@@ -101,11 +102,13 @@ def pack(locations: Tensor, logits: Tensor) -> Tensor:
     """Packs separate locations and logits into one tensor.
 
     Args:
-        locations: (N, Q, G, L, P, 2), the last axis being (x, y).
-        logits: (N, Q, G, L, P).
+        locations: (batch, num_queries, num_heads, num_levels, num_points, 2), the last axis being
+            (x, y).
+        logits: (batch, num_queries, num_heads, num_levels, num_points).
 
     Returns:
-        (N, Q, G, 3 * L * P), in the wider of the two dtypes.
+        (batch, num_queries, num_heads, 3 * num_levels * num_points), in the wider of the two
+        dtypes.
     """
     return torch.cat([locations.flatten(-3), logits.flatten(-2)], dim=-1)
 
@@ -114,12 +117,13 @@ def unpack(locations_logits: Tensor, levels: int, num_points: int) -> tuple[Tens
     """Splits what :func:`pack` has packed; both results are views.
 
     Args:
-        locations_logits: (N, Q, G, 3 * L * P).
-        levels: Number of levels L.
-        num_points: Number of points per level P.
+        locations_logits: (batch, num_queries, num_heads, 3 * num_levels * num_points).
+        levels: Number of levels.
+        num_points: Number of points per level.
 
     Returns:
-        Locations (N, Q, G, L, P, 2) and logits (N, Q, G, L, P).
+        Locations (batch, num_queries, num_heads, num_levels, num_points, 2) and logits (batch,
+        num_queries, num_heads, num_levels, num_points).
     """
     points = levels * num_points
     locations = locations_logits[..., : 2 * points].unflatten(-1, (levels, num_points, 2))
@@ -133,14 +137,16 @@ def sampling_locations(
     """Adds offsets to the reference points of queries.
 
     Args:
-        reference_points: (N, Q, L, 2), points (x, y); or (N, Q, L, 4), boxes (center x, center y,
-            width, height). Both in units of the image, 0 to 1.
-        offsets: (N, Q, G, L, P, 2). Around points they are in pixels of the level, around boxes
-            in halves of the box, P of which are half the width or height.
-        spatial_shapes: (H, W) for every level, or an (L, 2) integer tensor.
+        reference_points: (batch, num_queries, num_levels, 2), points (x, y); or (batch,
+            num_queries, num_levels, 4), boxes (center x, center y, width, height). Both in units of
+            the image, 0 to 1.
+        offsets: (batch, num_queries, num_heads, num_levels, num_points, 2). Around points they are
+            in pixels of the level, around boxes in halves of the box, ``num_points`` of which are
+            half the width or height.
+        spatial_shapes: (H, W) for every level, or a (num_levels, 2) integer tensor.
 
     Returns:
-        (N, Q, G, L, P, 2) locations (x, y).
+        (batch, num_queries, num_heads, num_levels, num_points, 2) locations (x, y).
 
     Raises:
         ValueError: The last dim of the reference points is neither 2 nor 4.

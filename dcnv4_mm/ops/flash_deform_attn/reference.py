@@ -50,14 +50,14 @@ def ms_deform_attn_forward_reference(
     """Computes what the raw operator ``dcnv4_mm::ms_deform_attn_forward`` does, on any device.
 
     Args:
-        value: (N, S, G, D), floating point.
-        locations: (N, Q, G, L, P, 2) in the layout of
+        value: (batch, num_keys, num_heads, head_dims), floating point.
+        locations: (batch, num_queries, num_heads, num_levels, num_points, 2) in the layout of
             :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
-        weights: (N, Q, G, L, P), used as they are.
+        weights: (batch, num_queries, num_heads, num_levels, num_points), used as they are.
         level_sizes: [H_0, W_0, H_1, W_1, ...].
 
     Returns:
-        (N, Q, G * D), contiguous, in the dtype of ``value``.
+        (batch, num_queries, num_heads * head_dims), contiguous, in the dtype of ``value``.
 
     Source:
         Zhu et al., "Deformable DETR", ICLR 2021, equation (3) without projections.
@@ -88,19 +88,13 @@ def ms_deform_attn_backward_reference(
 
     The bilinear weights have the one-sided derivative of ``floor``: towards the larger coordinate.
 
-    Args:
-        grad_output: (N, Q, G * D), gradient of the output.
-        value: As in :func:`ms_deform_attn_forward_reference`; so are the next three.
-        locations: As in :func:`ms_deform_attn_forward_reference`.
-        weights: As in :func:`ms_deform_attn_forward_reference`.
-        level_sizes: As in :func:`ms_deform_attn_forward_reference`.
-        deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
-        need_value_grad: Whether the gradient of ``value`` is wanted.
-        need_points_grad: Whether the gradients of ``locations`` and ``weights`` are wanted.
+    ``grad_output`` is the gradient of the output; the arguments from ``value`` to ``level_sizes``
+    are those of :func:`ms_deform_attn_forward_reference`. ``deterministic`` is ignored:
+    ``scatter_add_`` follows torch's own global setting.
 
     Returns:
         Gradients of ``value``, ``locations`` and ``weights`` in their shapes and dtypes; those
-        that are not wanted are empty tensors of shape (0,).
+        that are not needed (``need_points_grad``: the last two) are empty tensors of shape (0,).
     """
     dtype = accumulation_dtype(value.dtype)
     pixels = value.to(dtype)
@@ -116,7 +110,7 @@ def ms_deform_attn_backward_reference(
                 index = corner.pixel.unsqueeze(-1).expand_as(grad)
                 grad_value[:, point.pixels].scatter_add_(1, index, weight.unsqueeze(-1) * grad)
             if need_points_grad:
-                # [N, Q, G]: how much the output's loss asks for this pixel.
+                # [N, Q, G]: the gradient of the output times this pixel.
                 dot = (gather(pixels[:, point.pixels], corner) * grad).sum(-1)
                 weighted = torch.where(corner.valid, point.weight * dot, 0.0)
                 grad_y = grad_y + weighted * corner.weight_dy * point.height
@@ -141,20 +135,20 @@ def flash_deform_attn_forward_reference(
     """Computes what the raw operator ``dcnv4_mm::flash_deform_attn_forward`` does.
 
     Args:
-        value: (N, S, G, D), floating point.
-        locations_logits: (N, Q, G, 3 * L * P) in the layout of
-            :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
+        value: (batch, num_keys, num_heads, head_dims), floating point.
+        locations_logits: (batch, num_queries, num_heads, 3 * num_levels * num_points) in the layout
+            of :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
         level_sizes: [H_0, W_0, H_1, W_1, ...].
-        num_points: Number of points per level P.
+        num_points: Number of points per level.
 
     Returns:
-        (N, Q, G * D), contiguous, in the dtype of ``value``.
+        (batch, num_queries, num_heads * head_dims), contiguous, in the dtype of ``value``.
 
     Source:
         Xiong et al., "Efficient Deformable ConvNets", CVPR 2024, section 3.2.
     """
-    locations, shares = _with_shares(value, locations_logits, level_sizes, num_points)
-    return ms_deform_attn_forward_reference(value, locations, shares, level_sizes)
+    locations, weights = _softmaxed(value, locations_logits, level_sizes, num_points)
+    return ms_deform_attn_forward_reference(value, locations, weights, level_sizes)
 
 
 def flash_deform_attn_backward_reference(
@@ -169,26 +163,19 @@ def flash_deform_attn_backward_reference(
 ) -> tuple[Tensor, Tensor]:
     """Computes the gradients as ``dcnv4_mm::flash_deform_attn_backward`` does, on any device.
 
-    Args:
-        grad_output: (N, Q, G * D), gradient of the output.
-        value: As in :func:`flash_deform_attn_forward_reference`; so are the next three.
-        locations_logits: As in :func:`flash_deform_attn_forward_reference`.
-        level_sizes: As in :func:`flash_deform_attn_forward_reference`.
-        num_points: As in :func:`flash_deform_attn_forward_reference`.
-        deterministic: Ignored: ``scatter_add_`` follows torch's own global setting.
-        need_value_grad: Whether the gradient of ``value`` is wanted.
-        need_points_grad: Whether the gradient of ``locations_logits`` is wanted.
+    As :func:`ms_deform_attn_backward_reference`, with the arguments of
+    :func:`flash_deform_attn_forward_reference`.
 
     Returns:
         Gradients of ``value`` and ``locations_logits`` in their shapes and dtypes; one that is
-        not wanted is an empty tensor of shape (0,).
+        not needed is an empty tensor of shape (0,).
     """
-    locations, shares = _with_shares(value, locations_logits, level_sizes, num_points)
-    grad_value, grad_locations, grad_shares = ms_deform_attn_backward_reference(
+    locations, weights = _softmaxed(value, locations_logits, level_sizes, num_points)
+    grad_value, grad_locations, grad_weights = ms_deform_attn_backward_reference(
         grad_output,
         value,
         locations,
-        shares,
+        weights,
         level_sizes,
         deterministic,
         need_value_grad,
@@ -196,18 +183,18 @@ def flash_deform_attn_backward_reference(
     )
     if not need_points_grad:
         return grad_value, locations_logits.new_empty(0)
-    # A change of one logit changes the shares of all points, those outside the image too.
-    common = (shares * grad_shares).sum((-2, -1), keepdim=True)
-    grad_logits = shares * (grad_shares - common)
+    # A change of one logit changes the weights of all points, those outside the image too.
+    common = (weights * grad_weights).sum((-2, -1), keepdim=True)
+    grad_logits = weights * (grad_weights - common)
     return grad_value, pack(grad_locations, grad_logits).to(locations_logits.dtype)
 
 
-def _with_shares(
+def _softmaxed(
     value: Tensor, locations_logits: Tensor, level_sizes: list[int], num_points: int
 ) -> tuple[Tensor, Tensor]:
-    """Locations (N, Q, G, L, P, 2) and softmaxed logits (N, Q, G, L, P), in the wide dtype."""
+    """Locations and softmaxed logits, unpacked, in the wide dtype."""
     levels = len(level_sizes) // 2
     wide = locations_logits.to(accumulation_dtype(value.dtype))
     locations, logits = unpack(wide, levels, num_points)
-    shares = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
-    return locations, shares
+    weights = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
+    return locations, weights

@@ -1,5 +1,5 @@
 # The quickstart's model with all offsets kept at zero: what are they worth?
-_base_ = "fcos_flash-internimage-2stage_fpn_1xb8-2000it_barbells.py"
+_base_ = "fcos_flash-internimage-2stage_fpn_1xb8-1500it_barbells.py"
 
 custom_hooks = [
     dict(type="NumClassCheckHook"),

@@ -111,13 +111,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", ann_file=data_root + "annotations/val.json", metric="bbox")
 test_evaluator = val_evaluator
 
-max_iters = 2000
+max_iters = 1500
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=5e-4, weight_decay=0.05),
     constructor="dcnv4_mm.LayerDecayOptimWrapperConstructor",
     # So few steps would move the offsets by a pixel or two.
     paramwise_cfg=dict(offset_lr_scale=8.0),
