@@ -8,9 +8,12 @@ are imported at the first lookup. It also installs the operators that mmcv-lite 
 from importlib import import_module
 from typing import Any
 
-from mmengine import registry as _mmengine
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import DefaultScope, Registry
+from dcnv4_mm._missing import naming_extra
+
+with naming_extra("dcnv4_mm.registry", "mim"):
+    from mmengine import registry as _mmengine
+    from mmengine.config.utils import MODULE2PACKAGE
+    from mmengine.registry import DefaultScope, Registry
 
 __all__ = [
     "DATASETS",

@@ -9,6 +9,12 @@ Example:
     >>> model = timm.create_model("flash_internimage_tiny", features_only=True)  # doctest: +SKIP
 """
 
+from dcnv4_mm._missing import naming_extra
+
+with naming_extra("dcnv4_mm.timm", "timm"):
+    import timm  # noqa: F401
+
+# isort: split
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -10,6 +10,12 @@ Example:
     >>> AutoModelForImageClassification.from_pretrained("folder")  # doctest: +SKIP
 """
 
+from dcnv4_mm._missing import naming_extra
+
+with naming_extra("dcnv4_mm.transformers", "transformers"):
+    import transformers  # noqa: F401
+
+# isort: split
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +41,9 @@ from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.backbones.archs import ARCHS, DCNV3_ARCHS, read_arch
 from dcnv4_mm.backbones.blocks import Block
 from dcnv4_mm.checkpoints import load_released
-from dcnv4_mm.checkpoints.files import read_file
+from dcnv4_mm.checkpoints.files import naming_file, read_file
 from dcnv4_mm.checkpoints.flash_intern_image import is_dcnv3, is_layer_scale
+from dcnv4_mm.checkpoints.identify import identify
 from dcnv4_mm.checkpoints.key_mappings import FLASH_INTERN_IMAGE, convert_keys
 from dcnv4_mm.checkpoints.loading import select_entry, strip_wrappers
 from dcnv4_mm.layers import DCNv3, DCNv4, channels_first
@@ -234,20 +241,21 @@ def from_released(
         ValueError: The file cannot be read or holds no such classifier.
     """
     checkpoint = read_file(path)
-    try:
+    with naming_file(path):
         weights = strip_wrappers(select_entry(checkpoint, classifier=True)[1])
         config = _config_of(convert_keys(weights, [("", FLASH_INTERN_IMAGE)]), image_size)
         model = FlashInternImageForImageClassification(config)
         load_released(model, checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     return model
 
 
 def _config_of(weights: Mapping[str, Tensor], image_size: int) -> FlashInternImageConfig:
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if not {"patch_embed.conv2.weight", "head.fc.weight"} <= set(shapes):
-        raise ValueError("expected the weights of a FlashInternImage or InternImage classifier")
+        raise ValueError(
+            "expected the weights of a FlashInternImage or InternImage classifier, got those of "
+            f"{identify(weights)}"
+        )
     dcnv3 = any(map(is_dcnv3, weights))
     channels = shapes["patch_embed.conv2.weight"][0]
     names = {arch.channels: name for name, arch in (DCNV3_ARCHS if dcnv3 else ARCHS).items()}

@@ -52,6 +52,9 @@ except ModuleNotFoundError as error:
         ("mmengine", "dcnv4_mm.engine", "mim"),
         ("mmengine", "dcnv4_mm.optim", "mim"),
         ("mmengine", "dcnv4_mm.bev.inferencer", "mmdet3d"),
+        ("mmengine", "dcnv4_mm.registry", "mim"),
+        ("timm", "dcnv4_mm.timm", "timm"),
+        ("transformers", "dcnv4_mm.transformers", "transformers"),
     ],
 )
 def test_a_missing_host_is_named_with_the_extra(host, module, extra):

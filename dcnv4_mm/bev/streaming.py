@@ -1,7 +1,13 @@
 """Detection in a stream of images of own cameras."""
 
-# First: it serves the operators of mmcv that mmdet3d imports.
-import dcnv4_mm.registry  # noqa: F401
+from dcnv4_mm._missing import naming_extra
+
+with naming_extra("dcnv4_mm.bev", "mmdet3d"):
+    # First: it serves the operators of mmcv that mmdet3d imports.
+    import dcnv4_mm.registry  # noqa: F401
+
+    # isort: split
+    import mmdet3d  # noqa: F401
 
 # isort: split
 from collections import deque

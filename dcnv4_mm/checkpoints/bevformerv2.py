@@ -37,9 +37,10 @@ def convert_boxes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: It is converted already, or holds no weights of a BEVFormerV2.
     """
-    if checkpoint.get("meta", {}).get(_TAG) == _CONVENTION:
+    meta = _meta(checkpoint)
+    if meta.get(_TAG) == _CONVENTION:
         raise ValueError("the checkpoint is converted already: its boxes are those of mmdet3d 1.x")
-    meta = {**checkpoint.get("meta", {}), _TAG: _CONVENTION}
+    meta[_TAG] = _CONVENTION
     return {**checkpoint, "meta": meta, "state_dict": _exchange(checkpoint)}
 
 
@@ -63,8 +64,7 @@ def convert_released_boxes(checkpoint: Any) -> Any:
     weights = checkpoint.get("state_dict", checkpoint)
     if not _is_bevformerv2(weights):
         return checkpoint
-    meta = checkpoint.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
+    meta = _meta(checkpoint)
     if any(key in meta for key in _OWN):
         return checkpoint
     if "mmcv_version" in meta:
@@ -89,11 +89,12 @@ def mark_boxes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: It holds no weights of a BEVFormerV2.
     """
+    meta = _meta(checkpoint)
     weights = checkpoint.get("state_dict", checkpoint)
     if not _is_bevformerv2(weights):
         raise ValueError(f"the checkpoint must hold a BEVFormerV2; {_MISSING}")
     rest = checkpoint if weights is not checkpoint else {"state_dict": checkpoint}
-    return {**rest, "meta": {**(rest.get("meta") or {}), _TAG: _CONVENTION}}
+    return {**rest, "meta": {**meta, _TAG: _CONVENTION}}
 
 
 def restore_boxes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,8 +109,16 @@ def restore_boxes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: It holds no weights of a BEVFormerV2.
     """
-    meta = {key: value for key, value in checkpoint.get("meta", {}).items() if key != _TAG}
+    meta = {key: value for key, value in _meta(checkpoint).items() if key != _TAG}
     return {**checkpoint, "meta": meta, "state_dict": _exchange(checkpoint)}
+
+
+def _meta(checkpoint: Any) -> dict[Any, Any]:
+    """The ``meta`` of a checkpoint; empty where it is missing or something else."""
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"the checkpoint: expected a dict, got a {type(checkpoint).__name__}")
+    meta = checkpoint.get("meta")
+    return dict(meta) if isinstance(meta, Mapping) else {}
 
 
 def _exchange(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcnv4_mm.atomic_files import write_file
 
-__all__ = ["INERT", "InertObject", "read_file", "save_file"]
+__all__ = ["INERT", "InertObject", "naming_file", "read_file", "save_file"]
 
 
 class InertObject:
@@ -134,6 +134,24 @@ def save_file(checkpoint: Any, path: str | Path) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     write_file(path, buffer.getbuffer())
+
+
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Adds the name of a file to a ``ValueError`` about its content that does not name it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: The block's own, with the name of the file.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _is_safetensors(path: Path, start: bytes) -> bool:

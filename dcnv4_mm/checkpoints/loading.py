@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
-from dcnv4_mm.checkpoints.files import read_file
+from dcnv4_mm.checkpoints.files import naming_file, read_file
 from dcnv4_mm.checkpoints.flash_intern_image import is_dcnv3, is_head, is_layer_scale
 from dcnv4_mm.checkpoints.identify import identify
 from dcnv4_mm.checkpoints.key_mappings import (
@@ -81,10 +81,8 @@ def load_released(
     """
     if isinstance(source, (str, Path)):
         checkpoint = read_file(source)
-        try:
+        with naming_file(source):
             weights, report = match_state_dict(model, checkpoint, allow=allow)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
     else:
         weights, report = match_state_dict(model, source, allow=allow)
     model.load_state_dict(weights)
@@ -152,7 +150,7 @@ def match_state_dict(
             f"{report}\n"
             f"The file holds {identify(strip_wrappers(weights), meta)}.\n"
             f"The model is {identify(own)}.\n"
-            f"{_advice(report, backbones)}"
+            f"{_advice(report, backbones, weights)}"
         )
     filled = {key: converted[key] if key in report.loaded else own[key] for key in own}
     return filled, report
@@ -223,6 +221,8 @@ def _checked(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Refuses what is not a plain tensor: it could fail halfway through loading."""
     if not weights:
         raise ValueError("the checkpoint holds no weights: its state dict is empty")
+    if not any(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(_no_weights(weights))
     wrong = [
         str(name)
         for name, tensor in weights.items()
@@ -241,6 +241,20 @@ def _checked(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
             f"{', '.join(wrong[:5])}{more}"
         )
     return dict(weights)
+
+
+def _no_weights(checkpoint: Mapping[Any, Any]) -> str:
+    """What a dict without tensors holds instead, and where weights in it are."""
+    nested = [
+        str(name)
+        for name, part in checkpoint.items()
+        if isinstance(part, Mapping) and any(isinstance(x, Tensor) for x in part.values())
+    ]
+    hint = f"; pass the entry {nested[0]!r} alone" if nested else ""
+    return (
+        f"the checkpoint holds no weights: expected {', '.join(_ENTRIES)} or tensors by key, got "
+        f"{', '.join(map(str, list(checkpoint)[:5]))}{hint}"
+    )
 
 
 def _strip(
@@ -341,9 +355,12 @@ def _difference(tensor: Tensor, own: Tensor) -> str | None:
     return f"{kinds[0]} in the file, {kinds[1]} in the model"
 
 
-def _advice(report: ConversionReport, backbones: Sequence[str]) -> str:
+def _advice(
+    report: ConversionReport, backbones: Sequence[str], weights: Mapping[str, Tensor]
+) -> str:
     if all(map(is_layer_scale, report.missing)) and not (report.unexpected or report.mismatched):
         return "A file without layer scales needs layer_scale=1.0 or layer_scale=None"
-    if backbones and all(backbones) and not report.loaded:
+    found = any(FLASH_INTERN_IMAGE.find_prefixes(weights, released=r) for r in (False, True))
+    if found and backbones and all(backbones) and not report.loaded:
         return f"To start from a backbone's file, load it into model.{backbones[0][:-1]}"
     return "Build the model that the file belongs to, or name with `allow` what need not fit"

@@ -5,6 +5,8 @@ import difflib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+# Libraries that are no hosts -> the extra of this package that has them.
+_EXTRAS = {"cv2": "mim", "torchvision": "mim", "timm": "timm", "transformers": "transformers"}
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 ENV_HINT = "python -m dcnv4_mm.env lists what to install"
 
@@ -22,6 +26,17 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 def stop(message: str) -> NoReturn:
     """Ends the program with one line and exit status 1."""
     raise SystemExit(f"error: {message}")
+
+
+@contextmanager
+def naming_missing() -> Iterator[None]:
+    """Ends the program with one line where a library is missing, with the command to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "dcnv4_mm").partition(".")[0] == "dcnv4_mm":
+            raise
+        stop(f"a library is missing: {_missing(error)}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +112,8 @@ def _missing(error: ModuleNotFoundError) -> str:
     name = (error.name or str(error)).partition(" ")[0].partition(".")[0]
     name = next((host for host, (names, _) in HOSTS.items() if name in names), name)
     what = missing_host_message(name) if name in HOSTS else f"{name} is not installed"
+    if name in _EXTRAS:
+        what += f": pip install 'dcnv4_mm[{_EXTRAS[name]}]'"
     return f"{what} ({ENV_HINT})"
 
 

@@ -55,7 +55,7 @@ def build_model(cfg: "Config", checkpoint: str | None = None) -> "nn.Module":
         try:
             load_released(model, checkpoint)
         except (ValueError, OSError) as error:
-            stop(f"{checkpoint}: {error}")
+            stop(str(error))
     return model
 
 

@@ -52,6 +52,28 @@ def colors(count: int) -> list[tuple[int, int, int]]:
     return [tuple(map(int, color)) for color in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
 
 
+def draw_masks(
+    image: np.ndarray, masks: np.ndarray, labels: np.ndarray, classes: list[str] | None
+) -> np.ndarray:
+    """Draws masks over an image, in the colors of :func:`draw_boxes`.
+
+    Args:
+        image: uint8 (H, W, 3) in OpenCV's channel order.
+        masks: bool (K, H, W).
+        labels: (K,) indices into ``classes``.
+        classes: Names of the classes, if they are known.
+
+    Returns:
+        The visualization, uint8 (H, W, 3).
+    """
+    drawn = image.copy()
+    palette = colors(len(classes) if classes else int(labels.max(initial=0)) + 1)
+    for mask, label in zip(masks, labels, strict=True):
+        color = np.array(palette[int(label)][::-1], np.float32)
+        drawn[mask] = ((1 - OPACITY) * drawn[mask] + OPACITY * color).astype(np.uint8)
+    return drawn
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,

@@ -21,7 +21,8 @@ from mmengine.runner import CheckpointLoader
 
 from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
 from dcnv4_mm.checkpoints.downloads import check_download, download
-from dcnv4_mm.checkpoints.files import INERT, InertObject, read_file
+from dcnv4_mm.checkpoints.files import INERT, InertObject, naming_file, read_file
+from dcnv4_mm.engine.released import remember_source
 
 __all__ = [
     "load_checkpoint",
@@ -53,10 +54,11 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
         raise ValueError(
             f"{filename} holds a log or score that cannot be read: {error!r}"
         ) from error
-    try:
-        return convert_released_boxes(restored)
-    except ValueError as error:
-        raise ValueError(f"{filename}: {error}") from error
+    _check_content(filename, restored)
+    with naming_file(filename):
+        restored = convert_released_boxes(restored)
+    remember_source(filename, restored)
+    return restored
 
 
 def load_from_http(filename: str, map_location: Any = None) -> Any:
@@ -113,6 +115,19 @@ def load_checkpoint(source: str, map_location: Any = "cpu") -> Any:
     if "://" not in source:
         return load_from_local(source, map_location)
     return CheckpointLoader.load_checkpoint(source, map_location)
+
+
+def _check_content(filename: str, checkpoint: Any) -> None:
+    """Refuses a file without weights, of which some hosts would load nothing and go on."""
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{filename}: expected a dict of weights, got {type(checkpoint).__name__}")
+    parts = [checkpoint, *(part for part in checkpoint.values() if isinstance(part, dict))]
+    tensors = (value for part in parts for value in part.values())
+    if "state_dict" not in checkpoint and not any(isinstance(x, torch.Tensor) for x in tensors):
+        raise ValueError(f"{filename} holds no weights, only {', '.join(map(str, checkpoint))}")
+    weights = checkpoint.get("state_dict", checkpoint)
+    if wrong := [key for key in weights if not isinstance(key, str)]:
+        raise ValueError(f"{filename}: expected str as keys of weights, got {wrong[0]!r}")
 
 
 def _restored(part: Any) -> Any:

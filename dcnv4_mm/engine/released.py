@@ -4,16 +4,22 @@
 hosts' inferencers call ``load_state_dict`` instead, where the hooks of this module convert it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dcnv4_mm.checkpoints import convert
+from dcnv4_mm.checkpoints.identify import identify
 from dcnv4_mm.checkpoints.key_mappings import CLASSIFIER, FLASH_INTERN_IMAGE, find_key_mappings
 from dcnv4_mm.checkpoints.loading import match_state_dict, select_entry, strip_wrappers
 
-__all__ = ["convert_on_load", "rename_classifier"]
+__all__ = ["convert_on_load", "remember_source", "rename_classifier"]
+
+# Tensor -> the file that it is from, and what that holds: a hook sees the keys of its module alone.
+_SOURCES = WeakIdKeyDictionary()
 
 
 def convert_on_load(module: nn.Module) -> None:
@@ -27,6 +33,27 @@ def convert_on_load(module: nn.Module) -> None:
     module.register_load_state_dict_pre_hook(_convert)
 
 
+def remember_source(filename: str, checkpoint: Mapping[str, Any]) -> None:
+    """Remembers the file that weights are from, so that an error about them can name it.
+
+    Args:
+        filename: The file.
+        checkpoint: Its content; forgotten with its tensors.
+    """
+    weights = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(weights, Mapping):
+        return
+    tensors = {
+        k.removeprefix("module."): t
+        for k, t in weights.items()
+        if isinstance(k, str) and isinstance(t, Tensor)
+    }
+    if tensors:
+        found = f"{filename} (it holds {identify(tensors, checkpoint.get('meta'))})"
+        for tensor in tensors.values():
+            _SOURCES[tensor] = found
+
+
 def _convert(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Renames the released keys below ``prefix`` to those of a module, in place."""
     keys = [key for key in state_dict if key.startswith(prefix)]
@@ -34,7 +61,11 @@ def _convert(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: 
     inner = {key.removeprefix(prefix): state_dict[key] for key in keys}
     if not any(mapping.find_prefixes(inner, released=True) for mapping in mappings):
         return
-    weights, report = match_state_dict(module, inner)
+    try:
+        weights, report = match_state_dict(module, inner)
+    except ValueError as error:
+        source = next((_SOURCES[t] for t in inner.values() if t in _SOURCES), None)
+        raise ValueError(f"{source}: {error}" if source else str(error)) from error
     for key in keys:
         del state_dict[key]
     state_dict.update({prefix + key: tensor for key, tensor in weights.items()})

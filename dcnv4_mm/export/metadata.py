@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["KEY", "describe", "embed", "is_aotinductor", "prepare", "read_metadata", "resize"]
+__all__ = [
+    "KEY",
+    "describe",
+    "embed",
+    "is_aotinductor",
+    "paste_masks",
+    "prepare",
+    "read_metadata",
+    "resize",
+]
 
 # Key in an ONNX file, and name of the entry in an archive of torch.
 KEY = "dcnv4_mm"
@@ -104,6 +113,7 @@ def read_metadata(path: str | Path) -> dict:
         What :func:`describe` returned.
 
     Raises:
+        ImportError: It is an ONNX file, and onnx is not installed.
         ValueError: The file is not one, or its metadata are malformed.
     """
     path = Path(path)
@@ -111,6 +121,8 @@ def read_metadata(path: str | Path) -> dict:
         text = _read_onnx(path) if path.suffix == ".onnx" else _read_archive(path)
         metadata = json.loads(text)
         _check(metadata)
+    except ImportError:
+        raise
     # A damaged or forged file can fail in any way.
     except Exception as error:
         raise ValueError(
@@ -173,6 +185,35 @@ def prepare(image: np.ndarray, metadata: dict) -> np.ndarray:
     rest = [(0, -size % divisor) for size in resized.shape[:2]]
     padded = np.pad((resized - mean) / std, [*rest, (0, 0)])
     return np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
+
+
+def paste_masks(
+    masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5
+) -> np.ndarray:
+    """Resizes the masks of an instance segmentor into their boxes.
+
+    Args:
+        masks: float32 (K, m, m): probabilities on a grid over each box.
+        boxes: (K, 4: x1, y1, x2, y2) in pixels of the image.
+        size: Height and width of the image.
+        threshold: Lowest probability inside a mask.
+
+    Returns:
+        bool (K, height, width).
+    """
+    import cv2
+
+    pasted = np.zeros((len(masks), *size), bool)
+    for index, (mask, box) in enumerate(zip(masks, boxes.astype(np.float64), strict=True)):
+        x1, y1, x2, y2 = box
+        if x2 <= x1 or y2 <= y1:
+            continue
+        # Where in the grid the center of each pixel lies.
+        x = (np.arange(size[1]) + 0.5 - x1) / (x2 - x1) * mask.shape[1] - 0.5
+        y = (np.arange(size[0]) + 0.5 - y1) / (y2 - y1) * mask.shape[0] - 0.5
+        grid = [part.astype(np.float32) for part in np.meshgrid(x, y)]
+        pasted[index] = cv2.remap(mask, *grid, cv2.INTER_LINEAR) >= threshold
+    return pasted
 
 
 def resize(image: np.ndarray, steps: Sequence[dict]) -> np.ndarray:

@@ -5,6 +5,8 @@ python runner.py FORMAT MODEL INPUTS.pt OUTPUTS.pt [LIBRARY ...]
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 
 import torch
 
@@ -15,6 +17,9 @@ def load(kind: str, path: str, libraries: list[str]) -> Callable:
         return load_onnx(path, libraries)
     for library in libraries:
         torch.ops.load_library(library)
+    # Defines nms and roi_align, which two-stage detectors use.
+    with suppress(ImportError):
+        import_module("torchvision")
     if kind == "aotinductor":
         return torch._inductor.aoti_load_package(path)
     return torch.export.load(path).module()

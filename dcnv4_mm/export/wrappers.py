@@ -20,11 +20,13 @@ class ExportWrapper(nn.Module):
         task: "classification", "detection", "detection3d", "segmentation" or "features".
         free: The dynamic dims of every input.
         ranked: Whether rounding can change the order of the outputs, and with it single elements.
+        pads: Whether it pads the images itself.
     """
 
     task = ""
     free: tuple[tuple[int, ...], ...] = ((0, 2, 3),)
     ranked = False
+    pads = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -257,7 +259,12 @@ def wrap_for_export(
         from dcnv4_mm.integrations._mmdet import DINO
 
         swap_deformable_attention(model)
-        return Boxes(model) if isinstance(model, DINO) else Maps(model)
+        if isinstance(model, DINO):
+            return Boxes(model)
+        # torchvision is needed by these detectors alone.
+        from dcnv4_mm.export.two_stage import Instances, why_not_instances
+
+        return Maps(model) if why_not_instances(model) else Instances(model)
     if host == "mmseg":
         swap_deformable_attention(model)
         return Masks(model) if hasattr(model.decode_head, "pixel_decoder") else Logits(model)

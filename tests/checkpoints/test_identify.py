@@ -1,11 +1,11 @@
 """The model and the configs that a checkpoint belongs to, for every released file."""
 
 import re
-from fnmatch import fnmatch
 
 import pytest
 import torch
-from helpers import config_of, load_json, manifest, manifest_stems
+import torchvision
+from helpers import ROOT, config_of, load_json, manifest, manifest_stems
 
 from dcnv4_mm.backbones import FlashInternImage
 from dcnv4_mm.checkpoints import to_released
@@ -36,8 +36,7 @@ def test_released_files(kind, stem, name):
     assert found.startswith(f"{name} with FlashInternImage-{arch.upper()}, ")
     classes = {"classification": 1000, "segmentation": 150}.get(kind, 80)
     assert f" {classes} classes" in found
-    pattern = re.search(r"\S+\.py", found)[0]
-    assert fnmatch(config_of(stem).name, pattern)
+    assert config_of(stem).name in re.findall(r"\S+\.py", found)
 
 
 def test_the_metadata_name_the_config():
@@ -57,9 +56,39 @@ def test_a_backbone_of_another_size(spelling):
     assert "(1, 2)" in found
 
 
+@pytest.mark.parametrize(
+    ("arch", "kind", "name"),
+    [
+        ("nano", "roi_head.mask_head.x", "mask-rcnn_flash-internimage-nano_fpn_1xb4-12e_mini"),
+        ("t", "decode_head.psp_modules.x", "upernet_flash-internimage-t_8xb2-160k_ade20k-512"),
+        ("s", "pts_bbox_head.x", "bevformerv2_flash-internimage-s_fpn_16xb1-24e-bi5_nus-3d"),
+    ],
+)
+def test_the_named_configs_exist(arch, kind, name):
+    with torch.device("meta"):
+        backbone = FlashInternImage(arch).state_dict()
+    prefix = "img_backbone." if kind.startswith("pts") else "backbone."
+    found = identify({kind: torch.ones(1), **{prefix + key: backbone[key] for key in backbone}})
+    names = re.findall(r"\S+\.py", found)
+    assert any(n.startswith(name) for n in names)
+    assert all(list((ROOT / "configs").rglob(n)) for n in names)
+
+
+def test_backbones_of_other_projects():
+    with torch.device("meta"):
+        models = [torchvision.models.resnet18(), torchvision.models.resnet50()]
+        models += [torchvision.models.swin_t()]
+    for model, name in zip(models, ("ResNet-18", "ResNet-50", "Swin"), strict=True):
+        assert identify(model.state_dict()).startswith(name)
+    weights = {f"img_backbone.{key}": x for key, x in models[1].state_dict().items()}
+    found = identify({"pts_bbox_head.x": torch.ones(1), **weights})
+    assert "BEVFormerV2 with ResNet-50" in found
+    assert "bevformerv2_r50_fpn_16xb1-24e-t1_nus-3d.py" in found
+
+
 def test_other_models():
-    assert "conv1, layer1" in identify(
-        {"layer1.0.weight": torch.ones(1), "conv1.weight": torch.ones(1)}
+    assert "conv1, stage1" in identify(
+        {"stage1.0.weight": torch.ones(1), "conv1.weight": torch.ones(1)}
     )
     weights = {"roi_head.mask_head.x": torch.ones(1), "backbone.conv1.weight": torch.ones(1)}
     assert identify(weights) == "Mask R-CNN with another backbone"

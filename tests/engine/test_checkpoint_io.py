@@ -119,6 +119,7 @@ def test_resuming_equals_not_stopping(make_runner, tmp_path, choose):
 
 def test_restored_kinds(tmp_path):
     content = {
+        "state_dict": {},
         "scalars": [np.float64(0.1), np.float32(2), np.int64(-3), np.uint8(7), np.bool_(True)],
         "text": np.str_("größe"),
         "key": {np.str_("rack"): -1},
@@ -182,7 +183,7 @@ def test_a_log_cannot_replace_methods(tmp_path):
     state = {**log.__getstate__(), "statistics_methods": {"mean": "replaced"}}
     forged = type("Log", (), {"__reduce__": lambda _: (HistoryBuffer, (), state)})()
     path = tmp_path / "checkpoint.pth"
-    torch.save({"log": forged}, path)
+    torch.save({"state_dict": {}, "log": forged}, path)
     assert load_from_local(str(path))["log"].statistics("mean") == 1.0
     assert HistoryBuffer._statistics_methods["mean"] is HistoryBuffer.mean
 

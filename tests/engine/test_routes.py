@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers import manifest
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 
@@ -88,3 +89,16 @@ def test_a_copy_of_a_model_converts_too(source, make_model):
     model = copy.deepcopy(make_model())
     model.load_state_dict(to_released(source))
     assert_loaded(model, source)
+
+
+def test_an_inferencer_names_the_file_and_what_it_holds(make_model, tmp_path):
+    """Its load hook sees the keys of the backbone alone."""
+    install()
+    stem = "dino_4scale_flash_internimage_s_1x_coco"
+    one = torch.zeros(())
+    weights = {key: one.expand(shape) for key, shape in manifest("dino", stem).items()}
+    torch.save({"state_dict": weights}, tmp_path / "dino.pth")
+    with pytest.raises(ValueError, match=r"dino\.pth") as error:
+        load_checkpoint(make_model(), str(tmp_path / "dino.pth"), map_location="cpu")
+    assert "DINO with FlashInternImage-S, 80 classes" in str(error.value)
+    assert "dino-4scale_flash-internimage-s_8xb4-12e_coco.py" in str(error.value)

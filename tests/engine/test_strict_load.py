@@ -107,15 +107,17 @@ def test_a_refusal_names_file_and_config(make_runner, make_model, released):
         runner.load_or_resume()
 
 
-@pytest.mark.parametrize("content", [[[1], 2], {"epoch": 3}, "text"])
+@pytest.mark.parametrize(
+    "content", [[[1], 2], {"epoch": 3}, "text", {"state_dict": {1: torch.ones(1)}}]
+)
 def test_other_content_is_named_with_its_file(make_runner, tmp_path, content):
     path = str(tmp_path / "other.pth")
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"^{path} into the model: "):
+    with pytest.raises(ValueError, match=rf"^{path}"):
         runner_with_hook(make_runner, load_from=path).load_or_resume()
     backbone = {"type": "dcnv4_mm.FlashInternImage", "arch": "nano"}
     backbone["init_cfg"] = {"type": "Pretrained", "checkpoint": path}
-    with pytest.raises(ValueError, match=rf"^{path}: "):
+    with pytest.raises(ValueError, match=rf"^{path}"):
         MODELS.build(backbone).init_weights()
 
 

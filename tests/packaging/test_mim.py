@@ -162,6 +162,14 @@ def test_run_finds_the_tools(run, tmp_path):
     assert "The script finished successfully" in shown
 
 
+def test_run_prints_the_options_of_a_tool(run, tmp_path):
+    """As docs/tools.md says; the warning that it names does not appear."""
+    environment = {"PYTHONWARNINGS": "ignore:pkg_resources is deprecated"}
+    shown = run(MIM, "run", "dcnv4_mm", "benchmark", "--", "-h", cwd=tmp_path, **environment)
+    assert "--batch-sizes" in shown
+    assert "pkg_resources is deprecated" not in shown
+
+
 def test_gridsearch_trains_with_every_value(run, tmp_path, data_root):
     rates = (0.0001, 0.0002)
     search = f"--optim_wrapper.optimizer.lr {rates[0]} {rates[1]}"

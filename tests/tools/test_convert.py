@@ -103,16 +103,25 @@ def test_the_entry_can_be_chosen(convert, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        ({"state_dict": {"weight": torch.zeros(1)}}, "no FlashInternImage"),
-        ([1, 2], "must be a dictionary"),
+        ({"state_dict": {"weight": torch.zeros(1)}}, ("FlashInternImage", "weight")),
+        ({"layer4.1.conv2.weight": torch.zeros(1)}, ("FlashInternImage", "ResNet")),
+        ([1, 2], ("list",)),
+        (3, ("int",)),
+        ({"optimizer": {"state": {}}, "epoch": 3}, ("optimizer, epoch",)),
+        ({"ema_state_dict": {"x": torch.zeros(1)}}, ("'ema_state_dict'",)),
+        ({"state_dict": {1: torch.zeros(1)}}, ("1",)),
     ],
 )
-def test_what_it_refuses(convert, content, message, tmp_path):
+def test_what_it_and_its_neighbors_refuse(run_tool, content, facts, tmp_path):
+    """Always one line that names the file; nothing is written."""
     torch.save(content, tmp_path / "file.pth")
-    result = convert(tmp_path / "file.pth", tmp_path / "out.pth")
-    assert message in result.message
+    for tool in ("convert.py", "convert_bev_boxes.py"):
+        message = run_tool(tool, "file.pth", "out.pth", cwd=tmp_path).message
+        assert str(message).startswith("error: file.pth")
+        if tool == "convert.py":
+            assert all(fact in message for fact in facts)
     assert [p.name for p in tmp_path.iterdir()] == ["file.pth"]
 
 

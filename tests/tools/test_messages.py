@@ -1,6 +1,7 @@
 """Errors of the tools: one line, exit status not 0, no traceback."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -127,6 +128,25 @@ def test_a_missing_host_is_named_with_the_extra(refusal, tmp_path, monkeypatch):
         message = refusal(tool, *words, cwd=tmp_path)
         assert "mmengine is not installed" in message, tool
         assert "dcnv4_mm[mim]" in message
+
+
+@pytest.mark.parametrize(
+    ("library", "command", "extra"),
+    [
+        ("transformers", ("hugging_face.py", "x.pth", "folder"), "transformers"),
+        ("cv2", ("visualize_offsets.py", "x.jpg", NANO, "x.pth"), "mim"),
+    ],
+)
+def test_what_a_tool_alone_needs_is_named_with_the_extra(
+    refusal, tmp_path, monkeypatch, library, command, extra
+):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, "dcnv4_mm.transformers", raising=False)
+    for name in ("x.jpg", "x.pth"):
+        (tmp_path / name).write_text("")
+    message = refusal(*command, cwd=tmp_path)
+    assert f"{library} is not installed" in message
+    assert f"dcnv4_mm[{extra}]" in message
 
 
 def test_config_that_is_broken(refusal, tmp_path):

@@ -35,14 +35,17 @@ def test_weights_and_class_names_alone(run_tool, tmp_path):
 @pytest.mark.parametrize(
     ("content", "printed"),
     [
-        ({"model": {}}, "has no 'state_dict'"),
-        ({"state_dict": {"a": 1}}, "a is not a tensor"),
-        ([1], "must be a dictionary"),
+        ({"model": {}}, "'state_dict'"),
+        ({"state_dict": {"a": 1}}, "got a"),
+        ({"state_dict": {"a": 1, "b": torch.ones(1)}}, "not: a"),
+        ({"state_dict": {1: torch.ones(1)}}, "not: 1"),
+        ([1], "list"),
     ],
 )
 def test_other_files_are_refused(run_tool, tmp_path, content, printed):
     torch.save(content, tmp_path / "epoch_3.pth")
     message = run_tool("publish_checkpoint.py", "epoch_3.pth", "model.pth", cwd=tmp_path).message
+    assert message.startswith("error: epoch_3.pth")
     assert printed in message
     assert list(tmp_path.glob("model*")) == []
 

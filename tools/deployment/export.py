@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcnv4_mm.cli.checks import check_checkpoint
-from dcnv4_mm.cli.configs import load_config, stop
+from dcnv4_mm.cli.configs import load_config, naming_missing, stop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ def build(args: argparse.Namespace) -> tuple["ExportWrapper", dict]:
     from mmengine.registry import MODELS, init_default_scope
 
     from dcnv4_mm.checkpoints import load_released
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file
     from dcnv4_mm.export.metadata import describe
     from dcnv4_mm.export.wrappers import wrap_for_export
 
@@ -117,9 +117,10 @@ def build(args: argparse.Namespace) -> tuple["ExportWrapper", dict]:
     try:
         model = MODELS.build(cfg.model)
         checkpoint = read_file(args.checkpoint)
-        load_released(model, checkpoint)
+        with naming_file(args.checkpoint):
+            load_released(model, checkpoint)
     except (ValueError, OSError) as error:
-        stop(f"{args.checkpoint}: {error}")
+        stop(str(error))
     options = {}
     if host == "mmdet3d":
         options = dict(frames=cfg.test_dataloader.dataset.get("frames", (0,)), online=args.online)
@@ -129,7 +130,10 @@ def build(args: argparse.Namespace) -> tuple["ExportWrapper", dict]:
         stop(str(error))
     meta = (checkpoint.get("meta") or {}).get("dataset_meta")
     name = Path(args.config).stem
-    return part, describe(cfg, task=part.task, meta=meta, name=name)
+    metadata = describe(cfg, task=part.task, meta=meta, name=name)
+    if part.pads:
+        metadata["size_divisor"] = 1
+    return part, metadata
 
 
 def trace(part: "ExportWrapper", size: Sequence[int]) -> "ExportedProgram":
@@ -264,4 +268,5 @@ def _beside(target: Path) -> tempfile.TemporaryDirectory:
 
 
 if __name__ == "__main__":
-    main()
+    with naming_missing():
+        main()

@@ -9,6 +9,8 @@ is a program: run only files that you trust.
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,9 @@ def load(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     import dcnv4_mm.ops.functional  # noqa: F401
     from dcnv4_mm.export.metadata import is_aotinductor
 
+    # Defines nms and roi_align, which two-stage detectors use.
+    with suppress(ImportError):
+        import_module("torchvision")
     if is_aotinductor(path):
         program = torch._inductor.aoti_load_package(str(path))
     else:
@@ -74,8 +79,8 @@ def draw(image: np.ndarray, outputs: dict, metadata: dict, score: float) -> tupl
     """The image with the results in it, and a line of text about them."""
     import cv2
 
-    from dcnv4_mm.cli.overlay import colors, draw_boxes, overlay
-    from dcnv4_mm.export.metadata import resize
+    from dcnv4_mm.cli.overlay import colors, draw_boxes, draw_masks, overlay
+    from dcnv4_mm.export.metadata import paste_masks, resize
 
     names = metadata["classes"]
     if metadata["task"] == "classification":
@@ -97,9 +102,13 @@ def draw(image: np.ndarray, outputs: dict, metadata: dict, score: float) -> tupl
         count = len(names) if names else int(labels.max()) + 1
         names = names or [str(i) for i in range(count)]
         return overlay(image, labels, names, metadata["palette"] or colors(count)), ""
-    keep = outputs["scores"][0] >= score
+    # The score is 0 where there is no box.
+    keep = (outputs["scores"][0] >= score) & (outputs["scores"][0] > 0)
     scale = np.array([width / inner[1], height / inner[0]] * 2, np.float32)
     boxes, labels = outputs["boxes"][0][keep] * scale, outputs["labels"][0][keep]
+    if "masks" in outputs:
+        masks = paste_masks(outputs["masks"][0][keep], boxes, (height, width))
+        image = draw_masks(image, masks, labels, names)
     drawn = draw_boxes(image, boxes, outputs["scores"][0][keep], labels, names)
     return drawn, f"{len(boxes)} objects"
 

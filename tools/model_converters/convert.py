@@ -35,19 +35,30 @@ def parse_args() -> argparse.Namespace:
 
 
 def select_weights(checkpoint, entry: str | None) -> tuple[str, dict]:
-    """The chosen, or else the first, state dict in a file; the file itself if it has none."""
-    if not isinstance(checkpoint, Mapping):
-        stop(f"a checkpoint must be a dictionary, got {type(checkpoint).__name__}")
-    found = [name for name in ENTRIES if isinstance(checkpoint.get(name), Mapping)]
-    if entry and entry not in found:
-        stop(f"the file has no {entry!r}; it has {', '.join(found) or 'only bare weights'}")
-    chosen = entry or next(iter(found), "")
-    weights = checkpoint[chosen] if chosen else checkpoint
+    """The chosen, or else the first, state dict in a file; the file itself if it has none.
+
+    Raises:
+        ValueError: There is no such state dict, or it holds anything but tensors.
+    """
+    from dcnv4_mm.checkpoints.loading import select_entry
+
+    if entry and isinstance(checkpoint, Mapping):
+        if not isinstance(checkpoint.get(entry), Mapping):
+            raise ValueError(
+                f"no entry {entry!r}, only {', '.join(map(str, list(checkpoint)[:5]))}"
+            )
+        checkpoint = {entry: checkpoint[entry]}
+    chosen, weights = select_entry(checkpoint, classifier=False)
     return chosen, {name.removeprefix("module."): value for name, value in weights.items()}
 
 
 def rename(weights: dict, *, to_released: bool) -> dict:
-    """Renames a state dict with a FlashInternImage in it; stops if there is none."""
+    """Renames a state dict with a FlashInternImage in it.
+
+    Raises:
+        ValueError: There is none, or it has the target's keys already.
+    """
+    from dcnv4_mm.checkpoints.identify import identify
     from dcnv4_mm.checkpoints.key_mappings import (
         FLASH_INTERN_IMAGE,
         convert_keys,
@@ -59,9 +70,10 @@ def rename(weights: dict, *, to_released: bool) -> dict:
             ("this project's", "leave out") if to_released else ("the original's", "did you mean")
         )
         other = FLASH_INTERN_IMAGE.find_prefixes(weights, released=to_released)
-        converted = " (it is converted already)" if other else ""
-        stop(
-            f"the file holds no FlashInternImage with {spelling} keys{converted}; {option} "
+        if not other:
+            raise ValueError(f"expected a FlashInternImage, got {identify(weights)}")
+        raise ValueError(
+            f"no FlashInternImage with {spelling} keys (it is converted already): {option} "
             "--to-released?"
         )
     mappings = find_key_mappings(weights, released=not to_released)
@@ -101,12 +113,13 @@ def main() -> None:
     if (found := earlier(args.target)) and not args.force:
         stop(f"{found[0]} exists; give another name, or --force to convert again")
     from dcnv4_mm.checkpoints import ConversionReport
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file
 
     try:
-        entry, weights = select_weights(read_file(args.source), args.entry)
-        weights, dropped = leave_out(weights)
-        renamed = rename(weights, to_released=args.to_released)
+        with naming_file(args.source):
+            entry, weights = select_weights(read_file(args.source), args.entry)
+            weights, dropped = leave_out(weights)
+            renamed = rename(weights, to_released=args.to_released)
         path, *_ = write({"state_dict": renamed}, args.target)
     except (ValueError, OSError) as error:
         stop(str(error))

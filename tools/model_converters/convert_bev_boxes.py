@@ -23,14 +23,15 @@ def main() -> None:
     direction.add_argument("--mark", action="store_true", help="change nothing but the mark")
     args = parser.parse_args()
     from dcnv4_mm.checkpoints.bevformerv2 import convert_boxes, mark_boxes, restore_boxes
-    from dcnv4_mm.checkpoints.files import read_file, save_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file, save_file
 
     change = mark_boxes if args.mark else restore_boxes if args.to_released else convert_boxes
     try:
         checkpoint = read_file(args.source)
-        if not args.mark and "state_dict" not in checkpoint:
-            checkpoint = {"state_dict": checkpoint}
-        save_file(change(checkpoint), args.target)
+        bare = isinstance(checkpoint, dict) and "state_dict" not in checkpoint
+        with naming_file(args.source):
+            changed = change({"state_dict": checkpoint} if bare and not args.mark else checkpoint)
+        save_file(changed, args.target)
     except (ValueError, OSError) as error:
         stop(str(error))
     print(f"{args.target}: boxes of mmdet3d {'0.x' if args.to_released else '1.x'}")

@@ -10,7 +10,7 @@ of transformers after `import dcnv4_mm.transformers`.
 import argparse
 from pathlib import Path
 
-from dcnv4_mm.cli.configs import stop
+from dcnv4_mm.cli.configs import naming_missing, stop
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,4 +50,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with naming_missing():
+        main()

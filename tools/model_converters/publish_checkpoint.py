@@ -23,18 +23,16 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    import torch
-
     from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file
 
     try:
-        checkpoint = convert_released_boxes(read_file(args.source))
-        # Where weights are averaged, mmengine saves the averages under this name.
-        _, weights = select_weights(checkpoint, "state_dict")
-        if wrong := [k for k, v in weights.items() if not isinstance(v, torch.Tensor)]:
-            stop(f"{args.source}: {wrong[0]} is not a tensor")
-        names = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
+        with naming_file(args.source):
+            checkpoint = convert_released_boxes(read_file(args.source))
+            # Where weights are averaged, mmengine saves the averages under this name.
+            _, weights = select_weights(checkpoint, "state_dict")
+        meta = checkpoint.get("meta")
+        names = (meta.get("dataset_meta") or {}) if isinstance(meta, dict) else {}
         meta = {"dataset_meta": {k: names[k] for k in ("classes", "palette") if k in names}}
         # Shared memory would bring along what a slice was cut from.
         weights = {name: tensor.clone() for name, tensor in weights.items()}

@@ -10,10 +10,8 @@ magenta, or without a checkpoint the annotations alone.
 import argparse
 from pathlib import Path
 
-import cv2
-
 from dcnv4_mm.cli.checks import check_checkpoint, check_data
-from dcnv4_mm.cli.configs import add_cfg_options, read_config, stop
+from dcnv4_mm.cli.configs import add_cfg_options, naming_missing, read_config, stop
 
 
 def main() -> None:
@@ -46,6 +44,8 @@ def main() -> None:
         stop(f"--index: expected 0 to {len(dataset) - 1}, got {args.index}")
     if not args.scene:
         image, count = draw(args.index)
+        import cv2
+
         cv2.imwrite(str(args.out), image)
         print(f"{args.out}: {count} boxes")
         return
@@ -84,4 +84,5 @@ def make_drawer(config, args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    main()
+    with naming_missing():
+        main()

@@ -42,12 +42,18 @@ def readable(images: list[Path]) -> list[Path]:
     return found or stop("none of the images can be read")
 
 
+def dataset_meta(checkpoint: dict) -> dict:
+    """What a checkpoint says about its classes; empty if nothing."""
+    meta = checkpoint.get("meta")
+    return (meta.get("dataset_meta") or {}) if isinstance(meta, dict) else {}
+
+
 def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     """Draws boxes and masks with mmdet's inferencer."""
     from mmdet.apis import DetInferencer
 
     from dcnv4_mm.checkpoints import load_released
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file
 
     try:
         checkpoint = read_file(args.checkpoint)
@@ -55,10 +61,11 @@ def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
             # The inferencer would silently skip keys that do not match: load strictly here instead.
             warnings.filterwarnings("ignore", message="Checkpoint is not loaded|weights is None")
             inferencer = DetInferencer(str(args.config), device=args.device, show_progress=False)
-        load_released(inferencer.model, checkpoint)
-    except ValueError as error:
-        stop(f"{args.checkpoint}: {error}")
-    if meta := checkpoint.get("meta", {}).get("dataset_meta"):
+        with naming_file(args.checkpoint):
+            load_released(inferencer.model, checkpoint)
+    except (ValueError, OSError) as error:
+        stop(str(error))
+    if meta := dataset_meta(checkpoint):
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta = meta
     inferencer([str(p) for p in images], out_dir=str(args.out_dir), pred_score_thr=args.score)
     return [args.out_dir / "vis" / p.name for p in images]
@@ -71,7 +78,7 @@ def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     from mmseg.apis import MMSegInferencer
 
     from dcnv4_mm.checkpoints import load_released
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file
     from dcnv4_mm.cli.overlay import overlay
 
     try:
@@ -80,9 +87,10 @@ def segment(args: argparse.Namespace, images: list[Path]) -> list[Path]:
             # As for detection: load strictly here instead.
             warnings.filterwarnings("ignore", message="Checkpoint is not loaded|weights is None")
             inferencer = MMSegInferencer(str(args.config), device=args.device)
-        load_released(inferencer.model, checkpoint)
-    except ValueError as error:
-        stop(f"{args.checkpoint}: {error}")
+        with naming_file(args.checkpoint):
+            load_released(inferencer.model, checkpoint)
+    except (ValueError, OSError) as error:
+        stop(str(error))
     inferencer.show_progress = False
     classes, palette = class_names(Config.fromfile(args.config), checkpoint)
     drawn = []
@@ -101,7 +109,8 @@ def class_names(cfg, checkpoint: dict) -> tuple[tuple[str, ...], list]:
     """Names and RGB colors of the classes: the checkpoint's, or those of the config's dataset."""
     from mmseg.registry import DATASETS
 
-    meta = checkpoint.get("meta") or {}
+    meta = checkpoint.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
     # The second spelling is mmseg 0's.
     for found in (meta.get("dataset_meta") or {}, {k.lower(): v for k, v in meta.items()}):
         if found.get("classes") and found.get("palette"):
@@ -116,15 +125,16 @@ def classify(args: argparse.Namespace, images: list[Path]) -> list[Path]:
     from mmpretrain import ImageClassificationInferencer
 
     from dcnv4_mm.checkpoints import load_released
-    from dcnv4_mm.checkpoints.files import read_file
+    from dcnv4_mm.checkpoints.files import naming_file, read_file
 
     try:
         checkpoint = read_file(args.checkpoint)
         inferencer = ImageClassificationInferencer(str(args.config), False, device=args.device)
-        load_released(inferencer.model, checkpoint)
-    except ValueError as error:
-        stop(f"{args.checkpoint}: {error}")
-    if meta := checkpoint.get("meta", {}).get("dataset_meta"):
+        with naming_file(args.checkpoint):
+            load_released(inferencer.model, checkpoint)
+    except (ValueError, OSError) as error:
+        stop(str(error))
+    if meta := dataset_meta(checkpoint):
         inferencer.classes = meta["classes"]
     results = inferencer([str(p) for p in images], show_dir=str(args.out_dir))
     for path, result in zip(images, results, strict=True):

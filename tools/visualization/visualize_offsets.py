@@ -12,7 +12,7 @@ magnitude of the gradient of its features with respect to the image.
 import argparse
 from pathlib import Path
 
-from dcnv4_mm.cli.configs import ENV_HINT, find_config, install_hosts, stop
+from dcnv4_mm.cli.configs import ENV_HINT, find_config, install_hosts, naming_missing, stop
 
 # Normalisation of all configs of FlashInternImage, in RGB order.
 MEAN = (123.675, 116.28, 103.53)
@@ -65,7 +65,7 @@ def build_backbone(config: Path, checkpoint: Path):
     try:
         load_released(backbone, checkpoint)
     except (ValueError, OSError) as error:
-        stop(f"{checkpoint}: {error}")
+        stop(str(error))
     return backbone
 
 
@@ -207,4 +207,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with naming_missing():
+        main()
