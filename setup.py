@@ -26,6 +26,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import setuptools
@@ -43,6 +44,7 @@ from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc"))
 from compilers import (
+    Sources,
     compile_objects,
     find_compiler,
     record_sources,
@@ -71,6 +73,8 @@ NVCC_FLAGS = [
 ]
 # Before torch's libraries: some versions have symbols of it too, but without their versions.
 LIBSTDCXX = "-lstdc++"
+# For each, the kernels of an operator are compiled by themselves.
+STORAGE_TYPES = ("double", "float", "Half", "BFloat16")
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -123,22 +127,31 @@ def why_no_library_for(variable: str, header: str) -> str | None:
     return None
 
 
-def cpu_sources() -> dict[str, list[str]]:
-    """The sources of the CPU library, each with the flags of its own."""
+def cpu_sources() -> Sources:
+    """The sources of the CPU library."""
     on_x86 = platform.machine() in ("x86_64", "AMD64")
-    sources = {}
+    sources = []
     for path in sorted(Path("csrc").glob("*/*cpu*.cpp")):
         ending = next((e for e in X86_FLAGS if path.stem.endswith(e)), None)
         if ending is None or on_x86:
-            sources[path.as_posix()] = X86_FLAGS.get(ending, [])
+            sources.append((path.as_posix(), X86_FLAGS.get(ending, [])))
     return sources
 
 
-def cuda_sources() -> dict[str, list[str]]:
-    """The sources of the CUDA library, each with the flags of its own."""
+def kernel_sources(pattern: str, types: Sequence[str] = STORAGE_TYPES) -> Sources:
+    """Sources of CUDA kernels, once for each storage type."""
     targets = choose_archs(find_nvcc()).flags()
-    sources = sorted([*Path("csrc").glob("*/*.cu"), *Path("csrc").glob("*/*cuda*.cpp")])
-    return {path.as_posix(): targets if path.suffix == ".cu" else [] for path in sources}
+    return [
+        (path.as_posix(), [*targets, f"-DDCNV4_MM_STORAGE={storage}"])
+        for path in sorted(Path("csrc").glob(pattern))
+        for storage in types
+    ]
+
+
+def cuda_sources() -> Sources:
+    """The sources of the CUDA library."""
+    bindings = sorted(Path("csrc").glob("*/*cuda*.cpp"))
+    return [*kernel_sources("*/*.cu"), *((path.as_posix(), []) for path in bindings)]
 
 
 class BuildLibraries(build_ext):
@@ -195,19 +208,15 @@ def build_schema_library(target: Path, folder: Path) -> None:
     # What has not changed is not compiled again.
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
-    objects = compile_objects([compiler, *CXX_FLAGS], {str(source): []}, folder)
+    objects = compile_objects([compiler, *CXX_FLAGS], [(str(source), [])], folder)
     link_library(target, compiler, objects)
 
 
 def build_onnxruntime_library(target: Path, folder: Path) -> None:
     """Builds the custom operators of onnxruntime: the CPU kernels, without torch."""
     compiler = find_compiler()
-    kernels = {
-        path: flags
-        for path, flags in cpu_sources().items()
-        if re.match("csrc/(dcnv4|flash_deform_attn)/cpu", path)
-    }
-    operators = {"csrc/onnxruntime/custom_ops.cpp": []}
+    operators = [("csrc/onnxruntime/custom_ops.cpp", [])]
+    kernels = [s for s in cpu_sources() if re.match("csrc/(dcnv4|flash_deform_attn)/cpu", s[0])]
     headers = f"-I{os.environ['DCNV4_MM_ONNXRUNTIME']}"
     objects = compile_objects([compiler, *CXX_FLAGS], kernels, folder)
     objects += compile_objects([compiler, *CXX_FLAGS, headers], operators, folder)
@@ -220,12 +229,8 @@ def build_tensorrt_library(target: Path, folder: Path) -> None:
     if nvcc is None:
         sys.exit("error: DCNV4_MM_TENSORRT needs nvcc: name its folder in CUDA_HOME")
     command = [nvcc, f"-ccbin={find_compiler()}"]
-    kernels = {
-        path: flags
-        for path, flags in cuda_sources().items()
-        if re.match("csrc/dcnv4/kernels_fwd_f(16|32)", path)
-    }
-    plugin = {"csrc/tensorrt/plugin.cpp": []}
+    kernels = kernel_sources("dcnv4/kernels_fwd.cu", ("float", "Half"))
+    plugin = [("csrc/tensorrt/plugin.cpp", [])]
     headers = f"-I{os.environ['DCNV4_MM_TENSORRT']}"
     objects = compile_objects([*command, *NVCC_FLAGS], kernels, folder)
     objects += compile_objects([*command, *NVCC_FLAGS, headers], plugin, folder)

@@ -183,7 +183,7 @@ def page_of(folder: Path, page: Path) -> str:
             if benchmark in tables:
                 parts += [f"### {title}\n", f"{text}\n"]
                 parts.append(_section(benchmark, *tables[benchmark], page))
-    parts.append(instruction_counts.section(folder / "sass/dynamic.csv"))
+    parts.append(instruction_counts.section(folder / "sass"))
     return "\n".join(parts)
 
 

@@ -10,6 +10,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# Paths of sources, each with the flags of its own; one can be compiled more than once.
+Sources = list[tuple[str, list[str]]]
+
 
 def torch_folder() -> Path:
     # An environment that borrows torch by a link finds what was compiled before.
@@ -36,14 +39,14 @@ def find_compiler() -> str:
     return compiler
 
 
-def compile_objects(command: list[str], sources: dict[str, list[str]], folder: Path) -> list[str]:
+def compile_objects(command: list[str], sources: Sources, folder: Path) -> list[str]:
     """Compiles each source with its own flags, as many at a time as there are jobs."""
     common = [*command, "-Icsrc", f"-I{torch_folder() / 'include'}"]
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with ThreadPoolExecutor(jobs) as pool:
         tasks = [
             pool.submit(compile_object, [*common, *flags], source, folder)
-            for source, flags in sources.items()
+            for source, flags in sources
         ]
     return [str(task.result()) for task in tasks]
 

@@ -25,6 +25,7 @@ COUNTS = ("instructions", "registers", "stack", "loads16", "atomics", "d16", "d3
 # What a count may rise by before it is a regression.
 TOLERANCE = 0.03
 
+# The attention operators have the same kernels, instances of an operator's Sampling.
 _ENTRY = re.compile(
     r"(dcnv4|flash_deform_attn|bev_cross_attn)4cuda.*?\d((?:forward|backward\w*?)_kernel)I(.*?)EEv"
 )
@@ -72,7 +73,8 @@ def count_cubin(cubin: Path, cuobjdump: str) -> dict[tuple[str, str, str], dict[
             "atomics": sum(o.startswith(("RED", "ATOM")) for _, o, _ in instructions),
             **_for_eight_channels(kernel, instructions),
         }
-        rows[arch, match[1], kernel] = counts
+        operator = "bev_cross_attn" if "bev_cross_attn" in match[3] else match[1]
+        rows[arch, operator, kernel] = counts
     return rows
 
 

@@ -26,8 +26,9 @@ struct CudaKernels {
   static constexpr DeviceType kDevice = DeviceType::CUDA;
 
   static Tensor readable_value(const Tensor& value) {
-    return value.stride(2) <= flash_deform_attn::kMostPitch ? bev_cross_attn::readable_value(value)
-                                                            : torch::stable::contiguous(value);
+    return flash_deform_attn::is_indexable(value.size(2), value.stride(2))
+               ? bev_cross_attn::readable_value(value)
+               : torch::stable::contiguous(value);
   }
 
   static void forward(const Params& p, const Tensor& value) {

@@ -10,7 +10,6 @@ namespace dcnv4_mm::bev_cross_attn {
 
 using flash_deform_attn::LevelTable;
 using flash_deform_attn::Tiling;
-using flash_deform_attn::with_forward_channels;
 
 // What the kernels know of levels and pillars.
 struct Geometry {
@@ -19,8 +18,11 @@ struct Geometry {
 };
 
 inline Geometry geometry_of(const Params& p) {
-  return {flash_deform_attn::level_table(p), divisor_of(p.pillar)};
+  return {flash_deform_attn::geometry_of(p), divisor_of(p.pillar)};
 }
+
+// A query samples those of the images of its sample that see it.
+inline int64_t images_per_query(const Params& p) { return p.cameras; }
 
 // The images of all cameras as a batch.
 inline flash_deform_attn::Params images_of(const Params& p) {

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "common/check.h"
+#include "common/argument_checks.h"
 
 namespace dcnv4_mm {
 

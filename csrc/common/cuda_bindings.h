@@ -4,7 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-#include "common/checks.h"
+#include "common/tensor_checks.h"
 #include "common/cuda_device.h"
 
 namespace dcnv4_mm {

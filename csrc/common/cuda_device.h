@@ -6,7 +6,7 @@
 #include <array>
 #include <mutex>
 
-#include "common/check.h"
+#include "common/argument_checks.h"
 #include "common/launch.h"
 
 namespace dcnv4_mm {

@@ -8,9 +8,9 @@
 namespace dcnv4_mm {
 namespace {
 
-// A phase after which a block has no other: it needs no barrier.
+// A phase whose results are for no other thread: it needs no barrier.
 template <typename Team, typename Function>
-DCNV4_MM_DEVICE void last_phase(Team& team, Function function) {
+DCNV4_MM_DEVICE void own_phase(Team& team, Function function) {
 #if defined(__CUDA_ARCH__)
   (void)team;
   function(static_cast<int32_t>(threadIdx.x));
@@ -33,8 +33,12 @@ template <typename Real>
 DCNV4_MM_DEVICE Point<Real> point_at(Real y, Real x, Real height, Real width, Real factor) {
   Point<Real> point;
   point.inside = is_inside(y, x, height, width);
-  point.x = neighbours(point.inside ? x : Real(0), width);
-  point.y = neighbours(point.inside ? y : Real(0), height);
+#if !defined(__CUDA_ARCH__)
+  // What does not fit an integer may not be converted.
+  if (!point.inside) x = y = 0;
+#endif
+  point.x = neighbours(x, width);
+  point.y = neighbours(y, height);
   point.factor = factor;
   return point;
 }
@@ -90,6 +94,24 @@ DCNV4_MM_DEVICE void add_sample(const Corners<const Storage>& corners,
   }
 }
 
+// Dot products of a vector of channels of the four pixels and one of a gradient.
+template <typename Storage, int vector>
+DCNV4_MM_DEVICE Weights<RealOf<Storage>> vector_dots(const Corners<const Storage>& corners,
+                                                     const RealOf<Storage> (&grad)[vector]) {
+  Words<Storage, vector> loaded[4];
+  for (int c = 0; c < 4; ++c) loaded[c] = load_words<vector>(corners.corner[c]);
+  Weights<RealOf<Storage>> dots;
+  for (int c = 0; c < 4; ++c) {
+    RealOf<Storage> pixel[vector], halves[2] = {};
+    unpack(loaded[c], pixel);
+    for (int i = 0; i < vector; ++i) {
+      halves[i % 2] = multiply_add(pixel[i], grad[i], halves[i % 2]);
+    }
+    dots.corner[c] = halves[0] + halves[1];
+  }
+  return dots;
+}
+
 // Dot products of the four pixels and a gradient, over `vectors` vectors of channels.
 template <typename Storage, int vector>
 DCNV4_MM_DEVICE Weights<RealOf<Storage>> corner_dots(const Corners<const Storage>& corners,
@@ -98,18 +120,12 @@ DCNV4_MM_DEVICE Weights<RealOf<Storage>> corner_dots(const Corners<const Storage
   // Sums of sums of a few vectors each: short sums have small errors.
   Weights<Real> dots{}, part{};
   for (int32_t v = 0; v < vectors; ++v) {
-    Words<Storage, vector> loaded[4];
-    for (int c = 0; c < 4; ++c) loaded[c] = load_words<vector>(corners.corner[c] + v * vector);
-    Real grad[vector], pixel[vector];
+    Real grad[vector];
     read<vector>(grad_output + v * vector, grad);
-    for (int c = 0; c < 4; ++c) {
-      unpack(loaded[c], pixel);
-      Real halves[2] = {};
-      for (int i = 0; i < vector; ++i) {
-        halves[i % 2] = multiply_add(pixel[i], grad[i], halves[i % 2]);
-      }
-      part.corner[c] += halves[0] + halves[1];
-    }
+    Corners<const Storage> at = corners;
+    for (int c = 0; c < 4; ++c) at.corner[c] += v * vector;
+    const Weights<Real> products = vector_dots<Storage>(at, grad);
+    for (int c = 0; c < 4; ++c) part.corner[c] += products.corner[c];
     if (v % 8 < 7 && v + 1 < vectors) continue;
     for (int c = 0; c < 4; ++c) dots.corner[c] += part.corner[c];
     part = {};

@@ -195,7 +195,7 @@ struct FixedSums {
   }
 };
 
-// The largest exponent among a thread's share of a block's numbers.
+// The largest exponent among the numbers that a thread takes of a block's.
 template <typename Storage>
 DCNV4_MM_DEVICE uint32_t largest_exponent(const Magnitudes& m, const Magnitudes::Numbers& numbers,
                                           int64_t image, int32_t group, int32_t first,
@@ -234,7 +234,7 @@ DCNV4_MM_DEVICE void magnitudes_block(const Magnitudes& m, uint32_t block, uint3
     }
   });
   // Eight threads for each kind.
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     const int32_t kind = thread / 8;
     if (kind >= 2) return;
     uint32_t largest = 0;
@@ -258,7 +258,7 @@ DCNV4_MM_DEVICE void convert_block(const Conversion& c, uint32_t block,
       smaller(c.run, c.pixels - run * c.run) * static_cast<int32_t>(c.channels.value);
   const int64_t pairs =
       static_cast<int64_t>(divide(static_cast<uint32_t>(image), c.scaled)) * c.groups.value;
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     for (int32_t i = thread; i < numbers; i += c.threads) {
       int32_t channel = i;
       divide_off(&channel, c.channels);

@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "common/checks.h"
+#include "common/tensor_checks.h"
 
 namespace dcnv4_mm {
 namespace {

@@ -31,66 +31,83 @@ DCNV4_MM_DEVICE void clear_padding(const Params& p, const Tiling& t, const Tile&
   }
 }
 
-template <typename Storage>
-struct Located {
-  Point<RealOf<Storage>> point;
-  Corners<const Storage> corners;  // of no meaning where the point does not count
+// Points and the dot products of their pixels and the gradient of the output.
+template <typename Real, int count>
+struct DottedPoints {
+  Point<Real> points[count];
+  Weights<Real> dots[count];
 };
 
-// The point `k` of a pair, and its pixels in an image that starts at `image`.
-template <int special, typename Storage>
-DCNV4_MM_DEVICE Located<Storage> locate_for_gradient(const Params& p, const Tiling& t,
-                                                     const Tile& tile, const Pair& pair, int32_t k,
-                                                     const Storage* image) {
+// For `count` points of a pair from `k` on.
+template <typename Storage, int vector, int special, int count>
+DCNV4_MM_DEVICE DottedPoints<RealOf<Storage>, count> dot_points(
+    const Params& p, const Tiling& t, const Tile& tile, const Pair& pair, int32_t k,
+    const Storage* image, const Storage* grad_output) {
+  DottedPoints<RealOf<Storage>, count> result{};
   if constexpr (special != 0) {
-    const Point<float> point = window_point<special>(
-        t.window, center_of(t.window, pair), numbers_of<special, Storage>(p, t, tile, pair), k);
-    return {point, corners_at(image, place_of(t.window, point))};
+    const Center center = center_of(t.window, pair);
+    const Storage* numbers = numbers_of<special, Storage>(p, t, tile, pair);
+    PixelOffsets pixels[count];
+    for (int i = 0; i < count; ++i) {
+      result.points[i] = window_point<special>(t.window, center, numbers, k + i);
+      pixels[i] = pixels_of(t.window, result.points[i]);
+    }
+    for (int32_t v = 0; v < t.vectors; ++v) {
+      float grad[vector];
+      read<vector>(grad_output + v * vector, grad);
+      for (int i = 0; i < count; ++i) {
+        if (!result.points[i].inside) continue;
+        const auto dots = vector_dots<Storage>(corners_at(image + v * vector, pixels[i]), grad);
+        for (int c = 0; c < 4; ++c) result.dots[i].corner[c] += dots.corner[c];
+      }
+    }
   } else {
     const Storage* source = pixel_at(static_cast<const Storage*>(p.offset_mask),
                                      p.offset_mask_pitches, tile.image, pair.row, pair.column) +
                             pair.group * 3 * p.points;
     const auto point = locate_point<special>(p, t.kernel_rows, source, pair.row, pair.column, k);
+    result.points[0] = point;
+    if (!point.inside) return result;
     const int32_t row_pixels = static_cast<int32_t>(p.value_pitches.row / p.value_pitches.pixel);
-    return {point, corners_of(place_of(point, row_pixels), image, p.value_pitches.pixel,
-                              p.value_pitches.row)};
+    const auto corners = corners_of(pixels_of(point, row_pixels), image, p.value_pitches.pixel,
+                                    p.value_pitches.row);
+    result.dots[0] = corner_dots<Storage, vector>(corners, grad_output, t.vectors);
   }
+  return result;
 }
 
-// The gradient of offset_mask. A thread takes one point at a time, with all channels of its group:
+// The gradient of offset_mask. A thread takes some points of a group at a time, with all channels:
 // no sum has more than one owner.
 template <typename Storage, int vector, int special, typename Team>
 DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t, uint32_t block,
                                                 Team& team) {
   using Real = RealOf<Storage>;
+  constexpr int count = points_together(special);
   const Tile tile = tile_of(t, block);
-  const int32_t points = point_count<special>(p);
+  const int32_t points = point_count<special>(p), parts = points / count;
   const Storage* value = image_of<Storage>(p, tile);
   const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
 
-  last_phase(team, [&](int32_t thread) {
-    for (int32_t i = thread; i < pair_count(t) * points; i += t.threads) {
-      const int32_t index = special ? i / special : divide(i, t.kernel_points);
-      const int32_t k = i - index * points;
+  own_phase(team, [&](int32_t thread) {
+    for (int32_t i = thread; i < pair_count(t) * parts; i += t.threads) {
+      const int32_t index = special ? i / parts : divide(i, t.kernel_points);
+      const int32_t k = (i - index * parts) * count;
       const Pair pair = pair_of(t, tile, index);
       if (!pair.exists) continue;
       const int32_t channel = pair.group * t.group_channels;
-      const auto [point, corners] =
-          locate_for_gradient<special>(p, t, tile, pair, k, value + channel);
-      PointGrad<Real> grad{};
-      if (point.inside) {
-        const Storage* output =
-            pixel_at(grad_output, p.grad_output_pitches, tile.image, pair.row, pair.column);
-        const auto dots = corner_dots<Storage, vector>(corners, output + channel, t.vectors);
-        grad = differentiate(point, dots);
-        grad.x *= Real(p.offset_scale);
-        grad.y *= Real(p.offset_scale);
-      }
+      const Storage* output =
+          pixel_at(grad_output, p.grad_output_pitches, tile.image, pair.row, pair.column) + channel;
+      const auto dotted = dot_points<Storage, vector, special, count>(p, t, tile, pair, k,
+                                                                      value + channel, output);
       Storage* result = result_row<Storage>(p, tile.image, pair.row, pair.column) +
                         static_cast<int64_t>(pair.group) * 3 * points;
-      write(result + 2 * k, grad.x);
-      write(result + 2 * k + 1, grad.y);
-      write(result + 2 * points + k, grad.factor);
+      for (int n = 0; n < count; ++n) {
+        PointGrad<Real> grad{};
+        if (dotted.points[n].inside) grad = differentiate(dotted.points[n], dotted.dots[n]);
+        write(result + 2 * (k + n), grad.x * Real(p.offset_scale));
+        write(result + 2 * (k + n) + 1, grad.y * Real(p.offset_scale));
+        write(result + 2 * points + k + n, grad.factor);
+      }
     }
     if (tile.group == 0) clear_padding<Storage>(p, t, tile, thread, t.threads);
   });
@@ -113,7 +130,7 @@ DCNV4_MM_DEVICE void backward_value_block(const Params& p, const Tiling& t, uint
       locate_tile<0, Storage>(
           p, t, tile, thread, first, [&](int32_t slot, const Pair& pair, Point<Real> point) {
             point.factor = sums.scaled_weight(tile.image * t.groups + pair.group, point.factor);
-            samples.places[slot] = place_of(point, static_cast<int32_t>(p.width));
+            samples.pixels[slot] = pixels_of(point, static_cast<int32_t>(p.width));
             samples.weights[slot] = adding_weights(point);
           });
     });
@@ -136,12 +153,12 @@ DCNV4_MM_DEVICE void backward_value_block(const Params& p, const Tiling& t, uint
       const int32_t slot = item.pair_index * sample_stride(t.points);
       const int32_t count = smaller(t.points, points - first);
       for (int32_t k = 0; k < count; ++k) {
-        const uint32_t place = samples.places[slot + k];
-        if (place == kOutside) continue;
-        const auto corners = corners_of(place, image, channels, p.width * channels);
+        const uint32_t pixels = samples.pixels[slot + k];
+        if (pixels == kOutside) continue;
+        const auto corners = corners_of(pixels, image, channels, p.width * channels);
         const Weights<Real> weights = samples.weights[slot + k];
         for (int c = 0; c < 4; ++c) {
-          if ((c & 1 && !(place & 1)) || (c & 2 && !(place & 2))) continue;
+          if ((c & 1 && !(pixels & 1)) || (c & 2 && !(pixels & 2))) continue;
           sums.template add<unit, units>(corners.corner[c], step, weights.corner[c], grad, finite);
         }
       }

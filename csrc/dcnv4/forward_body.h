@@ -27,7 +27,7 @@ DCNV4_MM_DEVICE void forward_any_block(const Params& p, const Tiling& t, uint32_
     team.phase([&](int32_t thread) {
       locate_tile<0, Storage>(p, t, tile, thread, first,
                               [&](int32_t slot, const Pair&, const Point<Real>& point) {
-                                samples.places[slot] = place_of(point, row_pixels);
+                                samples.pixels[slot] = pixels_of(point, row_pixels);
                                 if constexpr (fast) {
                                   samples.weights[slot] = fast_weights(point);
                                 } else {
@@ -44,9 +44,9 @@ DCNV4_MM_DEVICE void forward_any_block(const Params& p, const Tiling& t, uint32_
       const int32_t slot = item.pair_index * sample_stride(step);
       const int32_t count = smaller(step, points - first);
       for (int32_t k = 0; k < count; ++k) {
-        const uint32_t place = samples.places[slot + k];
-        if (place == kOutside) continue;
-        const auto corners = corners_of(place, image, p.value_pitches.pixel, p.value_pitches.row);
+        const uint32_t pixels = samples.pixels[slot + k];
+        if (pixels == kOutside) continue;
+        const auto corners = corners_of(pixels, image, p.value_pitches.pixel, p.value_pitches.row);
         if constexpr (fast) {
           add_sample_fast(corners, samples.weights[slot + k], &sums);
         } else {

@@ -90,7 +90,7 @@ DCNV4_MM_DEVICE void forward_alone_block(const Params& p, const Tiling& t, uint3
   constexpr int width = kWidestLoad / int(sizeof(Storage));
   static_assert(vector == 2 * width, "");
   const Tile tile = tile_of(t, block);
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     const Item item = item_of<vector>(t, tile, thread);
     if (!item.exists) return;
     const Center center = center_of(t.window, item.pair);
@@ -109,7 +109,7 @@ DCNV4_MM_DEVICE void forward_alone_block(const Params& p, const Tiling& t, uint3
     for (int32_t k = 0; k < points; ++k) {
       const Point<float> point = window_point<points>(t.window, center, numbers, k);
       if (!point.inside) continue;
-      const Place at = place_of(t.window, point);
+      const PixelOffsets at = pixels_of(t.window, point);
       const Weights<float> weights = forward_weights<fast>(point);
       for (int half = 0; half < 2; ++half) {
         add_forward<fast>(corners_at(origins[half], at, shifts[half]), weights, &sums[half]);
@@ -146,11 +146,11 @@ DCNV4_MM_DEVICE void forward_window_block(const Params& p, const Tiling& t, uint
     const Samples<float> samples = samples_of<points>(team.shared(), item.pair_index);
     for (int32_t k = thread - item.pair_index * lanes; k < points; k += lanes) {
       const Point<float> point = window_point<points>(t.window, center, numbers, k);
-      samples.places[k] = point.inside ? word_of(t.window, point) : kOutside;
+      samples.pixels[k] = point.inside ? word_of(t.window, point) : kOutside;
       samples.weights[k] = forward_weights<fast>(point);
     }
   });
-  last_phase(team, [&](int32_t thread) {
+  own_phase(team, [&](int32_t thread) {
     const Item item = items[thread];
     if (!item.exists) return;
     // Neighbouring threads load and store adjacent vectors.
@@ -165,9 +165,9 @@ DCNV4_MM_DEVICE void forward_window_block(const Params& p, const Tiling& t, uint
     Sums<float, width> sums[vectors];
 #pragma unroll
     for (int32_t k = 0; k < points; ++k) {
-      const uint32_t word = samples.places[k];
+      const uint32_t word = samples.pixels[k];
       if (word == kOutside) continue;
-      const Place at = place_in(t.window, word);
+      const PixelOffsets at = pixels_in(t.window, word);
       const Weights<float> weights = samples.weights[k];
       for (int v = 0; v < vectors; ++v) {
         add_forward<fast>(corners_at(origins[v], at), weights, &sums[v]);

@@ -2,7 +2,7 @@
 // are, the kernels see a problem that they can solve.
 #pragma once
 
-#include "common/check.h"
+#include "common/argument_checks.h"
 #include "dcnv4/params.h"
 
 namespace dcnv4_mm::dcnv4 {

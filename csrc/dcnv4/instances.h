@@ -10,13 +10,14 @@
 namespace dcnv4_mm::dcnv4 {
 
 // Calls function(vector, special) with constants; there is code of its own for the 3x3 kernel where
-// the vectors are of the full width.
+// the vectors are of the full width, and so few that sums over them have small errors.
 template <typename Storage, typename Function>
 void with_instance(const Params& p, Function function) {
   constexpr int widest = kWidestLoad / int(sizeof(Storage));
   const int32_t vector = vector_channels(p);
   if constexpr (sizeof(Storage) < sizeof(double)) {
-    const int32_t special = vector == widest && has_window(p) ? special_points(p) : 0;
+    const bool fits = vector == widest && p.group_channels <= 16 * widest && has_window(p);
+    const int32_t special = fits ? special_points(p) : 0;
     if (special == 9) return function(Constant<widest>{}, Constant<9>{});
     if (special == 8) return function(Constant<widest>{}, Constant<8>{});
   }

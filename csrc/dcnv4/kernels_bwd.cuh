@@ -11,7 +11,7 @@ namespace dcnv4_mm::dcnv4::cuda {
 namespace {
 
 template <typename Storage, int vector, int special>
-__global__ void __launch_bounds__(128, sizeof(Storage) == sizeof(double) ? 4 : 5)
+__global__ void __launch_bounds__(128, sizeof(Storage) == sizeof(double) || special == 9 ? 4 : 5)
     backward_offset_mask_kernel(const __grid_constant__ Params params,
                                 const __grid_constant__ Tiling tiling) {
   DeviceTeam team;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(256)
 template <typename Storage>
 void backward_offset_mask(const Params& params, const Device& device, cudaStream_t stream) {
   with_instance<Storage>(params, [&](auto vector, auto special) {
-    const Tiling tiling = choose_point_tiling(params, vector, device.limits);
+    const Tiling tiling = choose_point_tiling<special>(params, vector, device.limits);
     launch_kernel(backward_offset_mask_kernel<Storage, vector, special>, tiling, stream, params,
                   tiling);
   });

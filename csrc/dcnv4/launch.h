@@ -101,13 +101,13 @@ inline bool has_window(const Params& p) {
          p.offset_mask_pitches.pixel < pitches;
 }
 
-// A sample in shared memory: four weights, and a word for its place.
+// A sample in shared memory: four weights, and a word for its pixels.
 inline int32_t sample_bytes(DType dtype) { return 4 * real_bytes(dtype) + 4; }
 
 // Samples of neighbouring items are an odd number of samples apart: no bank conflicts.
 DCNV4_MM_HOST_DEVICE int32_t sample_stride(int32_t points) { return points | 1; }
 
-// The samples of an item of the 3x3 kernels: first the weights, then the places. An odd number of
+// The samples of an item of the 3x3 kernels: first the weights, then the pixels. An odd number of
 // 16 bytes: no bank conflicts.
 DCNV4_MM_HOST_DEVICE constexpr int32_t window_samples_bytes(int32_t points) {
   return (ceil_div(points * 20, 16) | 1) * 16;
@@ -253,16 +253,33 @@ inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits&
   return t;
 }
 
-// For the gradient of offset_mask: the same tiles, but a thread takes whole points. No block takes
-// only some of a group's channels, and none needs shared memory.
-inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
-  Tiling t = choose_tiling(p, vector, limits);
-  const int64_t pairs =
-      int64_t(t.tile_height.value) * t.tile_width.value * t.tile_groups.value * p.points;
-  t.threads = static_cast<int32_t>(std::min<int64_t>(128, round_up<int64_t>(pairs, kWarp)));
-  t.blocks /= t.vector_slices.value;
+// Points that a thread of the gradient of offset_mask takes at a time in code for so many points:
+// they need the same gradient of the output.
+DCNV4_MM_HOST_DEVICE constexpr int points_together(int special) {
+  return special == 9 ? 3 : special == 8 ? 2 : 1;
+}
+
+// For the gradient of offset_mask: a thread takes whole points. No block takes only some of a
+// group's channels, and none needs shared memory. Large blocks unless they leave multiprocessors
+// idle.
+template <int special>
+Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
+  Tiling t = choose_tiling(p, vector, limits, Shared::kNothing);
+  const int64_t slices = t.group_slices.value * p.batch;
+  const int64_t pixel_items = t.tile_groups.value * p.points / points_together(special);
+  for (int32_t threads : {128, 64, 32}) {
+    const int32_t items = static_cast<int32_t>(std::min<int64_t>(pixel_items, threads));
+    const TileSize tile = choose_tile(p, items, 1, threads / items);
+    t.threads = static_cast<int32_t>(std::min<int64_t>(
+        threads, round_up<int64_t>(tile.height * tile.width * pixel_items, kWarp)));
+    t.tile_height = divisor_of(tile.height);
+    t.tile_width = divisor_of(tile.width);
+    t.tiles_down = divisor_of(ceil_div<int64_t>(p.out_height, tile.height));
+    t.tiles_across = divisor_of(ceil_div<int64_t>(p.out_width, tile.width));
+    t.blocks = int64_t(t.tiles_down.value) * t.tiles_across.value * slices;
+    if (t.blocks >= 2 * limits.multiprocessors) break;
+  }
   t.vector_slices = divisor_of(1);
-  t.shared_bytes = 0;
   return t;
 }
 

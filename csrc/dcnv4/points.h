@@ -61,7 +61,7 @@ DCNV4_MM_DEVICE Point<RealOf<Storage>> locate_point(const Params& p, const Divis
 constexpr uint32_t kOutside = ~uint32_t(0);
 
 template <typename Real>
-DCNV4_MM_DEVICE uint32_t place_of(const Point<Real>& point, int32_t row_pixels) {
+DCNV4_MM_DEVICE uint32_t pixels_of(const Point<Real>& point, int32_t row_pixels) {
   if (!point.inside) return kOutside;
   const int32_t pixel = static_cast<int32_t>(point.y.first) * row_pixels + point.x.first;
   return static_cast<uint32_t>(pixel) << 2 | static_cast<uint32_t>(point.y.step) << 1 |
@@ -72,7 +72,7 @@ DCNV4_MM_DEVICE uint32_t place_of(const Point<Real>& point, int32_t row_pixels) 
 template <typename Real>
 struct Samples {
   Weights<Real>* weights;
-  uint32_t* places;
+  uint32_t* pixels;
 
   static constexpr int32_t bytes = sizeof(Weights<Real>) + sizeof(uint32_t);
 };
@@ -83,15 +83,15 @@ DCNV4_MM_DEVICE Samples<Real> samples_in(void* shared, int32_t capacity) {
   return {weights, reinterpret_cast<uint32_t*>(weights + capacity)};
 }
 
-// Addresses of the four pixels of a place that counts.
+// Addresses of the four pixels around a point that counts.
 template <typename Element>
-DCNV4_MM_DEVICE Corners<Element> corners_of(uint32_t place, Element* image, int64_t pixel_pitch,
+DCNV4_MM_DEVICE Corners<Element> corners_of(uint32_t pixels, Element* image, int64_t pixel_pitch,
                                             int64_t row_pitch) {
   // One multiplication of 32-bit numbers with a 64-bit product.
   const int32_t pitch = static_cast<int32_t>(pixel_pitch);
-  Element* first = image + static_cast<int64_t>(static_cast<int32_t>(place >> 2)) * pitch;
-  const int32_t right = place & 1 ? pitch : 0;
-  const int64_t down = place & 2 ? row_pitch : 0;
+  Element* first = image + static_cast<int64_t>(static_cast<int32_t>(pixels >> 2)) * pitch;
+  const int32_t right = pixels & 1 ? pitch : 0;
+  const int64_t down = pixels & 2 ? row_pitch : 0;
   return {first, first + right, first + down, first + down + right};
 }
 

@@ -7,7 +7,7 @@
 
 #include <tuple>
 
-#include "common/checks.h"
+#include "common/tensor_checks.h"
 #include "dcnv4/geometry.h"
 
 namespace dcnv4_mm::dcnv4 {

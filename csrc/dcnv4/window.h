@@ -38,30 +38,30 @@ DCNV4_MM_DEVICE Point<float> window_point(const Window& w, const Center& center,
 }
 
 // Where the pixels of a point are, in halves of vectors from the first pixel of the image.
-struct Place {
+struct PixelOffsets {
   int32_t first, right, down;
 };
 
-DCNV4_MM_DEVICE Place place_of(const Window& w, const Point<float>& point) {
+DCNV4_MM_DEVICE PixelOffsets pixels_of(const Window& w, const Point<float>& point) {
   return {point.y.first * w.row_halves + point.x.first * w.pixel_halves,
           point.x.step ? w.pixel_halves : 0, point.y.step ? w.row_halves : 0};
 }
 
-// A Place in one word, whose first and last bit are free for the steps, with kOutside for points
-// that do not count.
+// PixelOffsets in one word, whose first and last bit are free for the steps, with kOutside for
+// points that do not count.
 DCNV4_MM_DEVICE uint32_t word_of(const Window& w, const Point<float>& point) {
-  return static_cast<uint32_t>(place_of(w, point).first) |
+  return static_cast<uint32_t>(pixels_of(w, point).first) |
          static_cast<uint32_t>(point.y.step) << 31 | static_cast<uint32_t>(point.x.step);
 }
 
-DCNV4_MM_DEVICE Place place_in(const Window& w, uint32_t word) {
+DCNV4_MM_DEVICE PixelOffsets pixels_in(const Window& w, uint32_t word) {
   const int32_t right = word & 1, down = word >> 31;
   return {static_cast<int32_t>(word & 0x7ffffffe), right * w.pixel_halves, down * w.row_halves};
 }
 
 // `origin` is a thread's vector in the first pixel.
 template <typename Storage>
-DCNV4_MM_DEVICE Corners<const Storage> corners_at(const Storage* origin, const Place& at,
+DCNV4_MM_DEVICE Corners<const Storage> corners_at(const Storage* origin, const PixelOffsets& at,
                                                   int32_t shift = 0) {
   const auto pixel = [&](int32_t halves) {
     return reinterpret_cast<const Storage*>(reinterpret_cast<const char*>(origin) +

@@ -27,7 +27,8 @@ struct CudaKernels {
   static constexpr DeviceType kDevice = DeviceType::CUDA;
 
   static Tensor readable_value(const Tensor& value) {
-    return value.stride(1) <= kMostPitch ? readable(value, 3) : torch::stable::contiguous(value);
+    return is_indexable(value.size(1), value.stride(1)) ? readable(value, 3)
+                                                        : torch::stable::contiguous(value);
   }
 
   static void forward(const Params& p, const Tensor& value) {

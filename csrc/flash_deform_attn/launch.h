@@ -19,22 +19,31 @@ constexpr int32_t kMaxLevels = 256;
 
 struct LevelTable {
   struct Entry {
-    int32_t height, width, start;
+    float height, width;  // both are exact
+    int32_t start;        // its first pixel among the pixels of all levels
   } entries[kMaxLevels];
 };
 
-inline LevelTable level_table(const Params& p) {
+inline LevelTable geometry_of(const Params& p) {
   LevelTable table{};
   for (int64_t i = 0; i < p.num_levels; ++i) {
     const Level& level = p.levels[i];
-    table.entries[i] = {static_cast<int32_t>(level.height), static_cast<int32_t>(level.width),
+    table.entries[i] = {static_cast<float>(level.height), static_cast<float>(level.width),
                         static_cast<int32_t>(level.start)};
   }
   return table;
 }
 
-// The kernels count in 32 bits how many bytes pixels are apart.
-constexpr int64_t kMostPitch = (int64_t(1) << 29) - 1;
+// A query samples the one image of its own.
+inline int64_t images_per_query(const Params&) { return 1; }
+
+// The kernels index the elements of an image of value in 32 bits.
+constexpr int64_t kMostElements = (int64_t(1) << 32) - 1;
+
+// Whether they can index images whose pixels are `pitch` elements apart.
+inline bool is_indexable(int64_t pixels, int64_t pitch) {
+  return pitch <= kMostElements && pixels * pitch <= kMostElements;
+}
 
 // Why the kernels cannot index a problem, or null.
 inline const char* why_too_large(const Params& p) {
@@ -43,6 +52,7 @@ inline const char* why_too_large(const Params& p) {
   if (p.num_points >= limit / p.num_levels) return "2^30 points of a query and head";
   if (p.queries >= limit / p.heads) return "2^30 queries and heads of an image";
   if (p.channels >= limit / 2 / p.heads) return "2^29 channels of a pixel";
+  if (!is_indexable(p.pixels, p.heads * p.channels)) return "2^32 elements of an image";
   return nullptr;
 }
 
@@ -92,19 +102,20 @@ void with_forward_channels(const Params& p, int32_t vector, Function function) {
   with_vector<widest>(vector, function);
 }
 
-// A sample in shared memory: four weights, and two words for its place.
-inline int32_t sample_bytes(DType dtype) { return 4 * real_bytes(dtype) + 8; }
+// A sample in shared memory: four weights, and four offsets of pixels.
+inline int32_t sample_bytes(DType dtype) { return 4 * real_bytes(dtype) + 16; }
 
 // Samples of neighbouring pairs are an odd number of samples apart: no bank conflicts.
 DCNV4_MM_HOST_DEVICE int32_t sample_stride(int32_t points) { return points | 1; }
 
 // A softmax over the points of a pair is summed in so many parts, by as many threads. The number is
 // the same for every launch, and so are the bits of the sum.
-constexpr int32_t kShareParts = 4;
+constexpr int32_t kSoftmaxParts = 4;
 
-// A part's largest logit and sum of exponentials, and a part of the gradient's sum.
-inline int32_t share_bytes(const Params& p, int32_t numbers) {
-  return p.softmax ? kShareParts * numbers * real_bytes(p.dtype) : 0;
+// Of a part, its largest logit and sum of exponentials, and in the backward a part of the sum of
+// the gradient: `count` numbers.
+inline int32_t softmax_bytes(const Params& p, int32_t count) {
+  return p.softmax ? kSoftmaxParts * count * real_bytes(p.dtype) : 0;
 }
 
 // A block owns a run of pairs of one image, and some vectors of channels of each of them.
@@ -157,12 +168,12 @@ inline Tiling tiling_of_threads(const Params& p, int32_t vector, int32_t threads
 
   // Fewer points at a time rather than fewer pairs, as long as these are not few.
   const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
-  const int32_t sample = sample_bytes(p.dtype), shares = share_bytes(p, 2);
-  const int32_t fitting = static_cast<int32_t>((budget / wanted - shares) / sample - 1);
+  const int32_t sample = sample_bytes(p.dtype), softmax = softmax_bytes(p, 2);
+  const int32_t fitting = static_cast<int32_t>((budget / wanted - softmax) / sample - 1);
   const int32_t most = std::clamp(fitting, smaller(points, min_points), points);
   Tiling t{};
   t.points = ceil_div(points, ceil_div(points, most));
-  const int32_t pair_bytes = sample_stride(t.points) * sample + shares;
+  const int32_t pair_bytes = sample_stride(t.points) * sample + softmax;
   t.pairs = choose_pairs(pairs, slice_vectors,
                          static_cast<int32_t>(std::min<int64_t>(wanted, budget / pair_bytes)));
   t.threads = round_up(t.pairs * slice_vectors, kWarp);
@@ -178,7 +189,7 @@ inline int32_t shared_budget(const DeviceLimits& limits) {
   return std::min(kSharedByDefault, limits.shared_per_multiprocessor / 5);
 }
 
-// The share of a launch's threads that have work.
+// The fraction of a launch's threads that have work.
 inline double used_threads(const Params& p, const Tiling& t) {
   return double(pairs_of(p)) * double(p.batch) * t.vectors / (double(t.blocks) * t.threads);
 }
@@ -200,19 +211,19 @@ inline Tiling choose_tiling(const Params& p, int32_t vector, const DeviceLimits&
 // of its head. With a softmax, a point has two numbers in shared memory.
 inline Tiling choose_point_tiling(const Params& p, int32_t vector, const DeviceLimits& limits) {
   const int32_t points = static_cast<int32_t>(p.num_levels * p.num_points);
-  const int32_t shares = share_bytes(p, 3);
+  const int32_t softmax = softmax_bytes(p, 3);
   const int32_t point_bytes = p.softmax ? 2 * real_bytes(p.dtype) : 0;
   const int64_t pairs = std::max<int64_t>(1, pairs_of(p));
   Tiling t{};
   t.points = points;
-  if (p.softmax) t.points = smaller(points, (shared_budget(limits) - shares) / point_bytes);
+  if (p.softmax) t.points = smaller(points, (shared_budget(limits) - softmax) / point_bytes);
   for (int32_t threads : {256, 128, 64, 32}) {
     t.pairs = static_cast<int32_t>(std::clamp<int64_t>(threads / points, 1, pairs));
     t.threads = smaller(threads, round_up(t.pairs * t.points, kWarp));
     set_blocks(p, 1, &t);
     if (t.blocks >= 2 * limits.multiprocessors) break;
   }
-  t.shared_bytes = t.pairs * (t.points * point_bytes + shares);
+  t.shared_bytes = t.pairs * (t.points * point_bytes + softmax);
   t.vectors = static_cast<int32_t>(p.channels / vector);
   return t;
 }

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "common/check.h"
+#include "common/argument_checks.h"
 #include "flash_deform_attn/params.h"
 
 namespace dcnv4_mm::flash_deform_attn {

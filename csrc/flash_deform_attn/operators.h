@@ -8,7 +8,7 @@
 
 #include <tuple>
 
-#include "common/checks.h"
+#include "common/tensor_checks.h"
 #include "flash_deform_attn/levels.h"
 
 namespace dcnv4_mm::flash_deform_attn {

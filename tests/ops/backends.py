@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers import ROOT
-from ops.ptx.compiled import FAKE_DEVICE, ptx_of
+from ops.ptx.compiled import FAKE_DEVICE, STORAGE_TYPES, ptx_of
 
 import dcnv4_mm.ops.functional  # noqa: F401  (defines and loads the operators)
 from dcnv4_mm.ops.bev_cross_attn.registration import SCHEMAS as BEV_SCHEMAS
@@ -73,20 +73,24 @@ def build_host(operator, *flags):
     folders = [_HOST_CUDA, FAKE_DEVICE, csrc]
     command = [compiler, *_FLAGS, *flags, *(f"-I{path}" for path in folders)]
     command += [f"-isystem{folder / 'include'}", f"-L{folder / 'lib'}"]
-    sources = [*sorted(csrc.glob(f"{operator}/*.cu")), csrc / operator / "bindings_cuda.cpp"]
+    sources = sorted(csrc.glob(f"{operator}/*.cu"))
     headers = [path for suffix in (".h", ".cuh") for path in csrc.rglob(f"*{suffix}")]
     content = hashlib.sha256("\n".join([*command, torch.__version__]).encode())
     headers += [*_HOST_CUDA.rglob("*.*"), *FAKE_DEVICE.rglob("*.*")]
-    for path in sorted({*headers, *sources}):
+    for path in sorted({*headers, *sources, *csrc.glob(f"{operator}/bindings_cuda.cpp")}):
         content.update(str(path).encode() + path.read_bytes())
     target = ROOT / "build/host_cuda" / f"{operator}-{content.hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         own = target.with_suffix(f".{os.getpid()}.so")
-        text = "\n".join(f'#include "{path}"' for path in ("host_cuda.h", *sources))
+        lines = ['#include "host_cuda.h"']
+        for storage, path in itertools.product(STORAGE_TYPES, sources):
+            lines += [f"#define DCNV4_MM_STORAGE {storage}", f'#include "{path}"']
+            lines += ["#undef DCNV4_MM_STORAGE"]
+        lines += [f'#include "{csrc / operator / "bindings_cuda.cpp"}"']
         libtorch = ["-x", "none", "-Wl,--no-as-needed", "-ltorch_cpu"]
         arguments = [*command, "-x", "c++", "-", *libtorch, "-o", str(own)]
-        subprocess.run(arguments, input=text, text=True, check=True)
+        subprocess.run(arguments, input="\n".join(lines), text=True, check=True)
         own.replace(target)
     return target
 

@@ -23,7 +23,7 @@ class CudaBuild(NamedTuple):
     def kernels(self, operator, direction):
         """Name -> PTX of the kernels of ``fwd`` or ``bwd``."""
         found = {}
-        for path in (self.ptx / operator).glob(f"kernels_{direction}_*.ptx"):
+        for path in (self.ptx / operator).rglob(f"kernels_{direction}*.ptx"):
             for body in path.read_text().split(".entry ")[1:]:
                 found[body.split("(")[0].strip()] = body
         return found
@@ -70,12 +70,12 @@ def cuda_build(tmp_path_factory):
     with functions_of_setup() as (functions, monkeypatch):
         build = functions["build_cuda_library"]
         sources = functions["cuda_sources"]()
-        for source, flags in sources.items():
-            # Files of two operators have the same names.
-            kept = folder / Path(source).parent.name
-            kept.mkdir(exist_ok=True)
+        for index, (source, flags) in enumerate(sources):
             if source.endswith(".cu"):
-                sources[source] = [*flags, "-Xptxas=-v", "--keep", f"--keep-dir={kept}"]
+                # What is kept of two operators or storage types has the same names.
+                kept = folder / Path(source).parent.name / str(index)
+                kept.mkdir(parents=True)
+                flags += ["-Xptxas=-v", "--keep", f"--keep-dir={kept}"]
         monkeypatch.setitem(build.__globals__, "cuda_sources", lambda: sources)
         said = folder / "said"
         library = folder / "libdcnv4_mm_cuda.so"

@@ -29,7 +29,8 @@ operators = torch.ops.dcnv4_mm_host
 
 
 def kernel_sources(operator):
-    files = sorted((ROOT / "csrc" / operator).glob("*.cu*"))
+    folder = {"bev_cross_attn": "flash_deform_attn"}.get(operator, operator)
+    files = sorted((ROOT / "csrc" / folder).glob("*.cuh"))
     return "\n".join(file.read_text() for file in files)
 
 

@@ -15,7 +15,7 @@ from ops.bev_cross_attn import problems as bev
 from ops.dcnv4 import problems as dcnv4
 from ops.flash_deform_attn import problems as attention
 from ops.ptx.compiled import ARCHS, FOLDER, Interpreter, build, ptx_of, readable
-from ops.ptx.count import TABLE, count, nvcc_release
+from ops.ptx.count import ATTENTION_TABLE, TABLE, count, count_attention, nvcc_release
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_every_kernel(operator, arch):
     wide = {
         name
         for name in names.values()
-        if re.match("backward_value_atomic_kernel .*, 4, [12]$", name)
+        if re.match(r"backward_value_atomic_kernel .*, 4, [12]\b", name)
     }
     assert wide
     assert missing == (wide if arch < 90 else set())
@@ -129,6 +129,20 @@ def test_dynamic_counts():
     assert found == len(calls) * len(ARCHS)
 
 
+def test_dynamic_counts_of_attention():
+    """Of 32 channels per head, against the committed table."""
+    ptx_of("flash_deform_attn")  # skips where there is no nvcc
+    with ATTENTION_TABLE.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["width"] == "32"]
+    if rows[0]["nvcc"] != nvcc_release():
+        pytest.skip(f"the table is of nvcc {rows[0]['nvcc']}")
+    for row in rows:
+        dtype = getattr(torch, row["dtype"])
+        instructions = count_attention(int(row["arch"]), row["operator"], 32, dtype)
+        assert instructions <= 1.03 * int(row["instructions"]), row
+    assert len(rows) == 6
+
+
 FAULTS = {
     "none": None,
     "launch_bounds": "64 threads; the launch bounds are 32",
@@ -146,7 +160,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def run_fault():
-    interpreter = Interpreter(*build("faults", [FOLDER / "faults.cu"]))
+    interpreter = Interpreter(*build("faults", [(FOLDER / "faults.cu", "float")]))
     run = interpreter.library.run_fault
     run.restype = ctypes.c_char_p
 

@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "common/checks.h"
+#include "common/tensor_checks.h"
 
 namespace torch::stable::accelerator {
 

@@ -17,6 +17,7 @@ import torch
 from helpers import ROOT
 
 ARCHS = (75, 90)
+STORAGE_TYPES = ("double", "float", "Half", "BFloat16")
 FOLDER = Path(__file__).parent
 FAKE_DEVICE = FOLDER.parent / "fake_device"
 # Those of setup.py, but for devices nothing is made but PTX.
@@ -57,7 +58,7 @@ def locked(path):
 def build(name, cuda_sources, bindings=None):
     """A library of kernels and the interpreter, and the folder of the kernels' PTX.
 
-    What has not changed is not compiled again.
+    ``cuda_sources`` are paths, each with a storage type. What is up to date is not compiled again.
     """
     nvcc = runpy.run_path(str(ROOT / "csrc/nvcc.py"))["find_nvcc"]()
     if nvcc is None:
@@ -69,20 +70,25 @@ def build(name, cuda_sources, bindings=None):
     ptx.mkdir(parents=True, exist_ok=True)
 
     def compiled(flags, sources):
-        return compilers["compile_objects"](
-            [*command, *flags], {str(path): [] for path in sources}, folder
-        )
+        return compilers["compile_objects"]([*command, *flags], sources, folder)
 
     include = f"-I{ROOT / 'csrc'}"
     with locked(folder / "interpreter.lock"):
-        interpreter = [path for path in FOLDER.glob("*.cpp") if path.stem != "bindings"]
+        interpreter = [(str(p), []) for p in FOLDER.glob("*.cpp") if p.stem != "bindings"]
         objects = compiled([*CPP_FLAGS, include], interpreter)
     with locked(folder / f"{name}.lock"):
-        objects += compiled([include, *CUDA_FLAGS, "--keep", f"--keep-dir={ptx}"], cuda_sources)
+        kernels = []
+        for source, storage in cuda_sources:
+            # What is kept of two storage types has the same names.
+            kept = ptx / storage
+            kept.mkdir(exist_ok=True)
+            own = [f"-DDCNV4_MM_STORAGE={storage}", "--keep", f"--keep-dir={kept}"]
+            kernels.append((str(source), own))
+        objects += compiled([include, *CUDA_FLAGS], kernels)
         if bindings:
             flags = [f'-DBINDINGS="{bindings}"', "-DTEST_NAMESPACE=dcnv4_mm_ptx", include]
-            objects += compiled([*CPP_FLAGS, *flags], [FOLDER / "bindings.cpp"])
-        for path in ptx.iterdir():
+            objects += compiled([*CPP_FLAGS, *flags], [(str(FOLDER / "bindings.cpp"), [])])
+        for path in ptx.rglob("*.*"):
             if path.suffix != ".ptx":
                 path.unlink()
         if not target.exists() or target.stat().st_mtime < max(map(os.path.getmtime, objects)):
@@ -102,7 +108,7 @@ class Interpreter:
         for function in (self.library.ptx_counters, self.library.ptx_kernels):
             function.restype = ctypes.c_char_p
         self.seeds = random.Random(0)
-        for path in sorted(ptx.glob("*.ptx")):
+        for path in sorted(ptx.rglob("*.ptx")):
             arch = int(re.search(r"compute_(\d+)", path.name)[1])
             self.library.ptx_load(arch, str(path).encode())
 
@@ -124,7 +130,7 @@ class Interpreter:
 def ptx_of(operator):
     """The interpreter of an operator's kernels; its operators are ``torch.ops.dcnv4_mm_ptx``."""
     folder = ROOT / "csrc" / operator
-    sources = sorted(folder.glob("kernels_*.cu"))
+    sources = [(path, storage) for path in sorted(folder.glob("*.cu")) for storage in STORAGE_TYPES]
     return Interpreter(*build(operator, sources, folder / "bindings_cuda.cpp"))
 
 

@@ -1,21 +1,26 @@
-"""Counts what the compiled kernels of DCNv4 do at shapes of FlashInternImage.
+"""Counts what the compiled kernels do: of DCNv4 at shapes of FlashInternImage, of attention.
 
-Usage, without a GPU: ``PYTHONPATH=tests:. python -m ops.ptx.count`` writes
-``benchmarks/results/sass/dynamic.csv``. Instructions are those of warps, without moves and loads of
-parameters, which are no instructions of a GPU; sectors have 32 bytes. ``original_instructions`` are
-those of the original's kernels, compiled and counted likewise.
+Usage, without a GPU: ``PYTHONPATH=tests:. python -m ops.ptx.count [dcnv4] [attention]`` writes
+``dynamic.csv`` and ``attention.csv`` of ``benchmarks/results/sass``. Instructions are those of
+warps, without moves and loads of parameters, which are no instructions of a GPU; sectors have 32
+bytes. ``original_instructions`` are those of the original's kernels, compiled and counted likewise,
+``first_instructions`` those of the first version of our kernels (commit 9130c4b).
 """
 
 import csv
 import runpy
+import sys
 
 import torch
 from helpers import ROOT
 from ops.backends import Backend
+from ops.bev_cross_attn import problems as bev
 from ops.dcnv4.problems import make_problem
+from ops.flash_deform_attn import problems as attention
 from ops.ptx.compiled import ARCHS
 
 TABLE = ROOT / "benchmarks/results/sass/dynamic.csv"
+ATTENTION_TABLE = TABLE.with_name("attention.csv")
 # Batch, edge of the map, groups, channels of a group: the original's instructions of the forward
 # in float16 and float32 and of the backward in float16.
 SHAPES = {
@@ -36,6 +41,61 @@ CASES = [
     ("backward", torch.float16, False),
     ("backward deterministic", torch.float16, True),
 ]
+
+# Operator, channels of a head, dtype: the forward's instructions in the first version, on sm_90.
+# Eight heads, four levels, four points; of BEV cross-attention six cameras, each of which sees a
+# quarter of the queries, and eight points.
+ATTENTION = {
+    ("flash_deform_attn", 32, torch.float16): 903380,
+    ("flash_deform_attn", 32, torch.float32): 899300,
+    ("flash_deform_attn", 64, torch.float16): 1485460,
+    ("flash_deform_attn", 64, torch.float32): 1505860,
+    ("ms_deform_attn", 32, torch.float16): 780300,
+    ("ms_deform_attn", 32, torch.float32): 781320,
+    ("ms_deform_attn", 64, torch.float16): 1359320,
+    ("ms_deform_attn", 64, torch.float32): 1381760,
+    ("bev_cross_attn", 32, torch.float16): 947759,
+    ("bev_cross_attn", 32, torch.float32): 893752,
+}
+
+
+def attention_problem(operator, width, dtype):
+    if operator == "bev_cross_attn":
+        problem = bev.make_problem(
+            batch=1,
+            cameras=6,
+            shapes=((16, 28), (8, 14), (4, 7), (2, 4)),
+            queries=100,
+            heads=8,
+            points=8,
+            pillar=4,
+            width=width,
+            reach=0.1,
+            dtypes=(dtype, dtype),
+        )
+        # As in a BEV grid, a camera sees neighbouring queries.
+        distances = torch.arange(100) - 100 * torch.arange(6)[:, None] // 6
+        return problem._replace(hits=(distances % 100 < 25)[None])
+    return attention.make_problem(
+        packed=operator == "flash_deform_attn",
+        batch=1,
+        shapes=((16, 16), (8, 8), (4, 4), (2, 2)),
+        queries=340,
+        heads=8,
+        points=4,
+        width=width,
+        reach=0,
+        dtypes=(dtype, dtype),
+    )
+
+
+def count_attention(arch, operator, width, dtype):
+    folder = "bev_cross_attn" if operator == "bev_cross_attn" else "flash_deform_attn"
+    backend = Backend(f"ptx_{arch}", folder)
+    backend.host.counters()
+    backend.forward(attention_problem(operator, width, dtype))
+    (counters,) = backend.host.counters().values()
+    return counters.instructions
 
 
 def count(arch, shape, kind, dtype, deterministic):
@@ -63,7 +123,27 @@ def nvcc_release():
     return runpy.run_path(str(ROOT / "dev/sass_counts.py"))["nvcc_release"]()
 
 
+def write_attention():
+    with ATTENTION_TABLE.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        head = ["nvcc", "arch", "operator", "width", "dtype", "instructions"]
+        writer.writerow([*head, "first_instructions", "ratio"])
+        for (operator, width, dtype), first in ATTENTION.items():
+            instructions = count_attention(90, operator, width, dtype)
+            name = str(dtype).removeprefix("torch.")
+            row = [nvcc_release(), 90, operator, width, name, instructions, first]
+            writer.writerow([*row, f"{instructions / first:.2f}"])
+
+
 def main():
+    names = sys.argv[1:] or ["dcnv4", "attention"]
+    if "attention" in names:
+        write_attention()
+    if "dcnv4" in names:
+        write_dcnv4()
+
+
+def write_dcnv4():
     release = nvcc_release()
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

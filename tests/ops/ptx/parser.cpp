@@ -116,8 +116,7 @@ class Parser {
     }
   }
 
-  // Braces that begin or end a statement's text are of a scope, others of a vector. A name means
-  // the same in all scopes: compilers reuse names only for what is no longer needed.
+  // Braces that begin or end a statement's text are of a scope, others of a vector.
   void read_statements(const std::string& text, size_t index) {
     std::string current;
     for (int depth = 1; index < text.size() && depth > 0; ++index) {
@@ -125,6 +124,7 @@ class Parser {
       const std::string before = stripped(current);
       if ((c == '{' || c == '}') && before.empty()) {
         depth += c == '{' ? 1 : -1;
+        if (depth > 0) statements_.push_back({false, std::string(1, c)});
         current.clear();
       } else if (c == ':' && before.find_first_of(" \t{[.") == std::string::npos) {
         statements_.push_back({true, before});
@@ -148,13 +148,30 @@ class Parser {
   void read_statement(bool is_label, const std::string& text) {
     if (is_label) {
       labels_[text] = static_cast<int32_t>(kernel_.code.size());
+    } else if (text == "{") {
+      scopes_.emplace_back();
+    } else if (text == "}") {
+      for (const auto& [name, outer] : scopes_.back()) {
+        registers_.erase(name);
+        if (outer >= 0) registers_[name] = outer;
+      }
+      scopes_.pop_back();
     } else if (starts_with(text, ".reg")) {
       for (const std::string& part : split(text.substr(text.find_last_of(" \t") + 1), ',')) {
-        declared_.insert(part);
+        declare(part);
       }
     } else if (text[0] != '.') {
       kernel_.code.push_back(read_instruction(text));
     }
+  }
+
+  // In a scope, a name hides the register that has it outside.
+  void declare(const std::string& name) {
+    declared_.insert(name);
+    if (scopes_.empty()) return;
+    const auto outer = registers_.find(name);
+    scopes_.back()[name] = outer == registers_.end() ? -1 : outer->second;
+    registers_[name] = kernel_.registers++;
   }
 
   Instruction read_instruction(const std::string& text) {
@@ -248,6 +265,7 @@ class Parser {
   std::map<std::string, int32_t> registers_, labels_;
   std::map<std::string, int64_t> symbols_;  // addresses in shared memory or of parameters
   std::set<std::string> declared_;
+  std::vector<std::map<std::string, int32_t>> scopes_;  // what names mean outside of each, or -1
   std::vector<std::pair<bool, std::string>> statements_;  // is a label; text
   std::vector<std::pair<size_t, std::string>> branches_;  // instruction, label
 };

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/checks.h"
+#include "common/tensor_checks.h"
 #include "common/cuda_device.h"
 
 namespace dcnv4_mm {

@@ -5,7 +5,7 @@
 
 #include <sstream>
 
-#include "common/check.h"
+#include "common/argument_checks.h"
 #include "common/launch.h"
 #include "common/team.cuh"
 

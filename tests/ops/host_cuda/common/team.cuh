@@ -42,6 +42,9 @@ inline struct {
 } blockIdx;
 
 namespace dcnv4_mm {
+
+constexpr int kHalfFull = 4;
+
 namespace {
 
 class DeviceTeam {

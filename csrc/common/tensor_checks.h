@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "common/check.h"
+#include "common/argument_checks.h"
 #include "common/dtype.h"
 
 namespace dcnv4_mm {

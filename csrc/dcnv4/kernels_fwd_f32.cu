@@ -1,7 +1,0 @@
-#include "dcnv4/kernels_fwd.cuh"
-
-namespace dcnv4_mm::dcnv4::cuda {
-
-template void forward<float>(const Params&, bool, const Device&, cudaStream_t);
-
-}  // namespace dcnv4_mm::dcnv4::cuda

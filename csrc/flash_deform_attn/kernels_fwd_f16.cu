@@ -1,7 +1,0 @@
-#include "flash_deform_attn/kernels_fwd.cuh"
-
-namespace dcnv4_mm::flash_deform_attn::cuda {
-
-template void forward<Half>(const Params&, const Device&, cudaStream_t);
-
-}  // namespace dcnv4_mm::flash_deform_attn::cuda
