@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 # Libraries that are no hosts -> the extra of this package that has them.
-_EXTRAS = {"cv2": "mim", "torchvision": "mim", "timm": "timm", "transformers": "transformers"}
+_EXTRAS = {
+    **dict.fromkeys(("cv2", "torchvision"), "mim"),
+    **dict.fromkeys(("safetensors", "transformers"), "transformers"),
+    "timm": "timm",
+}
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 ENV_HINT = "python -m dcnv4_mm.env lists what to install"
 

@@ -1,6 +1,7 @@
 """The programs whose files must be complete, whatever happens."""
 
 import importlib.util
+import json
 import pickle
 import runpy
 import sys
@@ -89,6 +90,39 @@ class Convert(Released):
 
 class Publish(Released):
     tool, arguments = "publish_checkpoint.py", ("SOURCE", "TARGET.PTH")
+
+
+class HuggingFace(Tool):
+    """The conversion to a folder of transformers: three files, written by two libraries."""
+
+    tool, arguments = "hugging_face.py", ("SOURCE", "TARGET")
+
+    def __init__(self):
+        model = FlashInternImage("nano", num_classes=2)
+        self.checkpoint = {"model": to_released(model)}
+        # Imported before the files are counted.
+        import dcnv4_mm.transformers  # noqa: F401
+
+    def prepare(self, folder):
+        torch.save(self.checkpoint, folder / "source")
+
+    def check(self, folder, outcome):
+        target = folder / "target"
+        if outcome.error is None and outcome.fault != "killed":
+            assert target.is_dir()
+        if outcome.error is not None:
+            assert outcome.error.startswith("error: "), outcome.error
+            assert "\n" not in outcome.error, outcome.error
+            assert str(folder) in outcome.error, outcome.error
+        if target.exists():
+            files = ["config.json", "model.safetensors", "preprocessor_config.json"]
+            assert names(target) == files
+            assert read_file(target / files[1]).keys() == self.keys()
+            for name in (files[0], files[2]):
+                json.loads((target / name).read_text())
+
+    def keys(self):
+        return FlashInternImage("nano", num_classes=2).state_dict().keys()
 
 
 class ConvertBoxes(Released):

@@ -4,18 +4,14 @@ Errors are of a full, read-only or broken disk, or of a used-up quota; ``rename`
 as failed though done, and done without being visible, as network file systems do.
 """
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 
-FOLDER = Path(__file__).parent
+from crashes.run_scenarios import run_scenarios
+
 # Scenario -> its fewest file operations, and the module that it needs.
 SCENARIOS = {
     "SaveCheckpoint": (20, "mmengine"),
@@ -37,17 +33,8 @@ INSTALLED = {name: find_spec(module) is not None for name, (_, module) in SCENAR
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Scenario -> the number of its file operations, and what was wrong."""
-    folder = tmp_path_factory.mktemp("crashes")
-    library = folder / "faulty_files.so"
-    compiler = [os.environ.get("CXX", "g++"), "-x", "c", "-shared", "-fPIC", "-Wall", "-Werror"]
-    subprocess.run([*compiler, FOLDER / "faulty_files.c", "-o", library, "-ldl"], check=True)
     names = [name for name, installed in INSTALLED.items() if installed]
-    command = [sys.executable, FOLDER / "enumerate_faults.py", folder / "files", *names]
-    path = os.pathsep.join((str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return dict(json.loads(line) for line in run.stdout.splitlines())
+    return run_scenarios(names, tmp_path_factory.mktemp("crashes"))
 
 
 @pytest.mark.slow

@@ -175,6 +175,26 @@ def test_encoder_layers_of_torch():
         model.blocks[0](model.embed(x), src_key_padding_mask=torch.zeros(1, 7, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("selected", [("layers.0",), ("layers.0", "layers.1")])
+def test_padding_masks_of_torchs_encoder(nested, selected):
+    """Its first layer's weights are read before any layer is called."""
+    layer = nn.TransformerEncoderLayer(64, 4, 64, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+    model = nn.ModuleDict({"patches": nn.Conv2d(3, 64, 8, stride=8), "encoder": encoder}).eval()
+    swap_attention(
+        model,
+        nn.MultiheadAttention,
+        lambda name, _: any(part in name for part in selected),
+        prefix_tokens=0,
+    )
+    tokens = model["patches"](images(2, 3)).flatten(2).mT
+    assert model["encoder"](tokens).shape == tokens.shape
+    mask = torch.tensor([[False] * 5 + [True]])
+    with pytest.raises((AttributeError, ValueError), match=r"padding_mask.* `select`"):
+        model["encoder"](tokens, src_key_padding_mask=mask)
+
+
 def test_only_what_is_selected():
     decoder = nn.TransformerDecoderLayer(64, 4, 64, batch_first=True)
     model = nn.ModuleDict({"patches": nn.Conv2d(3, 64, 8, stride=8), "decoder": decoder})

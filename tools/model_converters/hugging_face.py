@@ -25,6 +25,8 @@ def main() -> None:
     args = parse_args()
     if args.target.exists():
         stop(f"{args.target} exists")
+    from safetensors import SafetensorError
+
     from dcnv4_mm.atomic_files import replacing
     from dcnv4_mm.checkpoints import to_released
     from dcnv4_mm.checkpoints.files import save_file
@@ -45,6 +47,9 @@ def main() -> None:
                 image_processor(model.config).save_pretrained(unfinished)
     except (ValueError, OSError) as error:
         stop(str(error))
+    # Of reading a damaged file and of a full disk; it does not name the files.
+    except SafetensorError as error:
+        stop(f"{args.source} to {args.target}: {' '.join(str(error).split())}")
     config = model.config
     print(f"{args.target}: {config.core_op} {config.arch}, {config.num_labels} classes")
 

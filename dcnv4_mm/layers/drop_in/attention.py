@@ -80,6 +80,16 @@ class DCNv4Attention(MeanDCNv4):
         self.as_pair = as_pair
         self.uses = uses
 
+    def __getattr__(self, name: str) -> Any:
+        """As of ``nn.Module``; explains a missing attribute of ``nn.MultiheadAttention``."""
+        if name == "in_proj_weight":
+            # nn.TransformerEncoder reads it of its first layer if there is a padding mask.
+            raise AttributeError(
+                "in_proj_weight: DCNv4Attention has none, as it stands for self-attention over all "
+                "patches: pass no src_key_padding_mask, or leave this attention out by `select`"
+            )
+        return super().__getattr__(name)
+
     @fx_leaf
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Applies the layer.
