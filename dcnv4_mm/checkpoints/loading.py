@@ -33,7 +33,7 @@ __all__ = [
 # The entries of a checkpoint that may hold weights, in the order in which the originals look for
 # them: downstream, DCNv4 prefers the averaged weights and InternImage the plain ones; both evaluate
 # a classifier with the plain ones.
-_ENTRIES = ("state_dict", "model_ema", "model")
+WEIGHT_ENTRIES = ("state_dict", "model_ema", "model")
 _DCNV3_ENTRIES = ("state_dict", "model", "model_ema")
 _CLASSIFIER_ENTRIES = ("model", "model_ema", "state_dict")
 # "module" is a wrapper's only at the start of a key; a model may have a submodule of that name.
@@ -176,7 +176,7 @@ def select_entry(
         raise ValueError(
             f"the checkpoint: expected a dict of tensors, got a {type(checkpoint).__name__}"
         )
-    entries = _DCNV3_ENTRIES if dcnv3 else _ENTRIES
+    entries = _DCNV3_ENTRIES if dcnv3 else WEIGHT_ENTRIES
     for entry in _CLASSIFIER_ENTRIES if classifier else entries:
         if isinstance(checkpoint.get(entry), Mapping):
             return entry, _checked(checkpoint[entry])
@@ -252,8 +252,8 @@ def _no_weights(checkpoint: Mapping[Any, Any]) -> str:
     ]
     hint = f"; pass the entry {nested[0]!r} alone" if nested else ""
     return (
-        f"the checkpoint holds no weights: expected {', '.join(_ENTRIES)} or tensors by key, got "
-        f"{', '.join(map(str, list(checkpoint)[:5]))}{hint}"
+        f"the checkpoint holds no weights: expected {', '.join(WEIGHT_ENTRIES)} or tensors by "
+        f"key, got {', '.join(map(str, list(checkpoint)[:5]))}{hint}"
     )
 
 

@@ -188,6 +188,21 @@ def test_a_log_cannot_replace_methods(tmp_path):
     assert HistoryBuffer._statistics_methods["mean"] is HistoryBuffer.mean
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([torch.zeros(1)], "list"),
+        ({"optimizer": {"lr": 0.1}}, "optimizer"),
+        ({"ema_state_dict": {"weight": torch.zeros(1)}, "epoch": 3}, "ema_state_dict"),
+        ({"state_dict": {3: torch.zeros(1)}}, "3"),
+    ],
+)
+def test_files_of_which_hosts_would_load_nothing_are_refused(tmp_path, content, named):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=rf"other\.pth.*\b{named}\b"):
+        load_from_local(str(tmp_path / "other.pth"))
+
+
 def test_containers_that_hold_themselves_are_refused(tmp_path):
     loop = []
     loop.append(loop)
