@@ -4,8 +4,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-#include "common/tensor_checks.h"
 #include "common/cuda_device.h"
+#include "common/tensor_checks.h"
 
 namespace dcnv4_mm {
 namespace {

@@ -40,9 +40,10 @@ struct DottedPoints {
 
 // For `count` points of a pair from `k` on.
 template <typename Storage, int vector, int special, int count>
-DCNV4_MM_DEVICE DottedPoints<RealOf<Storage>, count> dot_points(
-    const Params& p, const Tiling& t, const Tile& tile, const Pair& pair, int32_t k,
-    const Storage* image, const Storage* grad_output) {
+DCNV4_MM_DEVICE DottedPoints<RealOf<Storage>, count> dot_points(const Params& p, const Tiling& t,
+                                                                const Tile& tile, const Pair& pair,
+                                                                int32_t k, const Storage* image,
+                                                                const Storage* grad_output) {
   DottedPoints<RealOf<Storage>, count> result{};
   if constexpr (special != 0) {
     const Center center = center_of(t.window, pair);
@@ -69,8 +70,8 @@ DCNV4_MM_DEVICE DottedPoints<RealOf<Storage>, count> dot_points(
     result.points[0] = point;
     if (!point.inside) return result;
     const int32_t row_pixels = static_cast<int32_t>(p.value_pitches.row / p.value_pitches.pixel);
-    const auto corners = corners_of(pixels_of(point, row_pixels), image, p.value_pitches.pixel,
-                                    p.value_pitches.row);
+    const auto corners =
+        corners_of(pixels_of(point, row_pixels), image, p.value_pitches.pixel, p.value_pitches.row);
     result.dots[0] = corner_dots<Storage, vector>(corners, grad_output, t.vectors);
   }
   return result;
@@ -97,8 +98,8 @@ DCNV4_MM_DEVICE void backward_offset_mask_block(const Params& p, const Tiling& t
       const int32_t channel = pair.group * t.group_channels;
       const Storage* output =
           pixel_at(grad_output, p.grad_output_pitches, tile.image, pair.row, pair.column) + channel;
-      const auto dotted = dot_points<Storage, vector, special, count>(p, t, tile, pair, k,
-                                                                      value + channel, output);
+      const auto dotted =
+          dot_points<Storage, vector, special, count>(p, t, tile, pair, k, value + channel, output);
       Storage* result = result_row<Storage>(p, tile.image, pair.row, pair.column) +
                         static_cast<int64_t>(pair.group) * 3 * points;
       for (int n = 0; n < count; ++n) {

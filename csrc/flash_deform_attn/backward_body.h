@@ -177,13 +177,13 @@ DCNV4_MM_DEVICE void backward_value_block(const Sampling& s, const Tiling& t, ui
     for (int32_t first = 0; first < points; first += t.points) {
       team.phase([&](int32_t thread) {
         const Item item = item_of<channels>(t, tile, thread);
-        locate_own<Storage>(
-            s, t, tile, samples.softmax, item, camera, first, points,
-            [&](int32_t slot, const LevelTable::Entry& level, Point<Real> point) {
-              point.factor = sums.scaled_weight(head_of(p, item.pair), point.factor);
-              samples.offsets[slot] = adding_offsets(level, point, pixel / unit);
-              samples.weights[slot] = adding_weights(point);
-            });
+        locate_own<Storage>(s, t, tile, samples.softmax, item, camera, first, points,
+                            [&](int32_t slot, const LevelTable::Entry& level, Point<Real> point) {
+                              point.factor =
+                                  sums.scaled_weight(head_of(p, item.pair), point.factor);
+                              samples.offsets[slot] = adding_offsets(level, point, pixel / unit);
+                              samples.weights[slot] = adding_weights(point);
+                            });
       });
       team.phase([&](int32_t thread) {
         const Item item = item_of<channels>(t, tile, thread);
@@ -193,8 +193,8 @@ DCNV4_MM_DEVICE void backward_value_block(const Sampling& s, const Tiling& t, ui
         Real grad[channels];
         read_units<unit, units>(grad_output_of<Storage>(p, pair) + channel, step, grad);
         const bool finite = sums.template scale<channels>(head_of(p, pair), grad);
-        auto* image = sums.data + s.image(pair, camera) * p.pixels * pixel +
-                      pair.head * p.channels + channel;
+        auto* image =
+            sums.data + s.image(pair, camera) * p.pixels * pixel + pair.head * p.channels + channel;
         spread_samples<unit, units>(samples, item.pair_index * sample_stride(t.points),
                                     smaller(t.points, points - first), sums, grad, finite, image,
                                     step);

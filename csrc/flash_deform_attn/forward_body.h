@@ -40,8 +40,7 @@ DCNV4_MM_DEVICE void add_samples(const Samples<RealOf<Storage>>& samples, int32_
 
 // `channels` per thread: one or two vectors.
 template <typename Storage, int channels, typename Sampling, typename Team>
-DCNV4_MM_DEVICE void forward_block(const Sampling& s, const Tiling& t, uint32_t block,
-                                   Team& team) {
+DCNV4_MM_DEVICE void forward_block(const Sampling& s, const Tiling& t, uint32_t block, Team& team) {
   using Real = RealOf<Storage>;
   constexpr int width = load_width<Storage>(channels), vectors = channels / width;
   // Where many registers are needed, a thread does not keep its item: it is found again.
@@ -56,9 +55,8 @@ DCNV4_MM_DEVICE void forward_block(const Sampling& s, const Tiling& t, uint32_t 
   const auto find_again = [&](int32_t thread) {
     return item_of<channels>(t, tile_of(p, t, whole(block)), whole(static_cast<uint32_t>(thread)));
   };
-  own_phase(team, [&](int32_t thread) {
-    states[thread].item = item_of<channels>(t, tile, thread);
-  });
+  own_phase(team,
+            [&](int32_t thread) { states[thread].item = item_of<channels>(t, tile, thread); });
   prepare_softmax<Storage>(s, t, tile, samples.softmax, team);
   for (int32_t camera = 0; camera < s.cameras(); ++camera) {
     if (!s.sees_tile(t, tile, camera, team)) continue;

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(256, sizeof(Storage) == sizeof(double) ? 3 : 4
                                 const FixedSums<RealOf<Storage>> sums) {
   DeviceTeam team;
   backward_value_block<Storage, 1, units>(Sampling{params, geometry}, tiling, blockIdx.x, sums,
-                                             team);
+                                          team);
 }
 
 template <typename Storage>
@@ -101,8 +101,8 @@ void launch_value_fixed(const typename Sampling::Params& params, int64_t* sums, 
     launch_kernel(backward_value_fixed_kernel<Storage, units, Sampling>, tiling, stream, params,
                   geometry_of(params), tiling, fixed);
   });
-  const Conversion conversion = conversion_of(images, params.pixels, params.heads, params.channels,
-                                              images_per_query(params));
+  const Conversion conversion =
+      conversion_of(images, params.pixels, params.heads, params.channels, images_per_query(params));
   launch_kernel(backward_conversion_kernel<Storage>, conversion, stream, conversion, fixed,
                 params.grad_value);
 }

@@ -1,7 +1,7 @@
 // Compiled once for each storage type.
 #include "flash_deform_attn/cuda.h"
-#include "flash_deform_attn/sampling.h"
 #include "flash_deform_attn/kernels_fwd.cuh"
+#include "flash_deform_attn/sampling.h"
 
 namespace dcnv4_mm::flash_deform_attn::cuda {
 

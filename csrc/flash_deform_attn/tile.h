@@ -80,8 +80,8 @@ DCNV4_MM_DEVICE const Storage* grad_output_of(const Params& p, const Pair& pair)
 // The first pixel of a pair's head in an image of value.
 template <typename Storage, typename Sampling>
 DCNV4_MM_DEVICE const Storage* image_of(const Sampling& s, const Pair& pair, int32_t camera) {
-  return static_cast<const Storage*>(s.p.value) +
-         s.image(pair, camera) * s.p.value_pitches.image + pair.head * s.p.value_pitches.head;
+  return static_cast<const Storage*>(s.p.value) + s.image(pair, camera) * s.p.value_pitches.image +
+         pair.head * s.p.value_pitches.head;
 }
 
 // Calls function with a number of the type of locations and weights, for its type alone.

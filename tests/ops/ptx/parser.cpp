@@ -265,7 +265,7 @@ class Parser {
   std::map<std::string, int32_t> registers_, labels_;
   std::map<std::string, int64_t> symbols_;  // addresses in shared memory or of parameters
   std::set<std::string> declared_;
-  std::vector<std::map<std::string, int32_t>> scopes_;  // what names mean outside of each, or -1
+  std::vector<std::map<std::string, int32_t>> scopes_;    // what names mean outside of each, or -1
   std::vector<std::pair<bool, std::string>> statements_;  // is a label; text
   std::vector<std::pair<size_t, std::string>> branches_;  // instruction, label
 };

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "common/tensor_checks.h"
 #include "common/cuda_device.h"
+#include "common/tensor_checks.h"
 
 namespace dcnv4_mm {
 namespace {
