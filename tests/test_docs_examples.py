@@ -56,8 +56,8 @@ def attention_of_cameras():
         "value": torch.randn(1, 6, 54, 3, 16),
         "spatial_shapes": [(6, 7), (3, 4)],
         "offsets_logits": torch.randn(1, 9, 3, 48),
-        "references": torch.rand(1, 6, 9, 4, 2),
-        "hits": torch.rand(1, 6, 9) < 0.5,
+        "reference_points": torch.rand(1, 6, 9, 4, 2),
+        "bev_mask": torch.rand(1, 6, 9) < 0.5,
     }
 
 

@@ -53,7 +53,7 @@ TINY_CASES = (Case(side=10, levels=TINY),)
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Draws value, offsets and logits, references, and hits.
+    """Draws value, offsets and logits, reference points, and which camera sees a query.
 
     A camera sees a sector of the BEV, the columns of its image running over the sector.
     """
@@ -68,28 +68,30 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[T
     centers = (torch.arange(CAMERAS) + 0.5) / CAMERAS
     # [N, Q], from the middle of the camera's sector, in sectors
     across = ((turns - centers[:, None] + 0.5) % 1 - 0.5) * CAMERAS / HITS_PER_QUERY
-    hits = across.abs() < 0.5
+    bev_mask = across.abs() < 0.5
     down = 0.4 + 0.1 / (distance + 0.05) * torch.linspace(-0.5, 1, PILLAR)[:, None]
     down = down.T.expand(CAMERAS, -1, -1)
-    references = torch.stack(((across + 0.5)[..., None].expand_as(down), down), dim=-1)
-    references, hits = (t.expand(case.batch, *t.shape).contiguous() for t in (references, hits))
-    tensors = value.to(dtype), offsets_logits, references, hits
+    reference_points = torch.stack(((across + 0.5)[..., None].expand_as(down), down), dim=-1)
+    reference_points, bev_mask = (
+        t.expand(case.batch, *t.shape).contiguous() for t in (reference_points, bev_mask)
+    )
+    tensors = value.to(dtype), offsets_logits, reference_points, bev_mask
     return tuple(tensor.to(device) for tensor in tensors)
 
 
 def expected(
-    case: Case, value: Tensor, offsets_logits: Tensor, references: Tensor, hits: Tensor
+    case: Case, value: Tensor, offsets_logits: Tensor, reference_points: Tensor, bev_mask: Tensor
 ) -> Tensor:
     flat = [side for size in case.levels for side in size]
-    wide = value.double(), offsets_logits.double(), references.double(), hits
+    wide = value.double(), offsets_logits.double(), reference_points.double(), bev_mask
     return bev_cross_attn_forward_reference(*wide, flat, POINTS)
 
 
 def _ours(
-    case: Case, value: Tensor, offsets_logits: Tensor, references: Tensor, hits: Tensor
+    case: Case, value: Tensor, offsets_logits: Tensor, reference_points: Tensor, bev_mask: Tensor
 ) -> Operator:
     def function(v: Tensor, x: Tensor) -> Tensor:
-        return bev_cross_attn(v, case.levels, x, references, hits, num_points=POINTS)
+        return bev_cross_attn(v, case.levels, x, reference_points, bev_mask, num_points=POINTS)
 
     return Operator(function=function, inputs=(value, offsets_logits))
 
@@ -99,17 +101,17 @@ def _rebatched(
     case: Case,
     value: Tensor,
     offsets_logits: Tensor,
-    references: Tensor,
-    hits: Tensor,
+    reference_points: Tensor,
+    bev_mask: Tensor,
 ) -> Operator:
     """``attend(case, value, locations, weights)`` for the lists of all cameras at once."""
-    counts = hits.sum(1).clamp(min=1).unsqueeze(-1)
+    counts = bev_mask.sum(1).clamp(min=1).unsqueeze(-1)
     # The lists are made once, outside of what is measured: [B * N, longest], padded with 0.
-    seen = [camera.nonzero()[:, 0] for camera in hits.flatten(0, 1)]
+    seen = [camera.nonzero()[:, 0] for camera in bev_mask.flatten(0, 1)]
     lists = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True)
     real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in seen], batch_first=True)
     images = torch.arange(len(lists), device=lists.device)[:, None]
-    pillars = references.flatten(0, 1)[images, lists].repeat(1, 1, POINTS // PILLAR, 1)
+    pillars = reference_points.flatten(0, 1)[images, lists].repeat(1, 1, POINTS // PILLAR, 1)
     sizes = torch.tensor(case.levels, device=lists.device).flip(-1)[:, None]
 
     def function(v: Tensor, x: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ int64_t place_of(const Params& p, int64_t sample, int64_t query) {
     return sample * pitches.sample + camera * pitches.camera + query * pitches.query;
   };
   int64_t camera = 0;
-  while (camera < p.cameras && !p.hits[at(p.hit_pitches, camera)]) ++camera;
+  while (camera < p.cameras && !p.bev_mask[at(p.bev_mask_pitches, camera)]) ++camera;
   if (camera == p.cameras) return camera * kSectors;
-  const Real x = static_cast<const Real*>(p.references)[at(p.reference_pitches, camera)];
+  const Real x = static_cast<const Real*>(p.reference_points)[at(p.reference_pitches, camera)];
   const int64_t sector = !(x > 0) ? 0 : x < 1 ? static_cast<int64_t>(x * kSectors) : kSectors - 1;
   return camera * kSectors + sector;
 }

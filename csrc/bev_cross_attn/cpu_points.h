@@ -103,11 +103,11 @@ DCNV4_MM_INLINE Hits find_hits(const Params& p, const Items& item, int64_t begin
   };
   Hits hits{};
   for (int64_t camera = 0; camera < p.cameras; ++camera) {
-    if (!p.hits[at(p.hit_pitches, camera)]) continue;
+    if (!p.bev_mask[at(p.bev_mask_pitches, camera)]) continue;
     ++hits.all;
     if (camera < begin || camera >= end) continue;
     const Real* references =
-        static_cast<const Real*>(p.references) + at(p.reference_pitches, camera);
+        static_cast<const Real*>(p.reference_points) + at(p.reference_pitches, camera);
     Real* anchors = block.anchors + 2 * hits.listed * block.points;
     for (int64_t k = 0; k < block.points; ++k) {
       const Real* reference = references + 2 * block.pillar[k];

@@ -32,11 +32,11 @@ Tensor readable_value(const Tensor& value) {
 // The tensors as the kernels read them, all but value.
 struct Problem {
   Levels levels;
-  Tensor points, references;
+  Tensor points, reference_points;
   Params params{};
 
   Problem(DeviceType device, const Tensor& value, const Tensor& offsets_logits,
-          const Tensor& references_in, const Tensor& hits, const Ints& level_sizes,
+          const Tensor& reference_points_in, const Tensor& bev_mask, const Ints& level_sizes,
           int64_t num_points)
       : levels(read_levels("bev_cross_attn", level_sizes)) {
     Params& p = params;
@@ -62,25 +62,26 @@ struct Problem {
     p.weights = static_cast<const unsigned char*>(p.locations) + logits_at();
     p.location_pitches = p.weight_pitches = pitches_of(points);
 
-    check_beside("bev_cross_attn: references", references_in, value);
-    p.pillar = references_in.dim() == 5 ? references_in.size(3) : 0;
+    check_beside("bev_cross_attn: reference_points", reference_points_in, value);
+    p.pillar = reference_points_in.dim() == 5 ? reference_points_in.size(3) : 0;
     check(p.pillar > 0 && p.pillar <= kMaxSize,
-          "bev_cross_attn: references must be (B, N, Q, Z, 2), got ", shape_text(references_in));
-    check_shape("bev_cross_attn: references", references_in,
+          "bev_cross_attn: reference_points must be (B, N, Q, Z, 2), got ",
+          shape_text(reference_points_in));
+    check_shape("bev_cross_attn: reference_points", reference_points_in,
                 {p.batch, p.cameras, p.queries, p.pillar, 2});
-    check(dtype_of("bev_cross_attn: references", references_in) ==
+    check(dtype_of("bev_cross_attn: reference_points", reference_points_in) ==
               (p.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32),
-          "bev_cross_attn: references must be float32, or float64 beside a float64 value");
-    references = readable(references_in, 3);
-    p.references = references.const_data_ptr();
-    p.reference_pitches = camera_pitches_of(references);
+          "bev_cross_attn: reference_points must be float32, or float64 beside a float64 value");
+    reference_points = readable(reference_points_in, 3);
+    p.reference_points = reference_points.const_data_ptr();
+    p.reference_pitches = camera_pitches_of(reference_points);
 
-    check_beside("bev_cross_attn: hits", hits, value);
-    check_shape("bev_cross_attn: hits", hits, {p.batch, p.cameras, p.queries});
-    check(hits.scalar_type() == torch::headeronly::ScalarType::Bool,
-          "bev_cross_attn: hits must be bool");
-    p.hits = static_cast<const bool*>(hits.const_data_ptr());
-    p.hit_pitches = camera_pitches_of(hits);
+    check_beside("bev_cross_attn: bev_mask", bev_mask, value);
+    check_shape("bev_cross_attn: bev_mask", bev_mask, {p.batch, p.cameras, p.queries});
+    check(bev_mask.scalar_type() == torch::headeronly::ScalarType::Bool,
+          "bev_cross_attn: bev_mask must be bool");
+    p.bev_mask = static_cast<const bool*>(bev_mask.const_data_ptr());
+    p.bev_mask_pitches = camera_pitches_of(bev_mask);
   }
 
   void read_value(DeviceType device, const Tensor& value) {
@@ -129,10 +130,10 @@ struct Problem {
 template <typename Kernels>
 struct Operators {
   static Tensor forward(const Tensor& value_in, const Tensor& offsets_logits,
-                        const Tensor& references, const Tensor& hits, const Ints& level_sizes,
-                        int64_t num_points) {
-    Problem problem(Kernels::kDevice, value_in, offsets_logits, references, hits, level_sizes,
-                    num_points);
+                        const Tensor& reference_points, const Tensor& bev_mask,
+                        const Ints& level_sizes, int64_t num_points) {
+    Problem problem(Kernels::kDevice, value_in, offsets_logits, reference_points, bev_mask,
+                    level_sizes, num_points);
     Params& p = problem.params;
     const Tensor value = Kernels::readable_value(value_in);
     problem.set_value(value);
@@ -144,12 +145,13 @@ struct Operators {
   }
 
   static std::tuple<Tensor, Tensor> backward(const Tensor& grad_output_in, const Tensor& value_in,
-                                             const Tensor& offsets_logits, const Tensor& references,
-                                             const Tensor& hits, const Ints& level_sizes,
-                                             int64_t num_points, bool deterministic,
-                                             bool need_value_grad, bool need_points_grad) {
-    Problem problem(Kernels::kDevice, value_in, offsets_logits, references, hits, level_sizes,
-                    num_points);
+                                             const Tensor& offsets_logits,
+                                             const Tensor& reference_points, const Tensor& bev_mask,
+                                             const Ints& level_sizes, int64_t num_points,
+                                             bool deterministic, bool need_value_grad,
+                                             bool need_points_grad) {
+    Problem problem(Kernels::kDevice, value_in, offsets_logits, reference_points, bev_mask,
+                    level_sizes, num_points);
     Params& p = problem.params;
     check_beside("bev_cross_attn: grad_output", grad_output_in, value_in);
     check(grad_output_in.scalar_type() == value_in.scalar_type(),

@@ -25,10 +25,10 @@ struct Params : flash_deform_attn::Params {
   int64_t cameras;  // N
   int64_t pillar;   // Z
 
-  const void* references;  // [B, N, Q, Z * 2]: x, y, of the type of the arithmetic
+  const void* reference_points;  // [B, N, Q, Z * 2]: x, y, of the type of the arithmetic
   CameraPitches reference_pitches;
-  const bool* hits;  // [B, N, Q]
-  CameraPitches hit_pitches;
+  const bool* bev_mask;  // [B, N, Q]
+  CameraPitches bev_mask_pitches;
 };
 
 }  // namespace dcnv4_mm::bev_cross_attn

@@ -31,7 +31,7 @@ struct Sampling {
   DCNV4_MM_DEVICE_METHOD int32_t cameras() const { return static_cast<int32_t>(p.cameras); }
 
   DCNV4_MM_DEVICE_METHOD bool sees(const Pair& pair, int32_t camera) const {
-    return p.hits[offset_of(p.hit_pitches, pair, camera)];
+    return p.bev_mask[offset_of(p.bev_mask_pitches, pair, camera)];
   }
 
   DCNV4_MM_DEVICE_METHOD int32_t count(const Pair& pair) const {
@@ -66,7 +66,7 @@ struct Sampling {
   // The points of a pillar in a camera.
   template <typename Real>
   DCNV4_MM_DEVICE_METHOD const Real* origins(const Pair& pair, int32_t camera) const {
-    return whole(static_cast<const Real*>(p.references) +
+    return whole(static_cast<const Real*>(p.reference_points) +
                  offset_of(p.reference_pitches, pair, camera));
   }
 

@@ -124,7 +124,7 @@ def bev_problems(draw):
         seed=draw(SEEDS),
     )
     if (number := draw(EXTREME)) is not None:
-        problem.references.view(-1)[0] = number
+        problem.reference_points.view(-1)[0] = number
     return problem.to(*draw(st.sampled_from(bev.DTYPES)))
 
 
@@ -133,14 +133,16 @@ def test_attention_to_cameras(problem, strided):
     """Any cameras, levels, pillars, dtypes and strides, forward and backward."""
 
     def run(problem):
-        value, points, references, hits, sizes, count = problem.inputs()
+        value, points, reference_points, bev_mask, sizes, count = problem.inputs()
         if strided:
-            value, points, references, hits = (
-                t.mT.contiguous().mT for t in (value, points, references, hits)
+            value, points, reference_points, bev_mask = (
+                t.mT.contiguous().mT for t in (value, points, reference_points, bev_mask)
             )
         leaves = [t.detach().requires_grad_() for t in (value, points)]
         shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
-        output = bev_cross_attn(leaves[0], shapes, leaves[1], references, hits, num_points=count)
+        output = bev_cross_attn(
+            leaves[0], shapes, leaves[1], reference_points, bev_mask, num_points=count
+        )
         gradients = torch.autograd.grad(output, leaves, problem.grad_output)
         return output.detach(), *(gradient.contiguous() for gradient in gradients)
 
@@ -241,8 +243,8 @@ CALLS = {
         dict(
             value=tensor(2, 3, 54, 2, 16),
             offsets_logits=tensor(2, 9, 2, 24),
-            references=tensor(2, 3, 9, 4, 2),
-            hits=tensor(2, 3, 9, dtype=torch.bool),
+            reference_points=tensor(2, 3, 9, 4, 2),
+            bev_mask=tensor(2, 3, 9, dtype=torch.bool),
             num_points=4,
             **LEVELS,
         ),

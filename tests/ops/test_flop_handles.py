@@ -29,8 +29,8 @@ def attention_calls(value, packed, locations, weights):
     ]
 
 
-def camera_calls(value, packed, references, hits):
-    return [bev_cross_attn(value, SHAPES, packed, references, hits, num_points=2)]
+def camera_calls(value, packed, reference_points, bev_mask):
+    return [bev_cross_attn(value, SHAPES, packed, reference_points, bev_mask, num_points=2)]
 
 
 CASES = {

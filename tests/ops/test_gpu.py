@@ -99,7 +99,7 @@ def test_gradcheck(name):
         others, inputs = {}, problem.inputs()
         tensors = inputs[:3] if name == "ms_deform_attn" else inputs[:2]
         if name == "bev_cross_attn":
-            others = dict(references=problem.references, hits=problem.hits)
+            others = dict(reference_points=problem.reference_points, bev_mask=problem.bev_mask)
         if name != "ms_deform_attn":
             others["num_points"] = inputs[-1]
         call = lambda value, *points: function(value, sizes, *points, **others)  # noqa: E731

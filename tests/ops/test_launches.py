@@ -81,13 +81,15 @@ def bev_shape(dtype, *, queries=40000, heads=8, width=32, cameras=6, pillar=4, p
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     pixels = sum(height * columns for height, columns in BEV_SHAPES)
     points_ = untouched(1, queries, heads, 3 * len(BEV_SHAPES) * points, dtype=dtype)
-    references = torch.zeros(2, dtype=wide).expand(1, cameras, queries, pillar, 2)
-    references = references if pillar == 1 else untouched(*references.shape, dtype=wide)
+    reference_points = torch.zeros(2, dtype=wide).expand(1, cameras, queries, pillar, 2)
+    reference_points = (
+        reference_points if pillar == 1 else untouched(*reference_points.shape, dtype=wide)
+    )
     return bev.Problem(
         torch.zeros(heads * width, dtype=dtype).expand(1, queries, -1),
         untouched(1, cameras, pixels, heads, width, dtype=dtype),
         points_,
-        references,
+        reference_points,
         untouched(1, cameras, queries, dtype=torch.uint8).view(torch.bool),
         [side for shape in BEV_SHAPES for side in shape],
         points,

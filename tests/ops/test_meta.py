@@ -47,8 +47,14 @@ def test_ms_deform_attn(device):
 
 def test_bev_cross_attn(device):
     # Two cameras, pillars of four points.
-    references, hits = empty(2, 2, 9, 4, 2), empty(2, 2, 9, dtype=torch.bool)
-    arguments = empty(2, 2, PIXELS, 4, 8), SHAPES, empty(2, 9, 4, 2 * 4 * 3), references, hits
+    reference_points, bev_mask = empty(2, 2, 9, 4, 2), empty(2, 2, 9, dtype=torch.bool)
+    arguments = (
+        empty(2, 2, PIXELS, 4, 8),
+        SHAPES,
+        empty(2, 9, 4, 2 * 4 * 3),
+        reference_points,
+        bev_mask,
+    )
     check(bev_cross_attn(*arguments, num_points=4), (2, 9, 32), device)
 
 

@@ -167,12 +167,14 @@ def test_functionalize_is_refused_by_torch(one_point):
 def test_a_gradient_that_does_not_exist_is_refused():
     case = bev_case("cpu", one_point=True)
     value, rows = case.tensors
-    references = torch.rand(2, 1, 2, 1, 2, dtype=torch.float64, requires_grad=True)
-    hits = torch.ones(2, 1, 2, dtype=torch.bool)
+    reference_points = torch.rand(2, 1, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    bev_mask = torch.ones(2, 1, 2, dtype=torch.bool)
     # Within vmap a tensor does not say that it requires a gradient.
     outputs = func.vmap(
-        lambda references: bev_cross_attn(value, [(2, 3)], rows, references, hits, num_points=1)
-    )(references[None])
+        lambda reference_points: bev_cross_attn(
+            value, [(2, 3)], rows, reference_points, bev_mask, num_points=1
+        )
+    )(reference_points[None])
     with pytest.raises(NotImplementedError, match="detach"):
         outputs.sum().backward()
 
@@ -204,10 +206,13 @@ def border_problem(name):
     if name == "bev_cross_attn":
         problem = bev_cross_attn_problems.make_problem(width=3)
         problem = problem._replace(
-            references=(8 * problem.references).round() / 8,
+            reference_points=(8 * problem.reference_points).round() / 8,
             offsets_logits=(2 * problem.offsets_logits).round() / 2,
         )
-        problem.references[0, 0, 0, 0, 0], problem.references[0, 1, 2] = math.nan, math.inf
+        problem.reference_points[0, 0, 0, 0, 0], problem.reference_points[0, 1, 2] = (
+            math.nan,
+            math.inf,
+        )
         return bev_cross_attn_raw, problem.grad_output, problem.inputs()
     packed = name == "flash_deform_attn"
     problem = flash_deform_attn_problems.make_problem(packed=packed, width=3)

@@ -79,14 +79,14 @@ def flash_case(device, one_point):
 def bev_case(device, one_point):
     pairs, numbers, points = levels_of(one_point)
     cameras = points
-    references = 0.5 + 0.3 * normal(2, cameras, 2, points, 2, device=device, seed=3)
-    hits = torch.tensor([[[True, True], [True, False]], [[False, True], [True, True]]])
-    hits = hits[:, :cameras].to(device)
+    reference_points = 0.5 + 0.3 * normal(2, cameras, 2, points, 2, device=device, seed=3)
+    bev_mask = torch.tensor([[[True, True], [True, False]], [[False, True], [True, True]]])
+    bev_mask = bev_mask[:, :cameras].to(device)
 
     def beside(value):
-        # Beside one entry of the batch, the references of one; of the type that goes with value.
+        # One entry of the batch has the reference points of one; their type goes with value.
         dtype = torch.promote_types(value.dtype, torch.float32)
-        return references[: value.shape[0]].to(dtype), hits[: value.shape[0]]
+        return reference_points[: value.shape[0]].to(dtype), bev_mask[: value.shape[0]]
 
     return Case(
         lambda value, rows: bev_cross_attn(value, pairs, rows, *beside(value), num_points=points),

@@ -24,8 +24,8 @@ def bev_cross_attn(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]] | Tensor,
     offsets_logits: Tensor,
-    references: Tensor,
-    hits: Tensor,
+    reference_points: Tensor,
+    bev_mask: Tensor,
     *,
     num_points: int,
 ) -> Tensor:
@@ -59,10 +59,10 @@ def bev_cross_attn(
         offsets_logits: (batch, num_queries, num_heads, 3 * num_levels * num_points) in the dtype of
             ``value``, or float32 beside a 16-bit ``value``. Packed as locations and logits are in
             :mod:`dcnv4_mm.ops.flash_deform_attn.layout`, but with offsets (x, y) in pixels.
-        references: (batch, num_cameras, num_queries, num_pillar_points, 2) float32, or float64
-            beside a float64 ``value``: the points (x, y) of a query's pillar in units of a camera's
-            image, 0 to 1 from edge to edge.
-        hits: (batch, num_cameras, num_queries) bool: whether a camera sees a query.
+        reference_points: (batch, num_cameras, num_queries, num_pillar_points, 2) float32, or
+            float64 beside a float64 ``value``: the points (x, y) of a query's pillar in units of a
+            camera's image, 0 to 1 from edge to edge.
+        bev_mask: (batch, num_cameras, num_queries) bool: whether a camera sees a query.
         num_points: Number of points per level.
 
     Returns:
@@ -71,7 +71,7 @@ def bev_cross_attn(
 
     Raises:
         TypeError: A dtype is not supported or does not fit the others.
-        ValueError: A shape, a device or an argument does not fit, or the references require a
+        ValueError: A shape, a device or an argument does not fit, or the reference points require a
             gradient; the message says what does.
 
     Note:
@@ -84,42 +84,45 @@ def bev_cross_attn(
     Example:
         >>> value = torch.randn(1, 6, 8 * 8 + 4 * 4, 4, 16)
         >>> offsets_logits = torch.randn(1, 100, 4, 3 * 2 * 8)  # 2 levels * 8 points * 3
-        >>> references = torch.rand(1, 6, 100, 4, 2)  # 4 points of each pillar
-        >>> hits = torch.rand(1, 6, 100) < 0.2
+        >>> reference_points = torch.rand(1, 6, 100, 4, 2)  # 4 points of each pillar
+        >>> bev_mask = torch.rand(1, 6, 100) < 0.2
         >>> shapes = [(8, 8), (4, 4)]
-        >>> bev_cross_attn(value, shapes, offsets_logits, references, hits, num_points=8).shape
+        >>> tensors = offsets_logits, reference_points, bev_mask
+        >>> bev_cross_attn(value, shapes, *tensors, num_points=8).shape
         torch.Size([1, 100, 64])
     """
     level_sizes = read_spatial_shapes(spatial_shapes)
     _check_value(value, level_sizes)
     num_points = read_int("num_points", num_points, minimum=1)
     check_floating("offsets_logits", offsets_logits)
-    check_dense("references", references)
-    check_dense("hits", hits)
+    check_dense("reference_points", reference_points)
+    check_dense("bev_mask", bev_mask)
     batch, cameras, _, heads, _ = value.shape
     queries = offsets_logits.shape[1] if offsets_logits.dim() == 4 else 0
     per_head = 3 * (len(level_sizes) // 2) * num_points
     shape: tuple[int, ...] = (batch, queries, heads, per_head)
     axes = "(batch, num_queries, num_heads, 3 * num_levels * num_points)"
     _check_beside("offsets_logits", offsets_logits, axes, shape, value)
-    pillar = references.shape[3] if references.dim() == 5 else 1
+    pillar = reference_points.shape[3] if reference_points.dim() == 5 else 1
     if pillar < 1:
-        raise ValueError("references must have at least one point of each pillar, got none")
+        raise ValueError("reference_points must have at least one point of each pillar, got none")
     shape = (batch, cameras, queries, pillar, 2)
     axes = "(batch, num_cameras, num_queries, num_pillar_points, 2)"
-    _check_beside("references", references, axes, shape, value)
+    _check_beside("reference_points", reference_points, axes, shape, value)
     axes = "(batch, num_cameras, num_queries)"
-    _check_beside("hits", hits, axes, (batch, cameras, queries), value)
-    if hits.dtype != torch.bool:
-        raise TypeError(f"hits must be bool, got {hits.dtype}")
-    if references.requires_grad:
-        raise ValueError("references have no gradient: pass references.detach()")
-    value, offsets_logits, references = _fitting(value, offsets_logits, references)
-    return bev_cross_attn_raw(value, offsets_logits, references, hits, level_sizes, num_points)
+    _check_beside("bev_mask", bev_mask, axes, (batch, cameras, queries), value)
+    if bev_mask.dtype != torch.bool:
+        raise TypeError(f"bev_mask must be bool, got {bev_mask.dtype}")
+    if reference_points.requires_grad:
+        raise ValueError("reference_points have no gradient: pass reference_points.detach()")
+    value, offsets_logits, reference_points = _fitting(value, offsets_logits, reference_points)
+    return bev_cross_attn_raw(
+        value, offsets_logits, reference_points, bev_mask, level_sizes, num_points
+    )
 
 
 def _fitting(
-    value: Tensor, offsets_logits: Tensor, references: Tensor
+    value: Tensor, offsets_logits: Tensor, reference_points: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Brings the tensors to dtypes that the raw operator takes."""
     autocast = autocast_dtype(value)
@@ -136,12 +139,12 @@ def _fitting(
     if offsets_logits.dtype != value.dtype:
         offsets_logits = offsets_logits.float()
     wide = accumulation_dtype(value.dtype)
-    if references.dtype not in (torch.float32, wide):
+    if reference_points.dtype not in (torch.float32, wide):
         raise TypeError(
-            "references must be float32, or float64 beside a float64 value, got "
-            f"{references.dtype} beside {value.dtype}: convert them with .to()"
+            "reference_points must be float32, or float64 beside a float64 value, got "
+            f"{reference_points.dtype} beside {value.dtype}: convert them with .to()"
         )
-    return value, offsets_logits, references.to(wide)
+    return value, offsets_logits, reference_points.to(wide)
 
 
 def _check_value(value: Tensor, level_sizes: list[int]) -> None:

@@ -29,18 +29,18 @@ class _Point(NamedTuple):
 
 
 def _sampling_points(
-    offsets: Tensor, references: Tensor, hits: Tensor, level_sizes: list[int]
+    offsets: Tensor, reference_points: Tensor, bev_mask: Tensor, level_sizes: list[int]
 ) -> Iterator[_Point]:
-    for camera in range(hits.shape[1]):
+    for camera in range(bev_mask.shape[1]):
         # [B, Q, 1]: the same for all heads.
-        hit = hits[:, camera].unsqueeze(-1)
+        hit = bev_mask[:, camera].unsqueeze(-1)
         start = 0
         sizes = zip(level_sizes[::2], level_sizes[1::2], strict=True)
         for level, (height, width) in enumerate(sizes):
             pixels = slice(start, start + height * width)
             start = pixels.stop
             for p in range(offsets.shape[-2]):
-                pillar = references[:, camera, :, p % references.shape[3]].unsqueeze(-2)
+                pillar = reference_points[:, camera, :, p % reference_points.shape[3]].unsqueeze(-2)
                 x = pillar[..., 0] * width + offsets[..., level, p, 0] - 0.5
                 y = pillar[..., 1] * height + offsets[..., level, p, 1] - 0.5
                 x, y = torch.where(hit, x, -1.0), torch.where(hit, y, -1.0)
@@ -50,8 +50,8 @@ def _sampling_points(
 def bev_cross_attn_forward_reference(
     value: Tensor,
     offsets_logits: Tensor,
-    references: Tensor,
-    hits: Tensor,
+    reference_points: Tensor,
+    bev_mask: Tensor,
     level_sizes: list[int],
     num_points: int,
 ) -> Tensor:
@@ -62,10 +62,10 @@ def bev_cross_attn_forward_reference(
         offsets_logits: (batch, num_queries, num_heads, 3 * num_levels * num_points): offsets (x, y)
             in pixels of the level and logits, in the layout of
             :mod:`dcnv4_mm.ops.flash_deform_attn.layout`.
-        references: (batch, num_cameras, num_queries, num_pillar_points, 2), float64 beside a
+        reference_points: (batch, num_cameras, num_queries, num_pillar_points, 2), float64 beside a
             float64 ``value``, otherwise float32: where the points (x, y) of a query's pillar lie in
             the cameras' images, 0 to 1.
-        hits: (batch, num_cameras, num_queries), bool: whether a camera sees a query.
+        bev_mask: (batch, num_cameras, num_queries), bool: whether a camera sees a query.
         level_sizes: [H_0, W_0, H_1, W_1, ...] of each camera.
         num_points: Number of points per level. Point p goes out from point p mod num_pillar_points
             of the pillar.
@@ -75,9 +75,9 @@ def bev_cross_attn_forward_reference(
         over the cameras that see a query, or 0 if none does.
     """
     pixels = value.to(accumulation_dtype(value.dtype))
-    offsets, _, weights = _weights(value, offsets_logits, hits, level_sizes, num_points)
+    offsets, _, weights = _weights(value, offsets_logits, bev_mask, level_sizes, num_points)
     output = pixels.new_zeros(*offsets.shape[:3], value.shape[-1])
-    for point in _sampling_points(offsets, references, hits, level_sizes):
+    for point in _sampling_points(offsets, reference_points, bev_mask, level_sizes):
         image = pixels[:, point.camera, point.pixels]
         point_weight = weights[..., point.level, point.number]
         for corner in corners(point.y, point.x, point.height, point.width):
@@ -92,8 +92,8 @@ def bev_cross_attn_backward_reference(
     grad_output: Tensor,
     value: Tensor,
     offsets_logits: Tensor,
-    references: Tensor,
-    hits: Tensor,
+    reference_points: Tensor,
+    bev_mask: Tensor,
     level_sizes: list[int],
     num_points: int,
     deterministic: bool = True,
@@ -106,19 +106,19 @@ def bev_cross_attn_backward_reference(
 
     ``grad_output`` is the gradient of the output; the arguments from ``value`` to ``num_points``
     are those of :func:`bev_cross_attn_forward_reference`. ``deterministic`` is ignored:
-    ``scatter_add_`` follows torch's own global setting. ``references`` have no gradient.
+    ``scatter_add_`` follows torch's own global setting. ``reference_points`` have no gradient.
 
     Returns:
         Gradients of ``value`` and ``offsets_logits`` in their shapes and dtypes; one that is not
         needed is an empty tensor of shape (0,).
     """
     pixels = value.to(accumulation_dtype(value.dtype))
-    offsets, softmaxed, weights = _weights(value, offsets_logits, hits, level_sizes, num_points)
+    offsets, softmaxed, weights = _weights(value, offsets_logits, bev_mask, level_sizes, num_points)
     # [B, Q, G, D]
     grad = grad_output.to(pixels.dtype).unflatten(-1, value.shape[3:])
     grad_value = torch.zeros_like(pixels)
     grad_offsets, grad_weights = torch.zeros_like(offsets), torch.zeros_like(weights)
-    for point in _sampling_points(offsets, references, hits, level_sizes):
+    for point in _sampling_points(offsets, reference_points, bev_mask, level_sizes):
         image = pixels[:, point.camera, point.pixels]
         point_weight = weights[..., point.level, point.number]
         for corner in corners(point.y, point.x, point.height, point.width):
@@ -142,19 +142,19 @@ def bev_cross_attn_backward_reference(
         return grad_value.to(value.dtype), offsets_logits.new_empty(0)
     # A change of one logit changes the weights of all points, those outside the image too.
     common = (softmaxed * grad_weights).sum((-2, -1), keepdim=True)
-    seen = hits.any(1)[..., None, None, None]
+    seen = bev_mask.any(1)[..., None, None, None]
     grad_logits = torch.where(seen, weights * (grad_weights - common), 0.0)
     grad_points = pack(grad_offsets, grad_logits).to(offsets_logits.dtype)
     return grad_value.to(value.dtype), grad_points
 
 
 def _weights(
-    value: Tensor, offsets_logits: Tensor, hits: Tensor, level_sizes: list[int], num_points: int
+    value: Tensor, offsets_logits: Tensor, bev_mask: Tensor, level_sizes: list[int], num_points: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets and softmaxed logits, unpacked, and the latter divided by the number of hits."""
+    """Offsets and softmaxed logits, unpacked, and the latter divided by the number of cameras."""
     levels = len(level_sizes) // 2
     wide = offsets_logits.to(accumulation_dtype(value.dtype))
     offsets, logits = unpack(wide, levels, num_points)
     softmaxed = logits.flatten(-2).softmax(-1).unflatten(-1, (levels, num_points))
-    counts = hits.sum(1).clamp(min=1)
+    counts = bev_mask.sum(1).clamp(min=1)
     return offsets, softmaxed, softmaxed / counts[..., None, None, None]

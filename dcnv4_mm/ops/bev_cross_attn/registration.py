@@ -12,8 +12,8 @@ __all__ = ["SCHEMAS", "bev_cross_attn_raw"]
 
 _FLAGS = "bool deterministic, bool need_value_grad, bool need_points_grad"
 _TENSORS = (
-    "Tensor value, Tensor offsets_logits, Tensor references, Tensor hits, SymInt[] level_sizes, "
-    "int num_points"
+    "Tensor value, Tensor offsets_logits, Tensor reference_points, Tensor bev_mask, "
+    "SymInt[] level_sizes, int num_points"
 )
 
 SCHEMAS = (
@@ -32,8 +32,8 @@ for _schema in SCHEMAS:
 def _bev_cross_attn_forward_fake(
     value: Tensor,
     offsets_logits: Tensor,
-    references: Tensor,
-    hits: Tensor,
+    reference_points: Tensor,
+    bev_mask: Tensor,
     level_sizes: list[int],
     num_points: int,
 ) -> Tensor:
@@ -45,8 +45,8 @@ def _bev_cross_attn_backward_fake(
     grad_output: Tensor,
     value: Tensor,
     offsets_logits: Tensor,
-    references: Tensor,
-    hits: Tensor,
+    reference_points: Tensor,
+    bev_mask: Tensor,
     level_sizes: list[int],
     num_points: int,
     deterministic: bool,

@@ -23,8 +23,8 @@ class Problem(NamedTuple):
     grad_output: torch.Tensor
     value: torch.Tensor
     offsets_logits: torch.Tensor
-    references: torch.Tensor
-    hits: torch.Tensor
+    reference_points: torch.Tensor
+    bev_mask: torch.Tensor
     level_sizes: list[int]
     num_points: int
 
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
             grad_output=self.grad_output.to(dtype),
             value=self.value.to(dtype),
             offsets_logits=self.offsets_logits.to(points_dtype),
-            references=self.references.to(wide),
+            reference_points=self.reference_points.to(wide),
         )
 
     def on(self, device):
@@ -75,12 +75,14 @@ def make_problem(
     options = dict(generator=random_numbers, dtype=torch.float64)
     sizes = read_spatial_shapes(shapes)
     shape = (batch, queries, heads, len(shapes), points)
-    references = torch.rand(batch, cameras, queries, pillar, 2, **options) * (1 + 2 * reach) - reach
+    reference_points = (
+        torch.rand(batch, cameras, queries, pillar, 2, **options) * (1 + 2 * reach) - reach
+    )
     return Problem(
         torch.randn(batch, queries, heads * width, **options),
         torch.randn(batch, cameras, num_pixels(sizes), heads, width, **options),
         pack(1.5 * torch.randn(*shape, 2, **options), torch.randn(shape, **options)),
-        references.float(),
+        reference_points.float(),
         torch.rand(batch, cameras, queries, **options) < density,
         sizes,
         points,
@@ -107,13 +109,13 @@ def random_problem(seed):
     if choose.random() < 0.3:
         # Multiples of a quarter: many points exactly on borders and pixels.
         problem = problem._replace(
-            references=(4 * problem.references).round() / 4,
+            reference_points=(4 * problem.reference_points).round() / 4,
             offsets_logits=(4 * problem.offsets_logits).round() / 4,
         )
     if choose.random() < 0.3:
-        position = choose.randrange(problem.references.numel())
+        position = choose.randrange(problem.reference_points.numel())
         extremes = [1e30, -1e30, math.inf, math.nan]
-        problem.references.view(-1)[position] = choose.choice(extremes)
+        problem.reference_points.view(-1)[position] = choose.choice(extremes)
     return problem.to(*choose.choice(DTYPES))
 
 

@@ -14,8 +14,8 @@ class Arguments(NamedTuple):
     grad_output: torch.Tensor = torch.zeros(2, 6, 8)
     value: torch.Tensor = torch.zeros(2, 3, 47, 2, 4)
     offsets_logits: torch.Tensor = torch.zeros(2, 6, 2, 18)
-    references: torch.Tensor = torch.zeros(2, 3, 6, 4, 2)
-    hits: torch.Tensor = torch.ones(2, 3, 6, dtype=torch.bool)
+    reference_points: torch.Tensor = torch.zeros(2, 3, 6, 4, 2)
+    bev_mask: torch.Tensor = torch.ones(2, 3, 6, dtype=torch.bool)
     level_sizes: tuple[int, ...] = (5, 7, 3, 4)
     num_points: int = 3
 
@@ -33,8 +33,8 @@ BAD_ARGUMENTS = {
     "integer value": dict(value=torch.zeros(2, 3, 47, 2, 4, dtype=torch.int32)),
     "no cameras": dict(
         value=torch.zeros(2, 0, 47, 2, 4),
-        references=torch.zeros(2, 0, 6, 4, 2),
-        hits=torch.zeros(2, 0, 6, dtype=torch.bool),
+        reference_points=torch.zeros(2, 0, 6, 4, 2),
+        bev_mask=torch.zeros(2, 0, 6, dtype=torch.bool),
     ),
     "no heads": dict(value=torch.zeros(2, 3, 47, 0, 4)),
     "no channels": dict(value=torch.zeros(2, 3, 47, 2, 0)),
@@ -56,16 +56,16 @@ BAD_ARGUMENTS = {
     "no points": dict(num_points=0, offsets_logits=torch.zeros(2, 6, 2, 0)),
     "negative points": dict(num_points=-3),
     "enormous points": dict(num_points=2**62),
-    "references of rank 4": dict(references=torch.zeros(2, 3, 6, 8)),
-    "references of other cameras": dict(references=torch.zeros(2, 2, 6, 4, 2)),
-    "references of other queries": dict(references=torch.zeros(2, 3, 5, 4, 2)),
-    "references of three numbers": dict(references=torch.zeros(2, 3, 6, 4, 3)),
-    "no pillar": dict(references=torch.zeros(2, 3, 6, 0, 2)),
-    "half references": dict(references=torch.zeros(2, 3, 6, 4, 2).half()),
-    "double references": dict(references=torch.zeros(2, 3, 6, 4, 2).double()),
-    "hits of rank 2": dict(hits=torch.zeros(2, 18, dtype=torch.bool)),
-    "hits of other queries": dict(hits=torch.zeros(2, 3, 5, dtype=torch.bool)),
-    "hits of bytes": dict(hits=torch.zeros(2, 3, 6, dtype=torch.uint8)),
+    "reference_points of rank 4": dict(reference_points=torch.zeros(2, 3, 6, 8)),
+    "reference_points of other cameras": dict(reference_points=torch.zeros(2, 2, 6, 4, 2)),
+    "reference_points of other queries": dict(reference_points=torch.zeros(2, 3, 5, 4, 2)),
+    "reference_points of three numbers": dict(reference_points=torch.zeros(2, 3, 6, 4, 3)),
+    "no pillar": dict(reference_points=torch.zeros(2, 3, 6, 0, 2)),
+    "half reference_points": dict(reference_points=torch.zeros(2, 3, 6, 4, 2).half()),
+    "double reference_points": dict(reference_points=torch.zeros(2, 3, 6, 4, 2).double()),
+    "bev_mask of rank 2": dict(bev_mask=torch.zeros(2, 18, dtype=torch.bool)),
+    "bev_mask of other queries": dict(bev_mask=torch.zeros(2, 3, 5, dtype=torch.bool)),
+    "bev_mask of bytes": dict(bev_mask=torch.zeros(2, 3, 6, dtype=torch.uint8)),
 }
 
 

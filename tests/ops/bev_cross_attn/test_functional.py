@@ -20,16 +20,16 @@ OPERATORS = torch.ops.dcnv4_mm
 
 
 def inputs(*, dtype=torch.float32, points_dtype=None, grad=False, **sizes):
-    """Value, points, references and hits; those that a camera does not see are no numbers."""
+    """All tensors; reference points that a camera does not see are NaN."""
     options = dict(shapes=SHAPES, queries=6, heads=2, points=POINTS, width=4)
     problem = make_problem(**{**options, **sizes}).to(dtype, points_dtype or dtype)
-    problem.references[~problem.hits] = math.nan
-    _, value, points, references, hits, *_ = problem
-    return [value.requires_grad_(grad), points.requires_grad_(grad), references, hits]
+    problem.reference_points[~problem.bev_mask] = math.nan
+    _, value, points, reference_points, bev_mask, *_ = problem
+    return [value.requires_grad_(grad), points.requires_grad_(grad), reference_points, bev_mask]
 
 
-def function(value, points, references, hits):
-    return bev_cross_attn(value, SHAPES, points, references, hits, num_points=POINTS)
+def function(value, points, reference_points, bev_mask):
+    return bev_cross_attn(value, SHAPES, points, reference_points, bev_mask, num_points=POINTS)
 
 
 def gradients(tensors, output, grad_output=None):
@@ -65,10 +65,10 @@ def test_float32_points_beside_a_16_bit_value(dtype):
 
 
 def test_float32_references_beside_float64():
-    value, points, references, hits = inputs(dtype=torch.float64)
-    expected = function(value, points, references, hits)
+    value, points, reference_points, bev_mask = inputs(dtype=torch.float64)
+    expected = function(value, points, reference_points, bev_mask)
     # They are drawn as float32 numbers.
-    assert torch.equal(function(value, points, references.float(), hits), expected)
+    assert torch.equal(function(value, points, reference_points.float(), bev_mask), expected)
 
 
 def test_spatial_shapes_as_a_tensor():
@@ -256,7 +256,7 @@ def test_any_head_width(width):
 
 
 _VALUE, _POINTS = torch.zeros(2, 3, 47, 2, 4), torch.zeros(2, 6, 2, 24)
-_REFERENCES, _HITS = torch.zeros(2, 3, 6, 2, 2), torch.zeros(2, 3, 6, dtype=torch.bool)
+_REFERENCE_POINTS, _BEV_MASK = torch.zeros(2, 3, 6, 2, 2), torch.zeros(2, 3, 6, dtype=torch.bool)
 
 # What bev_cross_attn is called with, but for what is right: an error and part of its message.
 BAD_INPUTS = {
@@ -285,36 +285,60 @@ BAD_INPUTS = {
     "half_points": (TypeError, "float16 beside", dict(offsets_logits=_POINTS.half())),
     "no_points": (ValueError, "num_points must be at least 1", dict(num_points=0)),
     "other_points": (ValueError, r"\(2, 6, 2, 30\)", dict(num_points=5)),
-    "references_rank": (ValueError, "must have the axes", dict(references=_REFERENCES[0])),
-    "references_cameras": (
+    "reference_points_rank": (
+        ValueError,
+        "must have the axes",
+        dict(reference_points=_REFERENCE_POINTS[0]),
+    ),
+    "reference_points_cameras": (
         ValueError,
         r"\(2, 3, 6, 2, 2\), got \(2, 2,",
-        dict(references=_REFERENCES[:, :2]),
+        dict(reference_points=_REFERENCE_POINTS[:, :2]),
     ),
-    "references_queries": (
+    "reference_points_queries": (
         ValueError,
         r"\(2, 3, 6, 2, 2\), got \(2, 3, 5,",
-        dict(references=_REFERENCES[:, :, :5]),
+        dict(reference_points=_REFERENCE_POINTS[:, :, :5]),
     ),
-    "references_pairs": (
+    "reference_points_pairs": (
         ValueError,
         r"\(2, 3, 6, 2, 2\), got",
-        dict(references=_REFERENCES[..., :1]),
+        dict(reference_points=_REFERENCE_POINTS[..., :1]),
     ),
-    "no_pillar": (ValueError, "at least one point", dict(references=_REFERENCES[:, :, :, :0])),
-    "half_references": (TypeError, "must be float32", dict(references=_REFERENCES.half())),
-    "wide_references": (TypeError, "must be float32", dict(references=_REFERENCES.double())),
-    "references_gradient": (
+    "no_pillar": (
+        ValueError,
+        "at least one point",
+        dict(reference_points=_REFERENCE_POINTS[:, :, :, :0]),
+    ),
+    "half_reference_points": (
+        TypeError,
+        "must be float32",
+        dict(reference_points=_REFERENCE_POINTS.half()),
+    ),
+    "wide_reference_points": (
+        TypeError,
+        "must be float32",
+        dict(reference_points=_REFERENCE_POINTS.double()),
+    ),
+    "reference_points_gradient": (
         ValueError,
         "have no gradient",
-        dict(references=_REFERENCES.clone().requires_grad_()),
+        dict(reference_points=_REFERENCE_POINTS.clone().requires_grad_()),
     ),
-    "hits_rank": (ValueError, "must have the axes", dict(hits=_HITS[0])),
-    "hits_cameras": (ValueError, r"\(2, 3, 6\), got \(2, 1, 6\)", dict(hits=_HITS[:, :1])),
-    "hits_integer": (TypeError, "must be bool", dict(hits=_HITS.byte())),
+    "bev_mask_rank": (ValueError, "must have the axes", dict(bev_mask=_BEV_MASK[0])),
+    "bev_mask_cameras": (
+        ValueError,
+        r"\(2, 3, 6\), got \(2, 1, 6\)",
+        dict(bev_mask=_BEV_MASK[:, :1]),
+    ),
+    "bev_mask_integer": (TypeError, "must be bool", dict(bev_mask=_BEV_MASK.byte())),
     "devices_points": (ValueError, "one device", dict(offsets_logits=_POINTS.to("meta"))),
-    "devices_references": (ValueError, "one device", dict(references=_REFERENCES.to("meta"))),
-    "devices_hits": (ValueError, "one device", dict(hits=_HITS.to("meta"))),
+    "devices_reference_points": (
+        ValueError,
+        "one device",
+        dict(reference_points=_REFERENCE_POINTS.to("meta")),
+    ),
+    "devices_bev_mask": (ValueError, "one device", dict(bev_mask=_BEV_MASK.to("meta"))),
 }
 
 
@@ -324,8 +348,8 @@ def test_bad_input_is_refused(error, message, changes):
         value=_VALUE,
         spatial_shapes=SHAPES,
         offsets_logits=_POINTS,
-        references=_REFERENCES,
-        hits=_HITS,
+        reference_points=_REFERENCE_POINTS,
+        bev_mask=_BEV_MASK,
         num_points=POINTS,
     )
     bev_cross_attn(**good)

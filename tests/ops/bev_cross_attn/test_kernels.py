@@ -99,7 +99,7 @@ def test_several_blocks_of_ragged_hits(dtypes, backend):
     )
     for camera in range(4):
         # Neighbours share a stretch; the last fifth is seen by none.
-        problem.hits[:, camera, 60 * camera : 60 * camera + 75] = True
+        problem.bev_mask[:, camera, 60 * camera : 60 * camera + 75] = True
     check_against_reference(problem, backend.run)
 
 
@@ -112,7 +112,7 @@ def test_positions_are_rounded_as_in_the_reference(backend):
     # At whole coordinates the derivative jumps: one rounding less, as in a fused multiply-add, and
     # some points are on the other side. 0.7 * 5 is 3.5, but less if it is not rounded.
     problem = make_problem(shapes=[(5, 5)], dtypes=DTYPES[1])
-    problem.references[:] = 0.7
+    problem.reference_points[:] = 0.7
     problem.points()[0][:] = 0.0
     check_against_reference(problem, backend.run)
 
@@ -121,8 +121,8 @@ def test_positions_are_rounded_as_in_the_reference(backend):
 def test_what_no_camera_sees_is_not_read(dtypes, density, backend):
     problem = make_problem(cameras=4, queries=20, points=2, density=density, dtypes=dtypes)
     expected = backend.run(problem)
-    problem.references[~problem.hits] = math.nan
-    unseen = ~problem.hits.any(1)
+    problem.reference_points[~problem.bev_mask] = math.nan
+    unseen = ~problem.bev_mask.any(1)
     assert unseen.any() == (density < 1)
     problem.offsets_logits[unseen] = math.nan
     results = backend.run(problem)
@@ -158,7 +158,7 @@ def test_logits_that_are_not_finite(logits, dtypes, backend):
 )
 def test_points_outside_count_for_nothing(point, position, dtypes, backend):
     problem = make_problem(pillar=2, dtypes=dtypes)
-    problem.references[..., point, 0] = position
+    problem.reference_points[..., point, 0] = position
     check_against_reference(problem, backend.run)
     results = backend.run(problem)
     assert all(result.isfinite().all() for result in results)
@@ -175,8 +175,8 @@ def test_queries_may_be_in_any_order(dtypes, backend):
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     shuffled = problem._replace(
         offsets_logits=problem.offsets_logits[:, order],
-        references=problem.references[:, :, order],
-        hits=problem.hits[:, :, order],
+        reference_points=problem.reference_points[:, :, order],
+        bev_mask=problem.bev_mask[:, :, order],
         grad_output=problem.grad_output[:, order],
     )
     output, _, grad_points = backend.run(problem)
@@ -231,8 +231,8 @@ def test_expanded_tensors(backend):
         grad_output=torch.ones(()).double().expand(problem.grad_output.shape),
         value=problem.value[:1, :1, :1].expand(problem.value.shape),
         offsets_logits=problem.offsets_logits[:, :1].expand(problem.offsets_logits.shape),
-        references=problem.references[:, :1].expand(problem.references.shape),
-        hits=problem.hits[:1].expand(problem.hits.shape),
+        reference_points=problem.reference_points[:, :1].expand(problem.reference_points.shape),
+        bev_mask=problem.bev_mask[:1].expand(problem.bev_mask.shape),
     )
     check_against_reference(expanded, backend.run)
 

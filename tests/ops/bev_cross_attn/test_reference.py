@@ -48,36 +48,38 @@ def single(*numbers):
 def test_hand_computed(reference, offset, expected):
     value = single(1, 2, 4, 8).view(1, 1, 4, 1, 1)
     points = single(offset, 0.0, 7.0).view(1, 1, 1, 3)
-    references = single(reference, 0.5).view(1, 1, 1, 1, 2)
-    hits = torch.ones(1, 1, 1, dtype=torch.bool)
-    output = bev_cross_attn_forward_reference(value, points, references, hits, [1, 4], 1)
+    reference_points = single(reference, 0.5).view(1, 1, 1, 1, 2)
+    bev_mask = torch.ones(1, 1, 1, dtype=torch.bool)
+    output = bev_cross_attn_forward_reference(value, points, reference_points, bev_mask, [1, 4], 1)
     assert output.item() == expected
 
 
 def test_mean_over_the_cameras_that_hit():
     # Three cameras of one pixel; the points lie in its middle.
     value = single(1, 10, 100).view(1, 3, 1, 1, 1)
-    references = torch.full((1, 3, 4, 1, 2), 0.5, dtype=torch.float64)
-    hits = torch.tensor([[[1, 1, 0, 0], [0, 1, 0, 1], [0, 1, 0, 1]]], dtype=torch.bool)
+    reference_points = torch.full((1, 3, 4, 1, 2), 0.5, dtype=torch.float64)
+    bev_mask = torch.tensor([[[1, 1, 0, 0], [0, 1, 0, 1], [0, 1, 0, 1]]], dtype=torch.bool)
     # What belongs to a camera that does not see a query is not read.
-    references[~hits] = math.nan
+    reference_points[~bev_mask] = math.nan
     points = torch.zeros(1, 4, 1, 3, dtype=torch.float64)
     points[0, 2] = math.nan
-    output = bev_cross_attn_forward_reference(value, points, references, hits, [1, 1], 1)
+    output = bev_cross_attn_forward_reference(value, points, reference_points, bev_mask, [1, 1], 1)
     assert output.flatten().tolist() == pytest.approx([1, 37, 0, 55], abs=1e-13)
 
 
 def test_points_take_the_pillar_in_turn_on_every_level():
     # A pillar of two points, at pixels 0 and 2 of the first level, 0 and 1 of the second.
     value = single(1, 2, 4, 10, 20).view(1, 1, 5, 1, 1)
-    references = single(1 / 6, 0.5, 5 / 6, 0.5).view(1, 1, 1, 2, 2)
+    reference_points = single(1 / 6, 0.5, 5 / 6, 0.5).view(1, 1, 1, 2, 2)
     logits = single(1, 2, 3, 4, 5, 6).log()
     # Three points per level; the third goes out from the first of the pillar, by one pixel.
     offsets = torch.zeros(2, 3, 2, dtype=torch.float64)
     offsets[:, 2, 0] = 1
     points = torch.cat([offsets.flatten(), logits]).view(1, 1, 1, 18)
-    hits = torch.ones(1, 1, 1, dtype=torch.bool)
-    output = bev_cross_attn_forward_reference(value, points, references, hits, [1, 3, 1, 2], 3)
+    bev_mask = torch.ones(1, 1, 1, dtype=torch.bool)
+    output = bev_cross_attn_forward_reference(
+        value, points, reference_points, bev_mask, [1, 3, 1, 2], 3
+    )
     # The second level's are at -1/6, 7/6 and 5/6.
     samples = [1, 4, 2, 10 * 5 / 6, 20 * 5 / 6, 10 * 1 / 6 + 20 * 5 / 6]
     expected = sum(w * s for w, s in zip((1, 2, 3, 4, 5, 6), samples, strict=True)) / 21
@@ -99,16 +101,16 @@ def sample_pixel(image, y, x):
 
 def loop_forward(problem):
     """The formula by loops over everything."""
-    value, references, hits = (
-        tensor.numpy() for tensor in (problem.value, problem.references, problem.hits)
+    value, reference_points, bev_mask = (
+        tensor.numpy() for tensor in (problem.value, problem.reference_points, problem.bev_mask)
     )
     offsets, logits = (tensor.numpy() for tensor in problem.points())
     batch, queries, heads, levels, points = logits.shape
-    width, pillar = value.shape[-1], references.shape[3]
+    width, pillar = value.shape[-1], reference_points.shape[3]
     output = np.zeros((batch, queries, heads * width))
     for b, q, g, d in np.ndindex(batch, queries, heads, width):
         shares = np.exp(logits[b, q, g]) / np.exp(logits[b, q, g]).sum()
-        seeing = [camera for camera in range(value.shape[1]) if hits[b, camera, q]]
+        seeing = [camera for camera in range(value.shape[1]) if bev_mask[b, camera, q]]
         for camera in seeing:
             start = 0
             for level in range(levels):
@@ -116,7 +118,7 @@ def loop_forward(problem):
                 image = value[b, camera, start : start + rows * columns, g, d]
                 start += rows * columns
                 for p in range(points):
-                    x, y = references[b, camera, q, p % pillar] * (columns, rows)
+                    x, y = reference_points[b, camera, q, p % pillar] * (columns, rows)
                     x, y = x + offsets[b, q, g, level, p, 0], y + offsets[b, q, g, level, p, 1]
                     sample = sample_pixel(image.reshape(rows, columns), y - 0.5, x - 0.5)
                     output[b, q, g * width + d] += shares[level, p] * sample / len(seeing)
@@ -137,15 +139,15 @@ def plain_path(problem):
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
     total = 0.0
     for camera in range(problem.value.shape[1]):
-        pillar = problem.references[:, camera]
+        pillar = problem.reference_points[:, camera]
         chosen = torch.arange(problem.num_points) % pillar.shape[2]
         # [B, Q, G, L, P, 2]
         locations = pillar[:, :, chosen][:, :, None, None] + offsets / shapes.flip(-1)[:, None]
         output = ms_deform_attn_forward_reference(
             problem.value[:, camera], locations, weights, problem.level_sizes
         )
-        total = total + torch.where(problem.hits[:, camera, :, None], output, 0.0)
-    return total / problem.hits.sum(1).clamp(min=1).unsqueeze(-1)
+        total = total + torch.where(problem.bev_mask[:, camera, :, None], output, 0.0)
+    return total / problem.bev_mask.sum(1).clamp(min=1).unsqueeze(-1)
 
 
 @pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
@@ -185,7 +187,7 @@ def test_backward_equals_finite_differences(options):
 
 def test_a_query_that_no_camera_sees_has_no_gradient():
     problem = make_problem()
-    problem.hits[:, :, 3] = False
+    problem.bev_mask[:, :, 3] = False
     # Its numbers may be anything.
     problem.offsets_logits[:, 3] = math.nan
     output = bev_cross_attn_forward_reference(*problem.inputs())

@@ -75,7 +75,7 @@ def attention_problem(operator, width, dtype):
         )
         # As in a BEV grid, a camera sees neighbouring queries.
         distances = torch.arange(100) - 100 * torch.arange(6)[:, None] // 6
-        return problem._replace(hits=(distances % 100 < 25)[None])
+        return problem._replace(bev_mask=(distances % 100 < 25)[None])
     return attention.make_problem(
         packed=operator == "flash_deform_attn",
         batch=1,
