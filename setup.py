@@ -109,8 +109,8 @@ def why_no_cuda_library() -> str | None:
         return "DCNV4_MM_NO_CUDA=1 is set"
     if find_nvcc() is None:
         return "nvcc is neither on PATH nor in CUDA_HOME nor in /usr/local/cuda"
-    asked = os.environ.get("DCNV4_MM_REQUIRE_CUDA") == "1" or os.environ.get("DCNV4_MM_CUDA_ARCHS")
-    if not asked and not torch_cuda_version():
+    wanted = os.environ.get("DCNV4_MM_REQUIRE_CUDA") == "1" or os.environ.get("DCNV4_MM_CUDA_ARCHS")
+    if not wanted and not torch_cuda_version():
         return "torch is a CPU-only build (DCNV4_MM_REQUIRE_CUDA=1 builds it nevertheless)"
     return None
 

@@ -181,8 +181,8 @@ class Environment:
         options = ("-c", self.source / "pyproject.toml", "-q", "-p", "no:cacheprovider")
         ignored = [f"--ignore={self.source / path}" for path in IGNORED]
         paths = [*ignored, *(self.source / path for path in TESTS)]
-        said = self.run(self.folder / "bin" / "pytest", *options, *SELECTION, *paths)
-        return re.findall(r"(\d+ passed)", said)[-1]
+        output = self.run(self.folder / "bin" / "pytest", *options, *SELECTION, *paths)
+        return re.findall(r"(\d+ passed)", output)[-1]
 
     def install_hosts(self) -> None:
         """The newest releases that the metadata allows, or the lane's own."""
@@ -208,15 +208,15 @@ class Environment:
             self.run(self.python, self.source / "dev" / "tiny_sets.py", sets)
         work, options = sets / config, ["--cfg-options", *PLAIN, *options]
         train = (*self.program("train", config), "--work-dir", work)
-        said = self.run(self.python, *train, *options, cwd=sets)
-        losses = [float(loss) for loss in re.findall(r" loss: (\S+)", said)]
+        output = self.run(self.python, *train, *options, cwd=sets)
+        losses = [float(loss) for loss in re.findall(r" loss: (\S+)", output)]
         if not losses or not all(0 < loss < 1e4 for loss in losses):
             sys.exit(f"error: {config} has the losses {losses}; see {self.log}")
         checkpoint = (work / "last_checkpoint").read_text()
         flag = () if self.lane.hosts else ("--checkpoint",)
         test = (*self.program("test", config), *flag, checkpoint, "--work-dir", work)
-        said = self.run(self.python, *test, *options, cwd=sets)
-        if not re.search(r"bbox_mAP: |mIoU: |NDS: ", said):
+        output = self.run(self.python, *test, *options, cwd=sets)
+        if not re.search(r"bbox_mAP: |mIoU: |NDS: ", output):
             sys.exit(f"error: {config} has no scores; see {self.log}")
         return "trains, tests"
 

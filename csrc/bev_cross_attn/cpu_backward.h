@@ -14,20 +14,20 @@ void backward_points(const Params& p, const int64_t* rows, int64_t count, void* 
   const Storage* value = static_cast<const Storage*>(p.value);
   const Storage* grad_output = static_cast<const Storage*>(p.grad_output);
 
-  Hits hits{};
+  CameraCounts counts{};
   for_items(p, rows, count, [&](const Items& item) DCNV4_MM_INLINE_LAMBDA {
-    if (item.head == 0) hits = find_hits(p, item, 0, p.cameras, block);
+    if (item.head == 0) counts = find_cameras(p, item, 0, p.cameras, block);
     Points* grad_offsets =
         static_cast<Points*>(p.grad_locations) + item.index() * p.grad_location_pitch;
     Points* grad_logits = static_cast<Points*>(p.grad_weights) + item.index() * p.grad_weight_pitch;
-    if (hits.all == 0) {
+    if (counts.all == 0) {
       __builtin_memset(grad_offsets, 0, 2 * block.points * sizeof(Points));
       __builtin_memset(grad_logits, 0, block.points * sizeof(Points));
       return;
     }
     read_points<Points>(p, item, block);
-    locate_samples(p, hits, block);
-    const int64_t samples = hits.listed * block.points;
+    locate_samples(p, counts, block);
+    const int64_t samples = counts.listed * block.points;
     __builtin_memset(block.dots, 0, 4 * samples * sizeof(Real));
     const Storage* image =
         value + item.image * p.cameras * p.value_pitches.image + item.head * p.value_pitches.head;
@@ -36,7 +36,7 @@ void backward_points(const Params& p, const int64_t* rows, int64_t count, void* 
       add_dots<decltype(chunk)>(block, 0, samples, image + channel, p.value_pitches.row,
                                 grad + channel);
     });
-    differentiate_samples(hits, block);
+    differentiate_samples(counts, block);
     flash_deform_attn::cpu::differentiate_softmax(block.points, block.shares, block.grad_shares);
     copy(block.grad_offsets, 2 * block.points, grad_offsets);
     copy(block.grad_shares, block.points, grad_logits);
@@ -54,10 +54,10 @@ DCNV4_MM_INLINE void scatter_slab(const Params& p, const Slab& slab, int64_t pix
 
   for (Items item(p, slab.sample * p.queries, slab.head, slab.head + 1); item.row < end;
        item.next()) {
-    const Hits hits = find_hits(p, item, slab.camera, slab.camera + 1, block);
-    if (hits.listed == 0) continue;
+    const CameraCounts counts = find_cameras(p, item, slab.camera, slab.camera + 1, block);
+    if (counts.listed == 0) continue;
     read_points<Points>(p, item, block);
-    locate_samples(p, hits, block);
+    locate_samples(p, counts, block);
     const Storage* grad = item.at(grad_output, p.grad_output_pitches);
     for_chunks<Real>(p.channels, [&](auto chunk, int64_t channel) DCNV4_MM_INLINE_LAMBDA {
       scatter<decltype(chunk)>(block, 0, block.points, grad + channel, first + slab.pixel_begin,

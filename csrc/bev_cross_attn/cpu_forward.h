@@ -14,20 +14,20 @@ void forward(const Params& p, const int64_t* rows, int64_t count, void* scratch)
   const Storage* value = static_cast<const Storage*>(p.value);
   Storage* output = static_cast<Storage*>(p.output);
 
-  Hits hits{};
+  CameraCounts counts{};
   for_items(p, rows, count, [&](const Items& item) DCNV4_MM_INLINE_LAMBDA {
-    if (item.head == 0) hits = find_hits(p, item, 0, p.cameras, block);
+    if (item.head == 0) counts = find_cameras(p, item, 0, p.cameras, block);
     Storage* result = output + item.index() * p.channels;
-    if (hits.all == 0) {
+    if (counts.all == 0) {
       __builtin_memset(result, 0, p.channels * sizeof(Storage));
       return;
     }
     read_points<Points>(p, item, block);
-    locate_samples(p, hits, block);
+    locate_samples(p, counts, block);
     const Storage* image =
         value + item.image * p.cameras * p.value_pitches.image + item.head * p.value_pitches.head;
     for_chunks<Real>(p.channels, [&](auto chunk, int64_t channel) DCNV4_MM_INLINE_LAMBDA {
-      sum_samples<decltype(chunk)>(block, 0, hits.listed * block.points, image + channel,
+      sum_samples<decltype(chunk)>(block, 0, counts.listed * block.points, image + channel,
                                    p.value_pitches.row, result + channel);
     });
   });

@@ -88,35 +88,35 @@ DCNV4_MM_INLINE void for_items(const Params& p, const int64_t* rows, int64_t cou
 }
 
 // How many cameras see a query.
-struct Hits {
+struct CameraCounts {
   int64_t all;
-  int64_t listed;  // of those asked for
+  int64_t listed;  // of those in the given range
 };
 
 // Finds the cameras that see the query of `item`, lists those among [begin, end), and finds the
 // reference points of the samples in them.
 template <typename Real>
-DCNV4_MM_INLINE Hits find_hits(const Params& p, const Items& item, int64_t begin, int64_t end,
-                               const Block<Real>& block) {
+DCNV4_MM_INLINE CameraCounts find_cameras(const Params& p, const Items& item, int64_t begin,
+                                          int64_t end, const Block<Real>& block) {
   const auto at = [&](const CameraPitches& pitches, int64_t camera) {
     return item.image * pitches.sample + camera * pitches.camera + item.query * pitches.query;
   };
-  Hits hits{};
+  CameraCounts counts{};
   for (int64_t camera = 0; camera < p.cameras; ++camera) {
     if (!p.bev_mask[at(p.bev_mask_pitches, camera)]) continue;
-    ++hits.all;
+    ++counts.all;
     if (camera < begin || camera >= end) continue;
     const Real* references =
         static_cast<const Real*>(p.reference_points) + at(p.reference_pitches, camera);
-    Real* anchors = block.anchors + 2 * hits.listed * block.points;
+    Real* anchors = block.anchors + 2 * counts.listed * block.points;
     for (int64_t k = 0; k < block.points; ++k) {
       const Real* reference = references + 2 * block.pillar[k];
       anchors[2 * k] = reference[0] * block.sizes[2 * k];
       anchors[2 * k + 1] = reference[1] * block.sizes[2 * k + 1];
     }
-    block.cameras[hits.listed++] = camera;
+    block.cameras[counts.listed++] = camera;
   }
-  return hits;
+  return counts;
 }
 
 // Reads offsets and logits of an item, and makes shares of the logits.
@@ -145,11 +145,12 @@ DCNV4_MM_INLINE Places<Real> places_of(const Block<Real>& block, int64_t index, 
 // Finds the pixels and weights of the samples in all listed cameras. Pixels are counted from the
 // first one of the first camera.
 template <typename Real>
-DCNV4_MM_INLINE void locate_samples(const Params& p, const Hits& hits, const Block<Real>& block) {
+DCNV4_MM_INLINE void locate_samples(const Params& p, const CameraCounts& counts,
+                                    const Block<Real>& block) {
   using Int = IntOf<Real>;
   constexpr int lanes = kLanes<Real>;
-  const auto part = broadcast<lanes>(Real(1) / Real(hits.all));
-  for (int64_t index = 0; index < hits.listed; ++index) {
+  const auto part = broadcast<lanes>(Real(1) / Real(counts.all));
+  for (int64_t index = 0; index < counts.listed; ++index) {
     const Int first = Int(block.cameras[index] * p.pixels);
     for (int64_t i = 0; i < block.points; i += lanes) {
       const auto start = load_bits<Vector<Int, lanes>>(block.start + i) + first;
@@ -161,14 +162,14 @@ DCNV4_MM_INLINE void locate_samples(const Params& p, const Hits& hits, const Blo
 
 // Turns the dot products of the samples into gradients of the offsets and of the shares.
 template <typename Real>
-DCNV4_MM_INLINE void differentiate_samples(const Hits& hits, const Block<Real>& block) {
+DCNV4_MM_INLINE void differentiate_samples(const CameraCounts& counts, const Block<Real>& block) {
   constexpr int lanes = kLanes<Real>;
   const auto none = broadcast<lanes>(Real(0));
-  const auto part = broadcast<lanes>(Real(1) / Real(hits.all));
+  const auto part = broadcast<lanes>(Real(1) / Real(counts.all));
   for (int64_t i = 0; i < block.points; i += lanes) {
     const auto weight = load<lanes>(block.shares + i) * part;
     auto sum_x = none, sum_y = none, sum = none;
-    for (int64_t index = 0; index < hits.listed; ++index) {
+    for (int64_t index = 0; index < counts.listed; ++index) {
       const Places<Real> places = places_of(block, index, i);
       const auto grad = differentiate(places, block.dots + 4 * (index * block.points + i));
       sum_x += places.inside ? weight * grad.by_x : none;

@@ -23,9 +23,9 @@ int32_t attribute(cudaDeviceAttr name, int32_t device) {
 Device device_at(int32_t index) {
   constexpr int32_t most = 64;
   static std::array<Device, most> devices;
-  static std::array<std::once_flag, most> asked;
+  static std::array<std::once_flag, most> queried;
   check(index >= 0 && index < most, "dcnv4_mm: device ", index, " is beyond the supported ", most);
-  std::call_once(asked[index], [index] {
+  std::call_once(queried[index], [index] {
     devices[index] = {index,
                       {attribute(cudaDevAttrMultiProcessorCount, index),
                        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index),

@@ -14,10 +14,10 @@ from ops.backends import BACKENDS, HOST_RUNS, Backend, host_cuda, open_backend, 
 
 
 class CudaBuild(NamedTuple):
-    """The library, what the compiler said of it, and a folder of PTX for every operator."""
+    """The library, what the compiler reported, and a folder of PTX for every operator."""
 
     library: Path
-    said: str
+    log: str
     ptx: Path
 
     def kernels(self, operator, direction):
@@ -31,7 +31,7 @@ class CudaBuild(NamedTuple):
     def registers(self, names):
         """Registers of the named kernels."""
         used = r"Compiling entry function '(\w+)'.*?Used (\d+) registers"
-        found = {name: int(count) for name, count in re.findall(used, self.said, re.S)}
+        found = {name: int(count) for name, count in re.findall(used, self.log, re.S)}
         return [found[name] for name in names]
 
 
@@ -77,16 +77,16 @@ def cuda_build(tmp_path_factory):
                 kept.mkdir(parents=True)
                 flags += ["-Xptxas=-v", "--keep", f"--keep-dir={kept}"]
         monkeypatch.setitem(build.__globals__, "cuda_sources", lambda: sources)
-        said = folder / "said"
+        log = folder / "log"
         library = folder / "libdcnv4_mm_cuda.so"
-        with said.open("w") as file:
+        with log.open("w") as file:
             run = subprocess.run
             # Compilers write to the file; those that run at once must not mix their lines.
             monkeypatch.setattr(
                 subprocess, "run", lambda *args, **kwargs: run(*args, **{"stderr": file, **kwargs})
             )
             build(library, folder)
-    return CudaBuild(library, said.read_text(), folder)
+    return CudaBuild(library, log.read_text(), folder)
 
 
 @pytest.fixture(params=[parameter(name) for name in BACKENDS])

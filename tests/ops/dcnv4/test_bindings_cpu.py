@@ -79,12 +79,12 @@ def test_raw_operators_survive_any_offset_scale(scale):
 
 def test_unknown_instruction_set_is_an_error():
     code = "import dcnv4_mm.ops.functional, torch; torch.ops.dcnv4_mm.cpu_isa()"
-    asked = subprocess.run(
+    refused = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "DCNV4_MM_CPU_ISA": "mmx"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert asked.returncode != 0
-    assert "DCNV4_MM_CPU_ISA must be default, avx2 or avx512, got 'mmx'" in asked.stderr
+    assert refused.returncode != 0
+    assert "DCNV4_MM_CPU_ISA must be default, avx2 or avx512, got 'mmx'" in refused.stderr

@@ -31,7 +31,7 @@ def kernels(cuda_build):
 
 def test_no_kernel_spills(cuda_build):
     """Those of the other operators neither."""
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", cuda_build.said)
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", cuda_build.log)
     assert frames
     assert set(frames) == {("0", "0")}
 

@@ -22,7 +22,7 @@ inline std::vector<int32_t> shuffled(int64_t size) {
   return order;
 }
 
-// What a kernel's block is told by the hardware.
+// What the hardware provides to a kernel's block.
 inline struct {
   uint32_t block;
   int32_t threads, shared_bytes;
