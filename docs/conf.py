@@ -41,6 +41,8 @@ nb_execution_timeout = 300
 html_theme = "furo"
 html_title = f"dcnv4_mm {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 # Without the prompt and the output of an example.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

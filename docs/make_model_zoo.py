@@ -52,7 +52,7 @@ def section(folder: Path, models: list[dict]) -> str:
 
 def table(models: list[dict]) -> str:
     """A row for each model, a column for each metric and each fact that one of them has."""
-    optional = ("source", "original config", "download")
+    optional = ("download", "source", "original config")
     filled = [column for column in optional if any(facts(model)[column] for model in models)]
     columns = ["config", "params", *figures(models[0]), *filled]
     rows = [columns, ["---", *[":-:"] * (len(columns) - 1)]]
