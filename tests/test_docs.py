@@ -125,8 +125,9 @@ def commands(page: Path) -> list[list[str]]:
     lines += [span.replace("\n", " ") for span in spans if re.match(r"[\w./=-]+ ", span)]
     found = []
     for line in "\n".join(lines).splitlines():
-        # Options in brackets may be left out; R is the number of a machine.
+        # Options in brackets may be left out; R is the number of a machine; `cat` gives a path.
         line = re.sub(r"\[(--[\w-]+)\]", r"\1", line).replace(" R ", " 0 ")
+        line = re.sub(r"\$\(cat (\S+)\)", r"\1", line)
         words = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         words.whitespace_split = True
         found.append([])

@@ -278,8 +278,9 @@ def _cell(
         image = draw_boxes(view, objects.bboxes_3d, labels, captions=captions)
         view = CameraView(view.name, image, view.lidar_to_image)
     canvas = np.ascontiguousarray(view.image).copy()
-    cv2.putText(canvas, view.name, (8, 22), _FONT, 0.6, (0, 0, 0), 4, cv2.LINE_AA)
-    cv2.putText(canvas, view.name, (8, 22), _FONT, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
+    (width, height), below = cv2.getTextSize(view.name, _FONT, 0.6, 1)
+    cv2.rectangle(canvas, (0, 0), (width + 16, height + below + 12), (0, 0, 0), -1)
+    cv2.putText(canvas, view.name, (8, height + 8), _FONT, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
     return canvas
 
 

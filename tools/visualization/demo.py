@@ -67,7 +67,12 @@ def detect(args: argparse.Namespace, images: list[Path]) -> list[Path]:
         stop(str(error))
     if meta := dataset_meta(checkpoint):
         inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta = meta
-    inferencer([str(p) for p in images], out_dir=str(args.out_dir), pred_score_thr=args.score)
+    results = inferencer(
+        [str(p) for p in images], out_dir=str(args.out_dir), pred_score_thr=args.score
+    )
+    for path, result in zip(images, results["predictions"], strict=True):
+        count = sum(score >= args.score for score in result["scores"])
+        print(f"{path.name}: {count} objects of score {args.score:g} or more (--score)")
     return [args.out_dir / "vis" / p.name for p in images]
 
 

@@ -254,7 +254,8 @@ def _check_convolution(name: str, convolution: nn.Conv2d, group_channels: int) -
     if channels != convolution.out_channels or channels % group_channels:
         raise ValueError(
             f"{name!r}: expected as many channels out as in, a multiple of group_channels = "
-            f"{group_channels}, got {channels} in and {convolution.out_channels} out"
+            f"{group_channels}, got {channels} in and {convolution.out_channels} out; leave it out "
+            "by `select`"
         )
     if convolution.groups != 1 and not _is_depthwise(convolution):
         raise ValueError(

@@ -57,7 +57,7 @@ def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> in
     """
     if not made or model in made:
         raise ValueError(
-            f"no module inside of this {type(model).__name__} is one to replace: see the arguments"
+            f"no module inside of this {type(model).__name__} was selected: pass another `select`"
         )
     names = module_names(model)
     _check_nothing_is_lost(names, made)
