@@ -21,6 +21,8 @@ def run_scenarios(names, folder):
     command = [sys.executable, FOLDER / "enumerate_faults.py", folder / "files", *names]
     path = os.pathsep.join((str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # A forked child would wait for OpenMP threads that it does not have.
+    environment["OMP_NUM_THREADS"] = "1"
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     return dict(json.loads(line) for line in run.stdout.splitlines())
