@@ -37,9 +37,10 @@ void backward_points(const Params& p, const int64_t* rows, int64_t count, void* 
                                 grad + channel);
     });
     differentiate_samples(counts, block);
-    flash_deform_attn::cpu::differentiate_softmax(block.points, block.shares, block.grad_shares);
+    flash_deform_attn::cpu::differentiate_softmax(block.points, block.softmaxed,
+                                                  block.grad_softmaxed);
     copy(block.grad_offsets, 2 * block.points, grad_offsets);
-    copy(block.grad_shares, block.points, grad_logits);
+    copy(block.grad_softmaxed, block.points, grad_logits);
   });
 }
 

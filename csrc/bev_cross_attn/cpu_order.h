@@ -17,7 +17,7 @@ constexpr int64_t kSectors = 64;
 // The bin of a query among cameras * kSectors + 1: its pillar's first point in the first camera
 // that sees it. The last bin is for queries that no camera sees.
 template <typename Real>
-int64_t place_of(const Params& p, int64_t sample, int64_t query) {
+int64_t sort_key(const Params& p, int64_t sample, int64_t query) {
   const auto at = [&](const CameraPitches& pitches, int64_t camera) {
     return sample * pitches.sample + camera * pitches.camera + query * pitches.query;
   };
@@ -32,18 +32,18 @@ int64_t place_of(const Params& p, int64_t sample, int64_t query) {
 // The rows of the flattened (B, Q): sample by sample, bin by bin.
 template <typename Real>
 std::vector<int64_t> rows_by_place(const Params& p) {
-  std::vector<int64_t> rows(p.batch * p.queries), places(p.queries);
+  std::vector<int64_t> rows(p.batch * p.queries), keys(p.queries);
   for (int64_t sample = 0; sample < p.batch; ++sample) {
     // Where the rows of each bin begin.
     std::vector<int64_t> next(p.cameras * kSectors + 2);
     for (int64_t query = 0; query < p.queries; ++query) {
-      places[query] = place_of<Real>(p, sample, query);
-      ++next[places[query] + 1];
+      keys[query] = sort_key<Real>(p, sample, query);
+      ++next[keys[query] + 1];
     }
     next[0] = sample * p.queries;
-    for (size_t place = 1; place < next.size(); ++place) next[place] += next[place - 1];
+    for (size_t key = 1; key < next.size(); ++key) next[key] += next[key - 1];
     for (int64_t query = 0; query < p.queries; ++query) {
-      rows[next[places[query]]++] = sample * p.queries + query;
+      rows[next[keys[query]]++] = sample * p.queries + query;
     }
   }
   return rows;

@@ -21,12 +21,12 @@ struct Block : Samples<Real> {
   using Int = IntOf<Real>;
   static constexpr int64_t kArraysOfPoints = 12, kArraysOfSamples = 13;
 
-  int64_t points;      // L * P
-  Real* offsets;       // [points, 2]
-  Real* shares;        // [points]: softmax of the logits
-  Real* grad_offsets;  // [points, 2]
-  Real* grad_shares;   // [points]
-  Real* sizes;         // [points, 2]: width and height of the point's level
+  int64_t points;        // L * P
+  Real* offsets;         // [points, 2]
+  Real* softmaxed;       // [points]: softmax of the logits
+  Real* grad_offsets;    // [points, 2]
+  Real* grad_softmaxed;  // [points]
+  Real* sizes;           // [points, 2]: width and height of the point's level
   Real *height, *width;
   Int* start;        // the level's first pixel
   Int* pillar;       // the point's reference
@@ -53,9 +53,9 @@ struct Block : Samples<Real> {
     const auto take = [&next](int64_t count) { return (next += count) - count; };
     const int64_t capacity = round(points);
     offsets = take(2 * capacity);
-    shares = take(capacity);
+    softmaxed = take(capacity);
     grad_offsets = take(2 * capacity);
-    grad_shares = take(capacity);
+    grad_softmaxed = take(capacity);
     sizes = take(2 * capacity);
     height = take(capacity);
     width = take(capacity);
@@ -119,27 +119,27 @@ DCNV4_MM_INLINE CameraCounts find_cameras(const Params& p, const Items& item, in
   return counts;
 }
 
-// Reads offsets and logits of an item, and makes shares of the logits.
+// Reads offsets and logits of an item, and applies the softmax to the logits.
 template <typename Points, typename Real>
 DCNV4_MM_INLINE void read_points(const Params& p, const Items& item, const Block<Real>& block) {
   copy(item.at(static_cast<const Points*>(p.locations), p.location_pitches), 2 * block.points,
        block.offsets);
   copy(item.at(static_cast<const Points*>(p.weights), p.weight_pitches), block.points,
-       block.shares);
-  flash_deform_attn::cpu::softmax(block.points, block.shares);
+       block.softmaxed);
+  flash_deform_attn::cpu::softmax(block.points, block.softmaxed);
 }
 
 // The geometry of one vector of points, from `i` on, in the listed camera `index`.
 template <typename Real>
-DCNV4_MM_INLINE Places<Real> places_of(const Block<Real>& block, int64_t index, int64_t i) {
+DCNV4_MM_INLINE Positions<Real> positions_of(const Block<Real>& block, int64_t index, int64_t i) {
   constexpr int lanes = kLanes<Real>;
   const Real* anchors = block.anchors + 2 * (index * block.points + i);
   const Real* offsets = block.offsets + 2 * i;
   const auto half = broadcast<lanes>(Real(0.5));
   const auto low = load<lanes>(anchors) + load<lanes>(offsets) - half;
   const auto high = load<lanes>(anchors + lanes) + load<lanes>(offsets + lanes) - half;
-  return Places<Real>(every_second<1>(low, high), every_second<0>(low, high),
-                      load<lanes>(block.height + i), load<lanes>(block.width + i));
+  return Positions<Real>(every_second<1>(low, high), every_second<0>(low, high),
+                         load<lanes>(block.height + i), load<lanes>(block.width + i));
 }
 
 // Finds the pixels and weights of the samples in all listed cameras. Pixels are counted from the
@@ -154,31 +154,31 @@ DCNV4_MM_INLINE void locate_samples(const Params& p, const CameraCounts& counts,
     const Int first = Int(block.cameras[index] * p.pixels);
     for (int64_t i = 0; i < block.points; i += lanes) {
       const auto start = load_bits<Vector<Int, lanes>>(block.start + i) + first;
-      locate<Real>(places_of(block, index, i), start, truncate(load<lanes>(block.width + i)),
-                   load<lanes>(block.shares + i) * part, index * block.points + i, block);
+      locate<Real>(positions_of(block, index, i), start, truncate(load<lanes>(block.width + i)),
+                   load<lanes>(block.softmaxed + i) * part, index * block.points + i, block);
     }
   }
 }
 
-// Turns the dot products of the samples into gradients of the offsets and of the shares.
+// Turns the dot products of the samples into gradients of the offsets and of the softmax.
 template <typename Real>
 DCNV4_MM_INLINE void differentiate_samples(const CameraCounts& counts, const Block<Real>& block) {
   constexpr int lanes = kLanes<Real>;
   const auto none = broadcast<lanes>(Real(0));
   const auto part = broadcast<lanes>(Real(1) / Real(counts.all));
   for (int64_t i = 0; i < block.points; i += lanes) {
-    const auto weight = load<lanes>(block.shares + i) * part;
+    const auto weight = load<lanes>(block.softmaxed + i) * part;
     auto sum_x = none, sum_y = none, sum = none;
     for (int64_t index = 0; index < counts.listed; ++index) {
-      const Places<Real> places = places_of(block, index, i);
-      const auto grad = differentiate(places, block.dots + 4 * (index * block.points + i));
-      sum_x += places.inside ? weight * grad.by_x : none;
-      sum_y += places.inside ? weight * grad.by_y : none;
-      sum += places.inside ? part * grad.sample : none;
+      const Positions<Real> positions = positions_of(block, index, i);
+      const auto grad = differentiate(positions, block.dots + 4 * (index * block.points + i));
+      sum_x += positions.inside ? weight * grad.by_x : none;
+      sum_y += positions.inside ? weight * grad.by_y : none;
+      sum += positions.inside ? part * grad.sample : none;
     }
     store<lanes>(block.grad_offsets + 2 * i, interleave<0>(sum_x, sum_y));
     store<lanes>(block.grad_offsets + 2 * i + lanes, interleave<1>(sum_x, sum_y));
-    store<lanes>(block.grad_shares + i, sum);
+    store<lanes>(block.grad_softmaxed + i, sum);
   }
 }
 

@@ -24,7 +24,7 @@ struct Samples {
 
 // The geometry of one vector of points.
 template <typename Real>
-struct Places {
+struct Positions {
   static constexpr int lanes = kLanes<Real>;
   using Reals = Vector<Real, lanes>;
   using Ints = Vector<IntOf<Real>, lanes>;
@@ -32,7 +32,7 @@ struct Places {
   Ints inside;
   Neighbours<Reals, Ints> x, y;
 
-  Places(Reals ys, Reals xs, Reals height, Reals width) {
+  Positions(Reals ys, Reals xs, Reals height, Reals width) {
     inside = is_inside(ys, xs, height, width);
     x = neighbours(inside ? xs : Reals{}, width);
     y = neighbours(inside ? ys : Reals{}, height);
@@ -42,12 +42,12 @@ struct Places {
 // Stores the pixels and weights of a vector of points, the block's from `i` on. Their images begin
 // at the pixels `start` and have rows that are `row_pitch` pixels apart.
 template <typename Real>
-DCNV4_MM_INLINE void locate(const Places<Real>& places, typename Places<Real>::Ints start,
-                            typename Places<Real>::Ints row_pitch,
-                            typename Places<Real>::Reals weight, int64_t i,
+DCNV4_MM_INLINE void locate(const Positions<Real>& positions, typename Positions<Real>::Ints start,
+                            typename Positions<Real>::Ints row_pitch,
+                            typename Positions<Real>::Reals weight, int64_t i,
                             const Samples<Real>& samples) {
-  constexpr int lanes = Places<Real>::lanes;
-  const auto& [inside, x, y] = places;
+  constexpr int lanes = Positions<Real>::lanes;
+  const auto& [inside, x, y] = positions;
   const auto pixel = start + y.first * row_pitch + x.first;
   store_bits(samples.pixel + i, inside ? pixel : pixel - pixel - 1);
   store_bits(samples.right + i, x.step);
@@ -68,10 +68,10 @@ struct Derivatives {
 
 // Makes them of dot products [lanes, 4], those of the four pixels around each point.
 template <typename Real>
-DCNV4_MM_INLINE auto differentiate(const Places<Real>& places, const Real* dots) {
-  constexpr int lanes = Places<Real>::lanes;
-  const auto& x = places.x;
-  const auto& y = places.y;
+DCNV4_MM_INLINE auto differentiate(const Positions<Real>& positions, const Real* dots) {
+  constexpr int lanes = Positions<Real>::lanes;
+  const auto& x = positions.x;
+  const auto& y = positions.y;
   // [lanes, 4] -> 4 x [lanes], in two steps of sorting into even and odd.
   const auto dots0 = load<lanes>(dots), dots1 = load<lanes>(dots + lanes);
   const auto dots2 = load<lanes>(dots + 2 * lanes), dots3 = load<lanes>(dots + 3 * lanes);
@@ -86,7 +86,7 @@ DCNV4_MM_INLINE auto differentiate(const Places<Real>& places, const Real* dots)
   const auto bottom = x.weight_first * bottom_left + x.weight_second * bottom_right;
   const auto left = y.weight_first * top_left + y.weight_second * bottom_left;
   const auto right = y.weight_first * top_right + y.weight_second * bottom_right;
-  return Derivatives<typename Places<Real>::Reals>{
+  return Derivatives<typename Positions<Real>::Reals>{
       y.weight_first * top + y.weight_second * bottom,
       x.slope_first * left + x.slope_second * right,
       y.slope_first * top + y.slope_second * bottom,

@@ -147,12 +147,13 @@ DCNV4_MM_INLINE int64_t read_block(Items* item, int64_t points, int64_t end_pixe
 
 // The geometry of one vector of a block's points.
 template <typename Real>
-DCNV4_MM_INLINE Places<Real> places_of(const Params& p, const Block<Real>& block, int64_t first) {
+DCNV4_MM_INLINE Positions<Real> positions_of(const Params& p, const Block<Real>& block,
+                                             int64_t first) {
   constexpr int lanes = kLanes<Real>;
   const auto low = load<lanes>(block.xy + 2 * first);
   const auto high = load<lanes>(block.xy + 2 * first + lanes);
-  return Places<Real>(every_second<1>(low, high), every_second<0>(low, high),
-                      broadcast<lanes>(Real(p.height)), broadcast<lanes>(Real(p.width)));
+  return Positions<Real>(every_second<1>(low, high), every_second<0>(low, high),
+                         broadcast<lanes>(Real(p.height)), broadcast<lanes>(Real(p.width)));
 }
 
 // Finds the pixels and weights of the first `count` points of a block, in images whose rows are
@@ -163,7 +164,7 @@ DCNV4_MM_INLINE void locate_points(const Params& p, int64_t row_pixels, int64_t 
   constexpr int lanes = kLanes<Real>;
   const auto row_pitch = broadcast<lanes>(IntOf<Real>(row_pixels));
   for (int64_t i = 0; i < count; i += lanes) {
-    locate<Real>(places_of(p, block, i), row_pitch - row_pitch, row_pitch,
+    locate<Real>(positions_of(p, block, i), row_pitch - row_pitch, row_pitch,
                  load<lanes>(block.mask + i), i, block);
   }
 }
@@ -177,14 +178,14 @@ DCNV4_MM_INLINE void differentiate_points(const Params& p, int64_t count,
   const auto scale = broadcast<lanes>(Real(p.offset_scale));
   const auto none = broadcast<lanes>(Real(0));
   for (int64_t i = 0; i < count; i += lanes) {
-    const Places<Real> places = places_of(p, block, i);
-    const auto grad = differentiate(places, block.dots + 4 * i);
+    const Positions<Real> positions = positions_of(p, block, i);
+    const auto grad = differentiate(positions, block.dots + 4 * i);
     const auto factor = scale * load<lanes>(block.mask + i);
-    const auto grad_x = places.inside ? factor * grad.by_x : none;
-    const auto grad_y = places.inside ? factor * grad.by_y : none;
+    const auto grad_x = positions.inside ? factor * grad.by_x : none;
+    const auto grad_y = positions.inside ? factor * grad.by_y : none;
     store<lanes>(block.xy + 2 * i, interleave<0>(grad_x, grad_y));
     store<lanes>(block.xy + 2 * i + lanes, interleave<1>(grad_x, grad_y));
-    store<lanes>(block.mask + i, places.inside ? grad.sample : none);
+    store<lanes>(block.mask + i, positions.inside ? grad.sample : none);
   }
 }
 

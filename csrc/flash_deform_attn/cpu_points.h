@@ -126,15 +126,15 @@ DCNV4_MM_INLINE int64_t read_block(Items* item, int64_t end_row, const Block<Rea
 
 // The geometry of one vector of a block's points.
 template <typename Real>
-DCNV4_MM_INLINE Places<Real> places_of(const Block<Real>& block, int64_t first) {
+DCNV4_MM_INLINE Positions<Real> positions_of(const Block<Real>& block, int64_t first) {
   constexpr int lanes = kLanes<Real>;
   const auto low = load<lanes>(block.xy + 2 * first);
   const auto high = load<lanes>(block.xy + 2 * first + lanes);
   const auto height = load<lanes>(block.height + first);
   const auto width = load<lanes>(block.width + first);
   const auto half = broadcast<lanes>(Real(0.5));
-  return Places<Real>(every_second<1>(low, high) * height - half,
-                      every_second<0>(low, high) * width - half, height, width);
+  return Positions<Real>(every_second<1>(low, high) * height - half,
+                         every_second<0>(low, high) * width - half, height, width);
 }
 
 // Finds the pixels and weights of the first `count` points of a block.
@@ -142,7 +142,7 @@ template <typename Real>
 DCNV4_MM_INLINE void locate_points(int64_t count, const Block<Real>& block) {
   constexpr int lanes = kLanes<Real>;
   for (int64_t i = 0; i < count; i += lanes) {
-    locate<Real>(places_of(block, i), load_bits<Vector<IntOf<Real>, lanes>>(block.start + i),
+    locate<Real>(positions_of(block, i), load_bits<Vector<IntOf<Real>, lanes>>(block.start + i),
                  truncate(load<lanes>(block.width + i)), load<lanes>(block.attention + i), i,
                  block);
   }
@@ -155,16 +155,16 @@ DCNV4_MM_INLINE void differentiate_points(int64_t count, const Block<Real>& bloc
   constexpr int lanes = kLanes<Real>;
   const auto none = broadcast<lanes>(Real(0));
   for (int64_t i = 0; i < count; i += lanes) {
-    const Places<Real> places = places_of(block, i);
-    const auto grad = differentiate(places, block.dots + 4 * i);
+    const Positions<Real> positions = positions_of(block, i);
+    const auto grad = differentiate(positions, block.dots + 4 * i);
     const auto factor = load<lanes>(block.attention + i);
     const auto scale_x = factor * load<lanes>(block.width + i);
     const auto scale_y = factor * load<lanes>(block.height + i);
-    const auto grad_x = places.inside ? scale_x * grad.by_x : none;
-    const auto grad_y = places.inside ? scale_y * grad.by_y : none;
+    const auto grad_x = positions.inside ? scale_x * grad.by_x : none;
+    const auto grad_y = positions.inside ? scale_y * grad.by_y : none;
     store<lanes>(block.xy + 2 * i, interleave<0>(grad_x, grad_y));
     store<lanes>(block.xy + 2 * i + lanes, interleave<1>(grad_x, grad_y));
-    store<lanes>(block.grad_attention + i, places.inside ? grad.sample : none);
+    store<lanes>(block.grad_attention + i, positions.inside ? grad.sample : none);
   }
 }
 

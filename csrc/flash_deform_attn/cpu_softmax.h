@@ -83,19 +83,19 @@ DCNV4_MM_INLINE void softmax(int64_t size, Real* row) {
   });
 }
 
-// Turns the gradients of the shares that a softmax has made into gradients of its logits.
+// Turns the gradients of a softmax into gradients of its logits.
 template <typename Real>
-DCNV4_MM_INLINE void differentiate_softmax(int64_t size, const Real* shares, Real* grads) {
+DCNV4_MM_INLINE void differentiate_softmax(int64_t size, const Real* softmaxed, Real* grads) {
   const auto add = [](auto a, auto b) DCNV4_MM_INLINE_LAMBDA { return a + b; };
   Real common = 0;
   for_narrow_chunks<kLanes<Real>>(0, size, [&](auto chunk, int64_t i) DCNV4_MM_INLINE_LAMBDA {
     constexpr int lanes = decltype(chunk)::lanes;
-    common += combine_lanes(load<lanes>(shares + i) * load<lanes>(grads + i), add);
+    common += combine_lanes(load<lanes>(softmaxed + i) * load<lanes>(grads + i), add);
   });
   for_narrow_chunks<kLanes<Real>>(0, size, [&](auto chunk, int64_t i) DCNV4_MM_INLINE_LAMBDA {
     constexpr int lanes = decltype(chunk)::lanes;
     const auto difference = load<lanes>(grads + i) - broadcast<lanes>(common);
-    store<lanes>(grads + i, load<lanes>(shares + i) * difference);
+    store<lanes>(grads + i, load<lanes>(softmaxed + i) * difference);
   });
 }
 

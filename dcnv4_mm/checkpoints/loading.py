@@ -22,6 +22,8 @@ from dcnv4_mm.checkpoints.key_mappings import (
 from dcnv4_mm.checkpoints.rules import ConversionReport
 
 __all__ = [
+    "WEIGHT_ENTRIES",
+    "find_entries",
     "load_released",
     "match_state_dict",
     "select_entry",
@@ -183,6 +185,15 @@ def select_entry(
     return "", _checked(checkpoint)
 
 
+def find_entries(checkpoint: Mapping[Any, Any]) -> list[str]:
+    """Names of the entries of a checkpoint that are dicts with tensors."""
+    return [
+        str(name)
+        for name, part in checkpoint.items()
+        if isinstance(part, Mapping) and any(isinstance(x, Tensor) for x in part.values())
+    ]
+
+
 def select_part(checkpoint: Any, prefix: str) -> dict[str, Tensor]:
     """Selects the weights of one module from a checkpoint of the model that contains it.
 
@@ -245,12 +256,8 @@ def _checked(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 def _no_weights(checkpoint: Mapping[Any, Any]) -> str:
     """What a dict without tensors holds instead, and where weights in it are."""
-    nested = [
-        str(name)
-        for name, part in checkpoint.items()
-        if isinstance(part, Mapping) and any(isinstance(x, Tensor) for x in part.values())
-    ]
-    hint = f"; pass the entry {nested[0]!r} alone" if nested else ""
+    held = find_entries(checkpoint)
+    hint = f"; pass the entry {held[0]!r} alone" if held else ""
     return (
         f"the checkpoint holds no weights: expected {', '.join(WEIGHT_ENTRIES)} or tensors by "
         f"key, got {', '.join(map(str, list(checkpoint)[:5]))}{hint}"

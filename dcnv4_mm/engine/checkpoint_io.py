@@ -22,7 +22,7 @@ from mmengine.runner import CheckpointLoader
 from dcnv4_mm.checkpoints.bevformerv2 import convert_released_boxes
 from dcnv4_mm.checkpoints.downloads import check_download, download
 from dcnv4_mm.checkpoints.files import INERT, InertObject, naming_file, read_file
-from dcnv4_mm.checkpoints.loading import WEIGHT_ENTRIES
+from dcnv4_mm.checkpoints.loading import WEIGHT_ENTRIES, find_entries
 from dcnv4_mm.engine.released import remember_source
 
 __all__ = [
@@ -122,22 +122,21 @@ def _check_content(filename: str, checkpoint: Any) -> None:
     """Refuses a file without weights, of which some hosts would load nothing and go on."""
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{filename}: expected a dict of weights, got {type(checkpoint).__name__}")
-    if not any(name in checkpoint for name in WEIGHT_ENTRIES) and not _has_tensors(checkpoint):
-        held = [name for name, part in checkpoint.items() if _has_tensors(part)]
+    entries = (checkpoint.get(name) for name in WEIGHT_ENTRIES)
+    bare = any(isinstance(x, torch.Tensor) for x in checkpoint.values())
+    if not bare and not any(isinstance(part, dict) for part in entries):
+        held = find_entries(checkpoint)
         if not held:
             raise ValueError(f"{filename} holds no weights, only {', '.join(map(str, checkpoint))}")
         raise ValueError(
-            f"{filename} holds tensors under {', '.join(map(str, held))}: expected weights as the "
+            f"{filename} holds tensors under {', '.join(held)}: expected weights as the "
             f"dict itself or under one of {', '.join(WEIGHT_ENTRIES)}; save a file with the "
             "weights under 'state_dict'"
         )
-    weights = checkpoint.get("state_dict", checkpoint)
+    weights = checkpoint.get("state_dict")
+    weights = weights if isinstance(weights, dict) else checkpoint
     if wrong := [key for key in weights if not isinstance(key, str)]:
         raise ValueError(f"{filename}: expected str as keys of weights, got {wrong[0]!r}")
-
-
-def _has_tensors(part: Any) -> bool:
-    return isinstance(part, dict) and any(isinstance(x, torch.Tensor) for x in part.values())
 
 
 def _restored(part: Any) -> Any:

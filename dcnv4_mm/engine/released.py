@@ -14,7 +14,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dcnv4_mm.checkpoints import convert
 from dcnv4_mm.checkpoints.identify import identify
 from dcnv4_mm.checkpoints.key_mappings import CLASSIFIER, FLASH_INTERN_IMAGE, find_key_mappings
-from dcnv4_mm.checkpoints.loading import match_state_dict, select_entry, strip_wrappers
+from dcnv4_mm.checkpoints.loading import (
+    find_entries,
+    match_state_dict,
+    select_entry,
+    strip_wrappers,
+)
 
 __all__ = ["convert_on_load", "remember_source", "rename_classifier"]
 
@@ -55,7 +60,18 @@ def remember_source(filename: str, checkpoint: Mapping[str, Any]) -> None:
 
 
 def _convert(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Renames the released keys below ``prefix`` to those of a module, in place."""
+    """Renames the released keys below ``prefix`` to those of a module, in place.
+
+    Raises:
+        ValueError: The weights do not fit, or are in an entry that the caller did not select.
+    """
+    # Seen where a module is loaded by itself; children see the keys with their prefix alone.
+    held = [key for key in find_entries(state_dict) if not key.endswith("_extra_state")]
+    if held:
+        raise ValueError(
+            f"expected a state dict, got a checkpoint that holds tensors under {', '.join(held)}: "
+            "load that entry, or save it as 'state_dict'"
+        )
     keys = [key for key in state_dict if key.startswith(prefix)]
     mappings = [mapping for _, mapping in find_key_mappings(module.state_dict())]
     inner = {key.removeprefix(prefix): state_dict[key] for key in keys}

@@ -171,7 +171,7 @@ def _suppress(
     overlap: float,
 ) -> Tensor:
     """Indices of boxes (B, 4) that remain after suppression among those of the same two groups."""
-    # Boxes of different groups do not overlap: those of each are moved to a place of their own.
+    # Boxes of different groups do not overlap: those of each are moved by an offset of its own.
     moves = [group * (length + 1) for group, length in zip(groups, (size[1], size[0]), strict=True)]
     return nms(boxes + torch.stack(moves * 2, -1), scores, overlap)
 

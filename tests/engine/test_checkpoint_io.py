@@ -194,6 +194,8 @@ def test_a_log_cannot_replace_methods(tmp_path):
         ([torch.zeros(1)], "list"),
         ({"optimizer": {"lr": 0.1}}, "optimizer"),
         ({"ema_state_dict": {"weight": torch.zeros(1)}, "epoch": 3}, "ema_state_dict"),
+        ({"model": "t", "ema_state_dict": {"weight": torch.zeros(1)}}, "ema_state_dict"),
+        ({"state_dict": None, "ema": {"weight": torch.zeros(1)}}, "ema"),
         ({"state_dict": {3: torch.zeros(1)}}, "3"),
     ],
 )

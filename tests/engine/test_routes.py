@@ -73,8 +73,8 @@ def test_init_cfg_of_the_backbone(file, source):
     assert_loaded(backbone, source.backbone)
 
 
-# mmengine's `load_checkpoint` takes `model_ema` for the keys of a model; mmpretrain's classifiers
-# select the weights themselves: tests/integrations/test_mmpretrain.py.
+# mmengine's `load_checkpoint` takes `model_ema` for the key of a weight, and warns; mmpretrain's
+# classifiers select the weights themselves: tests/integrations/test_mmpretrain.py.
 @pytest.mark.parametrize("file", [kind for kind in KINDS if kind != "averaged"], indirect=True)
 def test_inferencers(file, source, make_model):
     """They call mmengine's `load_checkpoint`, which runs no hook and is not strict."""
@@ -82,6 +82,16 @@ def test_inferencers(file, source, make_model):
     model = make_model()
     load_checkpoint(model, file, map_location="cpu")
     assert_loaded(model, source)
+
+
+@pytest.mark.parametrize("file", ["averaged"], indirect=True)
+def test_a_module_of_ours_refuses_an_entry_that_mmengine_would_skip(file):
+    install()
+    model = MODELS.build({"type": "dcnv4_mm.FlashInternImage", "arch": "nano"})
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"model, model_ema"):
+        load_checkpoint(model, file, map_location="cpu")
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
 def test_a_copy_of_a_model_converts_too(source, make_model):

@@ -88,8 +88,11 @@ def build(name, cuda_sources, bindings=None):
         if bindings:
             flags = [f'-DBINDINGS="{bindings}"', "-DTEST_NAMESPACE=dcnv4_mm_ptx", include]
             objects += compiled([*CPP_FLAGS, *flags], [(str(FOLDER / "bindings.cpp"), [])])
+        current = {(storage, Path(source).stem) for source, storage in cuda_sources}
         for path in ptx.rglob("*.*"):
-            if path.suffix != ".ptx":
+            # Other intermediate files, and PTX of sources that are no more.
+            made = path.parent.name, path.name.partition(".")[0]
+            if path.suffix != ".ptx" or made not in current:
                 path.unlink()
         if not target.exists() or target.stat().st_mtime < max(map(os.path.getmtime, objects)):
             libtorch = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
